@@ -1,0 +1,235 @@
+"""Checkpoints that survive a crash, name their own contents, and hold no code.
+
+    out/best  out/last                        small text files: the name of a folder in out/checkpoints
+    out/checkpoints/step-000500/
+        model.safetensors                     weights, with configuration and tokenizer in its header: enough to write
+        training.safetensors                  optimizer state and random-number state: enough to go on
+        manifest.json                         SHA-256 of both
+
+A checkpoint is written beside its place and renamed into it, so a crash leaves the old one or the new one, never
+half of one. safetensors files cannot run code (unlike pickles) but have no checksum: hence the manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from quill.errors import CheckpointError, QuillError
+from quill.model.config import GPTConfig
+from quill.model.gpt import GPT
+from quill.text.tokenizer import Tokenizer, tokenizer_from_json
+
+WEIGHTS, STATE, MANIFEST = "model.safetensors", "training.safetensors", "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model read back, in evaluation mode, with what the file says about it."""
+
+    model: GPT
+    tokenizer: Tokenizer
+    step: int
+    val_loss: float | None
+    metadata: dict[str, Any]
+    path: Path
+
+
+def save_checkpoint(
+    out_dir: str | Path,
+    model: GPT,
+    tokenizer: Tokenizer,
+    *,
+    step: int,
+    val_loss: float | None,
+    best: bool,
+    training_tensors: dict[str, Tensor],
+    training_metadata: dict[str, Any],
+) -> Path:
+    """Write a checkpoint, make it `last` (and `best`), delete those that are neither, and return its folder.
+
+    Whatever goes wrong, such as a full disk, is a CheckpointError, and the checkpoints before it are untouched.
+    """
+    out_dir = Path(out_dir)
+    folder = out_dir / "checkpoints" / f"step-{step:06d}"
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    metadata = {
+        "format": FORMAT,
+        "architecture": "gpt",
+        "model": asdict(model.config),
+        "tokenizer": tokenizer.to_json(),
+        "step": step,
+        "val_loss": val_loss,
+    }
+    # named_parameters lists a shared weight once, under its first name, and knows nothing of compiled wrappers.
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    try:
+        draft.mkdir(parents=True, exist_ok=True)
+        digests = {
+            WEIGHTS: _write(draft / WEIGHTS, _serialize(weights, metadata)),
+            STATE: _write(draft / STATE, _serialize(training_tensors, training_metadata)),
+        }
+        manifest = {"step": step, "sha256": digests}
+        _write(draft / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+        if folder.exists():  # left by a crash before anything pointed to it
+            shutil.rmtree(folder)
+        os.replace(draft, folder)
+        _sync(folder.parent)
+        for pointer in ("last", "best") if best else ("last",):
+            _write(out_dir / f".{pointer}.draft", f"{folder.name}\n".encode())
+            os.replace(out_dir / f".{pointer}.draft", out_dir / pointer)
+        _sync(out_dir)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise CheckpointError(
+            f"cannot save {folder}: {error.strerror}; the checkpoints before it are untouched, "
+            f"so make room and go on with --resume=True --out_dir={out_dir}"
+        ) from error
+    _delete_all_but(out_dir, {name for p in ("last", "best") if (name := _pointed_to(out_dir, p))})
+    return folder
+
+
+def load_checkpoint(
+    path: str | Path, device: torch.device | str = "cpu", which: Literal["best", "last"] = "best"
+) -> Checkpoint:
+    """Read a model from a run directory, a checkpoint folder or a model.safetensors file.
+
+    Its SHA-256 is compared where a manifest lies beside it. Missing, truncated or altered files, and files that no
+    Quill wrote, are a CheckpointError.
+    """
+    path = Path(path)
+    if (path / "checkpoints").is_dir():
+        path = find_checkpoint(path, which)
+    file = path / WEIGHTS if path.is_dir() else path
+    tensors, metadata = read_tensors(file)
+    try:
+        if metadata["format"] != FORMAT or metadata["architecture"] != "gpt":
+            raise CheckpointError(
+                f"{file} has format {metadata['format']!r} of {metadata['architecture']!r}, "
+                f"which this version of Quill does not know: update Quill"
+            )
+        config = GPTConfig(**metadata["model"])
+        tokenizer = tokenizer_from_json(metadata["tokenizer"])
+        step, val_loss = metadata["step"], metadata["val_loss"]
+    except (KeyError, TypeError, QuillError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{file} is not a Quill checkpoint: its header lacks or misstates {error}") from error
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn and thrown away: nobody's numbers change
+        model = GPT(config)
+    copy_weights(tensors, dict(model.named_parameters()), file)
+    return Checkpoint(model.to(device).eval(), tokenizer, step, val_loss, metadata, file.parent)
+
+
+@torch.no_grad()
+def copy_weights(source: dict[str, Tensor], target: dict[str, torch.nn.Parameter], file: Path) -> None:
+    """Copy tensors into weights of the same names and shapes; CheckpointError where any is missing, extra or misshapen."""
+    if different := sorted(source.keys() ^ target.keys()):
+        raise CheckpointError(f"{file} does not fit its own configuration: {different[0]} is only in one of them")
+    for name, parameter in target.items():
+        found, expected = tuple(source[name].shape), tuple(parameter.shape)
+        if found != expected:
+            raise CheckpointError(f"{file} does not fit its own configuration: {name} is {found}, expected {expected}")
+        parameter.copy_(source[name])
+
+
+def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and metadata of a safetensors file of ours, checked against the manifest beside it, if any."""
+    if not file.is_file():
+        raise CheckpointError(f"{file} does not exist: give a run directory, a checkpoint folder or a model.safetensors")
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            metadata = json.loads((opened.metadata() or {})["quill"])
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+    except KeyError as error:
+        raise CheckpointError(f"{file} was not written by Quill: its header has no 'quill' entry") from error
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{file} is truncated or not a safetensors file ({error}): use another checkpoint of the run"
+        ) from error
+    expected = read_manifest(file.parent).get(file.name)
+    if expected is not None and sha256_of(file) != expected:
+        raise CheckpointError(f"{file} was altered after it was written (its SHA-256 is not the manifest's): use another")
+    return tensors, metadata
+
+
+def read_manifest(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 that each file of a checkpoint folder should have; empty where there is no manifest."""
+    if not (folder / MANIFEST).is_file():
+        return {}
+    try:
+        digests = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
+        return {str(name): str(digest) for name, digest in digests.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST} is damaged: use another checkpoint of the run") from error
+
+
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of a file's contents, in hexadecimal."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def find_checkpoint(out_dir: str | Path, which: Literal["best", "last"] = "best") -> Path:
+    """Return the folder of a run's best (or last) checkpoint; a run that never evaluated has only a last one."""
+    out_dir = Path(out_dir)
+    for pointer in (which, "last"):
+        name = _pointed_to(out_dir, pointer)
+        if name and (out_dir / "checkpoints" / name / WEIGHTS).is_file():
+            return out_dir / "checkpoints" / name
+    raise CheckpointError(f"{out_dir} holds no checkpoint: train one with quill train --out_dir={out_dir}")
+
+
+def newest_run(folder: str | Path = ".") -> Path:
+    """Return the run directory in this folder (or the folder itself) whose last checkpoint is the newest."""
+    folder = Path(folder)
+    runs = [run for run in (folder, *folder.iterdir()) if (run / "last").is_file() and (run / "checkpoints").is_dir()]
+    if not runs:
+        raise CheckpointError("there is no trained model in this folder: train one with quill train, or give --out_dir")
+    return max(runs, key=lambda run: (run / "last").stat().st_mtime_ns)
+
+
+def _serialize(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> bytes:
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    return safetensors.torch.save(contiguous, metadata={"format": "pt", "quill": json.dumps(metadata)})
+
+
+def _write(file: Path, data: bytes) -> str:
+    """Write and force to disk before anything is renamed; return the SHA-256 of what should be there."""
+    with open(file, "wb") as opened:
+        opened.write(data)
+        opened.flush()
+        os.fsync(opened.fileno())
+    return hashlib.sha256(data).hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    """Force renames in this folder to disk; Windows does so by itself and cannot open folders."""
+    if os.name != "nt":
+        descriptor = os.open(folder, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def _pointed_to(out_dir: Path, pointer: str) -> str:
+    try:
+        return (out_dir / pointer).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def _delete_all_but(out_dir: Path, names: set[str]) -> None:
+    for folder in (out_dir / "checkpoints").iterdir():
+        if folder.name not in names:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,289 @@
+"""The training loop: text goes in as batches, and weights that can write come out. All of it is in `train`.
+
+Everything it needs is handed in: the shape, the recipe, the tokens, and who is told about it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quill.device import describe_device, resolve_device, resolve_dtype
+from quill.errors import ConfigError, TrainingError
+from quill.model.config import GPTConfig
+from quill.model.gpt import GPT
+from quill.text.dataset import Dataset, require_window, sample_batch
+from quill.training.checkpoint import find_checkpoint, save_checkpoint
+from quill.training.config import TrainConfig
+from quill.training.estimate import explain_out_of_memory, is_out_of_memory
+from quill.training.evaluation import cross_entropy, evaluate_split
+from quill.training.interrupt import catch_interrupts
+from quill.training.optimizer import build_optimizer, set_learning_rate
+from quill.training.scaling import checkpoint_blocks, compile_model
+from quill.training.schedule import learning_rate_at
+from quill.training.state import Progress, restore_training, training_state
+
+Event = dict[str, Any]
+Report = Callable[[Event], object]
+
+RISING = 3  # evaluations without a better validation loss before the run says that it overfits
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended: `reason` is finished, interrupted, patience or what `stop` said."""
+
+    reason: str
+    step: int
+    val_loss: float | None
+    best_val_loss: float | None
+    best_step: int
+    checkpoint: Path | None
+
+
+def train(
+    model_config: GPTConfig,
+    config: TrainConfig,
+    dataset: Dataset,
+    *,
+    report: Report = lambda event: None,
+    sample: Callable[[GPT], str] | None = None,
+    resume: bool = False,
+    stop: Callable[[], str | None] = lambda: None,
+) -> TrainResult:
+    """Train a GPT on a dataset, keeping checkpoints in `config.out_dir`, and return how it ended.
+
+    `report` is told of everything as events (listed in docs/architecture.md), `sample` writes a text with the model
+    at each evaluation, and `stop` is asked after each step for a reason to end early. Ctrl-C saves and ends. A loss
+    that is no number, or memory that runs out, is a TrainingError.
+    """
+    require_window(dataset.train, model_config.block_size, f"the training split of {dataset.name}")
+    require_window(dataset.val, model_config.block_size, f"the validation split of {dataset.name}")
+    if not resume and (Path(config.out_dir) / "last").exists():
+        raise ConfigError(f"out_dir={config.out_dir!r} already holds a run: go on with it (resume), or choose another")
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+    autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+    torch.manual_seed(config.seed)
+    model = GPT(model_config).to(device)
+    optimizer = build_optimizer(model, config)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)  # keeps small float16 gradients above 0
+    if config.gradient_checkpointing:
+        checkpoint_blocks(model)
+    progress = Progress()
+
+    def warn(message: str) -> None:
+        report({"event": "warning", "step": progress.step, "message": message})
+
+    with autocast:
+        example_BT = fetch_batch(dataset, model_config, config, 0, device)[0][: config.batch_size]
+        forward = compile_model(model, config.compile, example_BT, warn)
+    if resume:
+        progress = restore_training(config.out_dir, model, dataset.tokenizer, optimizer, scaler, device)
+    report(describe_start(model, config, dataset, progress, device, dtype, compiled=forward is not model))
+
+    checkpoint = find_checkpoint(config.out_dir, "last") if resume else None
+    started = time.perf_counter()
+    reason = "finished"
+    # The losses since the last line of the log stay on the device: to read one makes a GPU finish all its work first.
+    losses, norms = torch.zeros(2, config.log_interval, device=device)
+    with catch_interrupts() as interrupted, explaining_out_of_memory(model_config, config):
+        if progress.step == 0:
+            evaluate(model, config, dataset, progress, dtype, report, sample, started)
+        logged, log_started = progress.step, time.perf_counter()
+        model.train()
+        while progress.step < config.max_iters and reason == "finished":
+            set_learning_rate(optimizer, learning_rate_at(progress.step, config))
+            inputs_BT, targets_BT = fetch_batch(dataset, model_config, config, progress.step, device)
+            loss = torch.zeros((), device=device)
+            micro_batches = zip(inputs_BT.split(config.batch_size), targets_BT.split(config.batch_size), strict=True)
+            for micro_inputs_BT, micro_targets_BT in micro_batches:
+                with autocast:
+                    micro_loss = cross_entropy(forward(micro_inputs_BT), micro_targets_BT)
+                micro_loss = micro_loss / config.gradient_accumulation_steps  # the sum is then the large batch's mean
+                scaler.scale(micro_loss).backward()
+                loss += micro_loss.detach()
+            scaler.unscale_(optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            losses[progress.step - logged], norms[progress.step - logged] = loss, norm
+            progress.step += 1
+
+            reason = "interrupted" if interrupted() else stop() or "finished"
+            at_end = progress.step == config.max_iters or reason not in ("finished", "interrupted")
+            evaluating = at_end or progress.step % config.eval_interval == 0
+            saving = evaluating or reason == "interrupted"
+            steps = progress.step - logged
+            if not saving and steps < config.log_interval:
+                continue
+
+            check_finite(losses[:steps].tolist(), norms[:steps].tolist(), logged, config, scaled=scaler.is_enabled())
+            now = time.perf_counter()
+            report(
+                {
+                    "event": "step",
+                    "step": progress.step,
+                    "train_loss": losses[:steps].mean().item(),
+                    "learning_rate": learning_rate_at(progress.step - 1, config),
+                    "gradient_norm": norms[steps - 1].item(),
+                    "tokens_per_second": steps * inputs_BT.numel() / (now - log_started),
+                    "seconds": now - started,
+                }
+            )
+            best = evaluating and evaluate(model, config, dataset, progress, dtype, report, sample, started)
+            if config.patience and progress.evaluations_since_best >= config.patience and not at_end:
+                reason = "patience"
+            if saving:
+                tensors, metadata = training_state(optimizer, scaler, progress, device)
+                checkpoint = save_checkpoint(
+                    config.out_dir, model, dataset.tokenizer, step=progress.step, val_loss=progress.val_loss,
+                    best=best, training_tensors=tensors, training_metadata=metadata,
+                )  # fmt: skip
+            model.train()
+            logged, log_started = progress.step, time.perf_counter()
+
+    report(
+        {
+            "event": "end",
+            "step": progress.step,
+            "reason": reason,
+            "best_step": progress.best_step,
+            "best_val_loss": progress.best_val_loss,
+            "seconds": time.perf_counter() - started,
+            "checkpoint": str(checkpoint),
+        }
+    )
+    return TrainResult(
+        reason, progress.step, progress.val_loss, progress.best_val_loss, progress.best_step, checkpoint
+    )
+
+
+def fetch_batch(
+    dataset: Dataset, model_config: GPTConfig, config: TrainConfig, step: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return the inputs_BT and targets_BT of one optimizer step, all its micro-batches in one.
+
+    They depend on the dataset, the seed and the step alone: a resumed run needs no memory of what came before.
+    """
+    inputs_BT, targets_BT = sample_batch(
+        dataset.train,
+        batch_size=config.batch_size * config.gradient_accumulation_steps,
+        block_size=model_config.block_size,
+        seed=config.seed,
+        step=step,
+    )
+    return torch.from_numpy(inputs_BT).to(device), torch.from_numpy(targets_BT).to(device)
+
+
+def evaluate(
+    model: GPT,
+    config: TrainConfig,
+    dataset: Dataset,
+    progress: Progress,
+    dtype: torch.dtype,
+    report: Report,
+    sample: Callable[[GPT], str] | None,
+    started: float,
+) -> bool:
+    """Score both splits and write a sample, tell of it, and say whether the validation loss is the best so far.
+
+    A split of up to eval_iters · batch_size windows is scored whole; the training loss is estimated on as much text.
+    """
+    limit = config.eval_iters * config.batch_size
+    validation = evaluate_split(
+        model, dataset.val, dataset.tokenizer, batch_size=config.batch_size, max_windows=limit, dtype=dtype
+    )
+    as_many = math.ceil(validation.tokens / model.config.block_size)
+    training = evaluate_split(
+        model, dataset.train, dataset.tokenizer, batch_size=config.batch_size, max_windows=as_many, dtype=dtype
+    )
+    best = progress.record(validation.loss)
+    report(
+        {
+            "event": "evaluation",
+            "step": progress.step,
+            "train_loss": training.loss,
+            "val_loss": validation.loss,
+            "bits_per_character": validation.bits_per_character,
+            "val_tokens": validation.tokens,
+            "whole_split": validation.whole_split,
+            "best": best,
+            "seconds": time.perf_counter() - started,
+        }
+    )
+    if progress.evaluations_since_best == RISING:
+        message = (
+            f"the validation loss has not fallen for {RISING} evaluations (best: {progress.best_val_loss:.4f} at step "
+            f"{progress.best_step}): the model is learning its text by heart; more --dropout, a smaller model or more "
+            f"text would help, and --patience={RISING} stops here"
+        )
+        report({"event": "warning", "step": progress.step, "message": message})
+    if sample is not None:
+        report({"event": "sample", "step": progress.step, "text": sample(model)})
+    return best
+
+
+def check_finite(
+    losses: list[float], norms: list[float], first_step: int, config: TrainConfig, scaled: bool
+) -> None:
+    """Raise TrainingError at the first loss or gradient that is no number: where, with what, and what to try.
+
+    Where losses are `scaled` (float16), an infinite gradient only means that the scaler skips this step.
+    """
+    for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=first_step):
+        if not math.isfinite(loss) or (not scaled and not math.isfinite(norm)):
+            raise TrainingError(
+                f"training went wrong at step {step}: loss {loss:.4g}, gradient norm {norm:.4g}, learning rate "
+                f"{learning_rate_at(step, config):.3g}; try a lower --learning_rate, more --warmup_iters or "
+                f"--dtype=float32 (the checkpoints before it are untouched)"
+            )
+
+
+@contextlib.contextmanager
+def explaining_out_of_memory(model_config: GPTConfig, config: TrainConfig) -> Iterator[None]:
+    """Turn whatever error a device raises when memory runs out into a TrainingError that says what would fit."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(explain_out_of_memory(model_config, config)) from error
+
+
+def describe_start(
+    model: GPT,
+    config: TrainConfig,
+    dataset: Dataset,
+    progress: Progress,
+    device: torch.device,
+    dtype: torch.dtype,
+    compiled: bool,
+) -> Event:
+    """Return the event that opens a run: what is trained, on what, with what."""
+    return {
+        "event": "start",
+        "step": progress.step,
+        "max_iters": config.max_iters,
+        "parameters": model.count_parameters(),
+        "parameters_without_positions": model.count_parameters(positions=False),
+        "device": describe_device(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "compile": compiled,
+        "dataset": dataset.name,
+        "vocab_size": model.config.vocab_size,
+        "train_tokens": len(dataset.train),
+        "val_tokens": len(dataset.val),
+        "tokens_per_step": config.batch_size * config.gradient_accumulation_steps * model.config.block_size,
+        "out_dir": config.out_dir,
+    }

@@ -1,0 +1,48 @@
+"""Scale from outside: what makes a finished model smaller in memory or faster, without a line in the model itself.
+
+Idea: gpt-fast's `apply_tp(model)`. The model's weights keep their names whatever is applied here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from quill.model.gpt import GPT
+
+
+def checkpoint_blocks(model: GPT) -> None:
+    """Make each block keep only its input and compute the rest again when gradients are needed.
+
+    Activations then cost one block plus one tensor a block instead of every intermediate of all blocks, for one more
+    forward pass (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"). Dropout draws the same numbers
+    both times, so the gradients are the same.
+    """
+    for block in model.blocks:
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def compile_model(
+    model: GPT, choice: bool | Literal["auto"], example_BT: Tensor, warn: Callable[[str], None]
+) -> Callable[[Tensor], Tensor]:
+    """Return what to call for training: the compiled model, or the model itself where compiling does not pay or fails.
+
+    "auto" compiles on CUDA. Compilation is tried at once, forward and backward, on a batch of the shape that training
+    will use; if it fails, there is one warning and training goes on in eager mode.
+    """
+    if choice is False or (choice == "auto" and example_BT.device.type != "cuda"):
+        return model
+    compiled = torch.compile(model)
+    try:
+        compiled(example_BT).float().sum().backward()
+    except Exception as error:  # a missing C++ compiler, an old GPU, a bug in the compiler: all end here
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+        warn(f"going on without torch.compile, which failed ({reason[:160]}); --compile=False does not try it")
+        compiled = model
+    model.zero_grad(set_to_none=True)
+    return compiled
