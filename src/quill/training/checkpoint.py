@@ -134,7 +134,7 @@ def load_checkpoint(
 
 @torch.no_grad()
 def copy_weights(source: dict[str, Tensor], target: dict[str, torch.nn.Parameter], file: Path) -> None:
-    """Copy tensors into weights of the same names and shapes; CheckpointError where any is missing, extra or misshapen."""
+    """Copy tensors into weights of the same names and shapes; CheckpointError where they do not fit."""
     if different := sorted(source.keys() ^ target.keys()):
         raise CheckpointError(f"{file} does not fit its own configuration: {different[0]} is only in one of them")
     for name, parameter in target.items():
@@ -145,9 +145,9 @@ def copy_weights(source: dict[str, Tensor], target: dict[str, torch.nn.Parameter
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and metadata of a safetensors file of ours, checked against the manifest beside it, if any."""
+    """Return the tensors and metadata of a safetensors file of ours, checked against any manifest beside it."""
     if not file.is_file():
-        raise CheckpointError(f"{file} does not exist: give a run directory, a checkpoint folder or a model.safetensors")
+        raise CheckpointError(f"{file} does not exist: give a run directory or a model.safetensors")
     try:
         with safetensors.safe_open(file, framework="pt") as opened:
             metadata = json.loads((opened.metadata() or {})["quill"])
@@ -160,7 +160,7 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
     expected = read_manifest(file.parent).get(file.name)
     if expected is not None and sha256_of(file) != expected:
-        raise CheckpointError(f"{file} was altered after it was written (its SHA-256 is not the manifest's): use another")
+        raise CheckpointError(f"{file} was altered since it was written (another SHA-256 than in its manifest)")
     return tensors, metadata
 
 

@@ -1,0 +1,198 @@
+"""The laws that every model of ours obeys, whatever is inside it."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from quill.errors import ConfigError
+from quill.model.cache import KVCache
+from quill.model.config import GPTConfig
+from quill.model.gpt import GPT, Attention, causal_mask
+
+SMALL = {"vocab_size": 11, "block_size": 16, "n_layer": 3, "n_head": 2, "n_embd": 8, "dropout": 0.0}
+VARIANTS = [
+    pytest.param(GPTConfig(**SMALL), id="founding"),
+    pytest.param(GPTConfig(**SMALL | {"bias": True}), id="bias"),
+    pytest.param(GPTConfig(**SMALL | {"tie_weights": False}), id="untied"),
+    pytest.param(GPTConfig(**SMALL | {"activation": "relu", "bias": True, "tie_weights": False}), id="lecture"),
+    pytest.param(GPTConfig(**SMALL | {"n_head": 1, "n_layer": 1}), id="smallest"),
+]
+each_variant = pytest.mark.parametrize("config", VARIANTS)
+
+
+def random_model(config: GPTConfig, seed: int = 0) -> GPT:
+    """Return a model whose weights are large enough for every path to matter."""
+    torch.manual_seed(seed)
+    model = GPT(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5)
+    return model
+
+
+def random_tokens(config: GPTConfig, batch_size: int = 2, length: int | None = None) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(config.vocab_size, (batch_size, length or config.block_size), generator=generator)
+
+
+@each_variant
+def test_changing_a_token_changes_no_earlier_logits(config: GPTConfig) -> None:
+    model, tokens_BT = random_model(config), random_tokens(config)
+    before_BTV = model(tokens_BT)
+    for t in range(config.block_size):
+        changed_BT = tokens_BT.clone()
+        changed_BT[:, t] = (changed_BT[:, t] + 1) % config.vocab_size
+        after_BTV = model(changed_BT)
+        assert torch.equal(before_BTV[:, :t], after_BTV[:, :t])
+        assert (before_BTV[:, t:] != after_BTV[:, t:]).any(dim=-1).all(), "a token reaches itself and all that follow"
+
+
+@each_variant
+@pytest.mark.parametrize("pieces", [[16], [1] * 16, [5, 11], [1, 7, 1, 3, 4], [15, 1]], ids=str)
+def test_cached_logits_equal_uncached_ones(config: GPTConfig, pieces: list[int]) -> None:
+    model, tokens_BT = random_model(config), random_tokens(config)
+    cache = KVCache(config, batch_size=2)
+    cached = torch.cat([model(piece_BT, cache) for piece_BT in tokens_BT.split(pieces, dim=1)], dim=1)
+    assert cache.length == 16
+    torch.testing.assert_close(cached, model(tokens_BT), rtol=1e-4, atol=1e-4)
+
+
+@each_variant
+def test_a_truncated_cache_is_as_if_the_rest_had_never_been_seen(config: GPTConfig) -> None:
+    model, tokens_BT = random_model(config), random_tokens(config)
+    cache = KVCache(config, batch_size=2)
+    model(random_tokens(config).flip(1), cache)
+    cache.truncate(0)
+    model(tokens_BT[:, :9], cache)
+    model(tokens_BT[:, 2:6], cache)
+    cache.truncate(9)
+    torch.testing.assert_close(model(tokens_BT[:, 9:], cache), model(tokens_BT)[:, 9:], rtol=1e-4, atol=1e-4)
+
+
+def test_a_cache_holds_no_more_than_the_context() -> None:
+    config = GPTConfig(**SMALL)
+    model, cache = random_model(config), KVCache(config)
+    model(random_tokens(config, 1), cache)
+    with pytest.raises(ConfigError, match=r"17 tokens do not fit .*block_size=16"):
+        model(random_tokens(config, 1, 1), cache)
+    with pytest.raises(ConfigError, match="length=17 cannot be used"):
+        cache.truncate(17)
+
+
+def test_two_caches_of_one_model_know_nothing_of_each_other() -> None:
+    config = GPTConfig(**SMALL)
+    model, tokens_BT = random_model(config), random_tokens(config)
+    one, other = KVCache(config), KVCache(config)
+    model(tokens_BT[:1, :8], one)
+    model(tokens_BT[1:, :8], other)
+    torch.testing.assert_close(model(tokens_BT[:1, 8:], one), model(tokens_BT)[:1, 8:], rtol=1e-4, atol=1e-4)
+
+
+@each_variant
+@pytest.mark.parametrize("cached", [0, 1, 6])
+def test_fused_attention_equals_the_formula(config: GPTConfig, cached: int) -> None:
+    attention = random_model(config).blocks[0].attention
+    x_BTD = torch.randn(2, 12, config.n_embd, generator=torch.Generator().manual_seed(2))
+    fused_cache, shown_cache = (KVCache(config, 2), KVCache(config, 2)) if cached else (None, None)
+    if fused_cache and shown_cache:
+        attention(x_BTD[:, :cached], fused_cache)
+        attention(x_BTD[:, :cached], shown_cache)
+        fused_cache.advance(cached)
+        shown_cache.advance(cached)
+    fused_BTD = attention(x_BTD[:, cached:], fused_cache)
+    weights_BHTS = attention.attention_weights(x_BTD[:, cached:], shown_cache)
+    v_BHSE = attention.project(x_BTD)[2]
+    by_formula_BTD = attention.output((weights_BHTS @ v_BHSE).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(fused_BTD, by_formula_BTD, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weights_BHTS.sum(-1), torch.ones(weights_BHTS.shape[:-1]))
+
+
+def test_attention_of_two_tokens_worked_out_by_hand() -> None:
+    # One head of size 1. Queries are 2x, keys are x, values are 3x, and the output is left as it is; x is (1, 2).
+    # Scores QKᵀ/√1: the second token scores the first with 4·1 = 4 and itself with 4·2 = 8.
+    attention = Attention(GPTConfig(vocab_size=2, block_size=2, n_layer=1, n_head=1, n_embd=1, dropout=0.0), layer=0)
+    with torch.no_grad():
+        attention.query_key_value.weight.copy_(torch.tensor([[2.0], [1.0], [3.0]]))
+        attention.output.weight.fill_(1.0)
+    x_BTD = torch.tensor([[[1.0], [2.0]]])
+    to_first, to_itself = 1 / (1 + math.exp(4)), 1 / (1 + math.exp(-4))
+    expected_TS = torch.tensor([[1.0, 0.0], [to_first, to_itself]])
+    torch.testing.assert_close(attention.attention_weights(x_BTD)[0, 0], expected_TS)
+    expected_T = torch.tensor([3.0, 3.0 * to_first + 6.0 * to_itself])
+    torch.testing.assert_close(attention(x_BTD)[0, :, 0], expected_T)
+
+
+def test_the_mask_lets_the_last_tokens_look_back_only() -> None:
+    assert causal_mask(2, 4).tolist() == [[True, True, True, False], [True, True, True, True]]
+
+
+@each_variant
+def test_the_first_loss_is_that_of_guessing(config: GPTConfig) -> None:
+    torch.manual_seed(0)
+    config = GPTConfig(**vars(config) | {"vocab_size": 65, "n_embd": 64, "block_size": 64})
+    tokens_BT = random_tokens(config, 16, 65 - 1)
+    logits_BTV = GPT(config)(tokens_BT[:, :-1])
+    loss = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT[:, 1:].flatten())
+    assert abs(loss.item() - math.log(65)) < 0.05
+
+
+def test_residual_projections_start_smaller_with_depth() -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=65, n_layer=8, n_embd=192))
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            assert (parameter == 1).all()
+            continue
+        expected = 0.02 / 4 if name.endswith(("attention.output.weight", "feed_forward.output.weight")) else 0.02
+        assert parameter.std().item() == pytest.approx(expected, rel=0.05), name
+
+
+@each_variant
+def test_one_batch_can_be_learnt_by_heart(config: GPTConfig) -> None:
+    torch.manual_seed(0)
+    config = GPTConfig(**vars(config) | {"n_embd": 32, "n_layer": max(2, config.n_layer)})
+    model, tokens_BT = GPT(config), random_tokens(config, 4)
+    tokens_BT[:, 0] = torch.arange(4)  # only their beginnings tell the texts apart: with them, zero is within reach
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(200):
+        loss = F.cross_entropy(model(tokens_BT[:, :-1]).flatten(0, 1), tokens_BT[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.02
+
+
+def test_the_founding_model_has_10_65_million_parameters() -> None:
+    with torch.device("meta"):
+        model = GPT(GPTConfig(vocab_size=65))
+    assert model.count_parameters(positions=False) == 10_646_784
+    assert model.count_parameters() == 10_646_784 + 256 * 384
+
+
+def test_a_tied_head_is_one_matrix_and_an_untied_one_its_own() -> None:
+    with torch.device("meta"):
+        tied, untied = GPT(GPTConfig(vocab_size=65)), GPT(GPTConfig(vocab_size=65, tie_weights=False))
+    assert tied.head.weight is tied.token_embedding.weight
+    assert untied.count_parameters() - tied.count_parameters() == 65 * 384
+
+
+def test_dropout_acts_in_training_only() -> None:
+    config = GPTConfig(**SMALL | {"dropout": 0.5})
+    model, tokens_BT = random_model(config), random_tokens(config)
+    assert torch.equal(model(tokens_BT), model(tokens_BT))
+    model.train()
+    assert not torch.equal(model(tokens_BT), model(tokens_BT))
+
+
+def test_dropout_is_on_embeddings_attention_weights_and_both_branches() -> None:
+    config = GPTConfig(**SMALL | {"dropout": 0.5, "n_layer": 1})
+    model = random_model(config).train()
+    x_BTD = torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(3))
+    block = model.blocks[0]
+    assert (block.feed_forward(x_BTD) == 0).any() and (block.attention(x_BTD) == 0).any()
+    block.attention.output_dropout.p = 0.0
+    assert not torch.equal(block.attention(x_BTD), block.attention(x_BTD)), "attention weights are dropped too"
+    assert (model.embedding_dropout(x_BTD) == 0).any()

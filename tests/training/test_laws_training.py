@@ -1,0 +1,272 @@
+"""The laws of training: stopping costs nothing, and how the work is cut up changes no result."""
+
+import json
+import math
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from quill.errors import ConfigError, TrainingError
+from quill.model.config import GPTConfig
+from quill.model.gpt import GPT
+from quill.text.dataset import Dataset, prepare_dataset
+from quill.training import loop
+from quill.training.checkpoint import find_checkpoint, load_checkpoint, read_tensors
+from quill.training.config import TrainConfig
+from quill.training.evaluation import cross_entropy
+from quill.training.loop import train
+from quill.training.optimizer import build_optimizer
+from quill.training.scaling import checkpoint_blocks, compile_model
+
+TEXT = "the quick brown fox jumps over the lazy dog; pack my box with five dozen liquor jugs.\n" * 40
+Recipe = Callable[..., TrainConfig]
+
+
+class Diary(list):
+    """Remembers every event that a run reports."""
+
+    def __call__(self, event: dict) -> None:
+        self.append(event)
+
+    def all(self, kind: str) -> list[dict]:
+        return [event for event in self if event["event"] == kind]
+
+
+def saved_state(out_dir: str) -> dict[str, Tensor]:
+    """Return every tensor that a run's last checkpoint holds, weights and optimizer and random numbers."""
+    folder = find_checkpoint(out_dir, "last")
+    return read_tensors(folder / "model.safetensors")[0] | read_tensors(folder / "training.safetensors")[0]
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different, different
+
+
+@pytest.mark.parametrize("stop_at", [4, 7], ids=["at an evaluation", "between evaluations"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_resuming_equals_never_having_stopped(
+    stop_at: int, accumulation: int, model_config: GPTConfig, recipe: Recipe, dataset: Dataset
+) -> None:
+    whole, parts = (recipe(out, gradient_accumulation_steps=accumulation) for out in ("whole", "parts"))
+    straight, first, second = Diary(), Diary(), Diary()
+    train(model_config, whole, dataset, report=straight)
+    steps = iter(range(1, 100))
+    result = train(
+        model_config, parts, dataset, report=first, stop=lambda: "interrupted" if next(steps) == stop_at else None
+    )
+    assert (result.reason, result.step) == ("interrupted", stop_at)
+    torch.manual_seed(999)  # whatever happened in between must not matter
+    train(model_config, parts, dataset, report=second, resume=True)
+    assert_same(saved_state(whole.out_dir), saved_state(parts.out_dir))
+    assert [e["val_loss"] for e in straight.all("evaluation")] == [
+        e["val_loss"] for e in first.all("evaluation") + second.all("evaluation")
+    ]
+    assert find_checkpoint(whole.out_dir, "best").name == find_checkpoint(parts.out_dir, "best").name
+
+
+def test_the_same_seed_gives_the_same_run_and_another_one_does_not(
+    model_config: GPTConfig, recipe: Recipe, dataset: Dataset
+) -> None:
+    for out, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(model_config, recipe(out, seed=seed), dataset)
+    a, b, c = (saved_state(recipe(out).out_dir) for out in "abc")
+    assert_same(a, b)
+    assert not torch.equal(a["token_embedding.weight"], c["token_embedding.weight"])
+
+
+def test_accumulated_gradients_equal_the_large_batch(
+    model_config: GPTConfig, recipe: Recipe, dataset: Dataset
+) -> None:
+    still = replace(model_config, dropout=0.0)  # dropout draws different numbers for differently shaped batches
+    train(still, recipe("large", batch_size=12, max_iters=6), dataset)
+    train(still, recipe("small", batch_size=4, gradient_accumulation_steps=3, max_iters=6), dataset)
+    large, small = saved_state(recipe("large").out_dir), saved_state(recipe("small").out_dir)
+    for name in (n for n in large if not n.startswith(("rng", "optimizer"))):
+        torch.testing.assert_close(large[name], small[name], rtol=1e-4, atol=1e-5)
+
+
+def test_checkpointing_changes_memory_and_not_gradients(model_config: GPTConfig) -> None:
+    tokens_BT = torch.randint(model_config.vocab_size, (4, 16), generator=torch.Generator().manual_seed(0))
+    gradients, kept = [], []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        model = GPT(model_config).train()
+        assert model_config.dropout > 0
+        if checkpointed:
+            checkpoint_blocks(model)
+        held: dict[int, int] = {}
+
+        def note(tensor: Tensor, held: dict[int, int] = held) -> Tensor:
+            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = cross_entropy(model(tokens_BT), tokens_BT)
+        loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+        weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        kept.append(sum(size for pointer, size in held.items() if pointer not in weights))
+    assert_same(*gradients)
+    assert kept[1] < kept[0] / 2
+
+
+def test_weight_decay_is_for_matrices_only(model_config: GPTConfig, recipe: Recipe) -> None:
+    model = GPT(replace(model_config, bias=True))
+    decayed, others = build_optimizer(model, recipe(weight_decay=0.3)).param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
+    assert all(p.dim() >= 2 for p in decayed["params"]) and all(p.dim() < 2 for p in others["params"])
+    assert sorted(decayed["names"] + others["names"]) == sorted(name for name, _ in model.named_parameters())
+
+
+def test_a_run_learns(model_config: GPTConfig, recipe: Recipe, dataset: Dataset) -> None:
+    diary = Diary()
+    result = train(replace(model_config, dropout=0.0), recipe(max_iters=150, eval_interval=50), dataset, report=diary)
+    first, *_, last = diary.all("evaluation")
+    assert abs(first["val_loss"] - math.log(model_config.vocab_size)) < 0.1
+    assert last["val_loss"] < 1.2 < first["val_loss"]
+    assert first["whole_split"] is False and first["val_tokens"] == 2 * 4 * 16
+    assert result.reason == "finished" and result.best_val_loss == min(e["val_loss"] for e in diary.all("evaluation"))
+
+
+def test_events_tell_the_whole_story(model_config: GPTConfig, recipe: Recipe, dataset: Dataset) -> None:
+    diary = Diary()
+    train(model_config, recipe(), dataset, report=diary, sample=lambda model: "once upon a time")
+    assert [e["step"] for e in diary.all("step")] == [3, 4, 7, 8, 11, 12]
+    assert [e["step"] for e in diary.all("evaluation")] == [0, 4, 8, 12] == [e["step"] for e in diary.all("sample")]
+    assert diary[0]["event"] == "start" and diary[0]["tokens_per_step"] == 4 * 16
+    assert diary[-1]["event"] == "end" and diary[-1]["reason"] == "finished"
+    assert json.loads(json.dumps(diary, allow_nan=False)) == diary
+
+
+def test_a_sample_changes_nothing(model_config: GPTConfig, recipe: Recipe, dataset: Dataset) -> None:
+    from quill.generation.language_model import LanguageModel
+
+    def write(model: GPT) -> str:
+        return LanguageModel(model, dataset.tokenizer).generate("the", max_new_tokens=5, seed=0)
+
+    train(model_config, recipe("silent"), dataset)
+    train(model_config, recipe("writing"), dataset, sample=write)
+    assert_same(saved_state(recipe("silent").out_dir), saved_state(recipe("writing").out_dir))
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_what_was_good(
+    model_config: GPTConfig, recipe: Recipe, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter(range(1000))
+
+    def break_at_tenth(logits_BTV: Tensor, targets_BT: Tensor, reduction: str = "mean") -> Tensor:
+        loss = cross_entropy(logits_BTV, targets_BT, reduction)
+        return loss * math.nan if next(calls) == 9 else loss
+
+    monkeypatch.setattr(loop, "cross_entropy", break_at_tenth)
+    config = recipe(max_iters=50)
+    with pytest.raises(TrainingError, match=r"step 9: loss nan, .* learning rate .*--learning_rate"):
+        train(model_config, config, dataset)
+    for which in ("best", "last"):
+        kept = load_checkpoint(config.out_dir, which=which)
+        assert kept.step in (4, 8) and all(p.isfinite().all() for p in kept.model.parameters())
+
+
+def test_a_learning_rate_far_too_high_ends_in_words_not_in_a_ruined_checkpoint(
+    model_config: GPTConfig, recipe: Recipe, dataset: Dataset
+) -> None:
+    config = recipe(learning_rate=1e30, warmup_iters=0, grad_clip=0.0, max_iters=50)
+    with pytest.raises(TrainingError, match="training went wrong at step"):
+        train(model_config, config, dataset)
+    assert not (Path(config.out_dir) / "best").exists()
+
+
+def test_patience_stops_a_run_that_no_longer_improves(
+    model_config: GPTConfig, recipe: Recipe, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diary, scores = Diary(), iter([3.0, 3.0, 2.0, 2.0, 2.5, 1.5, 2.5, 2.4, 2.3, 2.2, 2.1])
+    evaluate_split = loop.evaluate_split
+    monkeypatch.setattr(loop, "evaluate_split", lambda *a, **k: replace(evaluate_split(*a, **k), loss=next(scores)))
+    # Each evaluation scores validation first and then training: validation goes 3.0 2.0 2.5 2.5 2.3 2.1.
+    result = train(model_config, recipe(max_iters=100, patience=3), dataset, report=diary)
+    assert [e["val_loss"] for e in diary.all("evaluation")] == [3.0, 2.0, 2.5, 2.5, 2.3]
+    assert (result.reason, result.best_step, result.best_val_loss) == ("patience", 4, 2.0)
+    (warning,) = diary.all("warning")
+    assert "--dropout" in warning["message"] and "step 4" in warning["message"]
+    assert find_checkpoint(recipe().out_dir, "best").name == "step-000004"
+    assert find_checkpoint(recipe().out_dir, "last").name == "step-000016"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot send itself SIGINT without ending the test runner")
+def test_ctrl_c_saves_and_the_next_one_is_not_swallowed(
+    model_config: GPTConfig, recipe: Recipe, dataset: Dataset
+) -> None:
+    def press_at_fourth(event: dict) -> None:
+        if event["event"] == "step" and event["step"] == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    result = train(model_config, recipe(), dataset, report=press_at_fourth)
+    assert (result.reason, result.step) == ("interrupted", 5)
+    assert find_checkpoint(recipe().out_dir, "last").name == "step-000005"
+    assert signal.getsignal(signal.SIGINT) is before
+
+    def press_twice(event: dict) -> None:
+        if event["event"] == "step":
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(model_config, recipe("twice"), dataset, report=press_twice)
+
+
+def test_a_folder_that_holds_a_run_is_not_trained_over(
+    model_config: GPTConfig, recipe: Recipe, dataset: Dataset
+) -> None:
+    train(model_config, recipe(), dataset)
+    before = saved_state(recipe().out_dir)
+    with pytest.raises(ConfigError, match="already holds a run"):
+        train(model_config, recipe(), dataset)
+    assert_same(before, saved_state(recipe().out_dir))
+
+
+def test_a_run_of_another_shape_or_text_is_not_resumed(
+    model_config: GPTConfig, recipe: Recipe, dataset: Dataset, tmp_path: Path
+) -> None:
+    train(model_config, recipe(), dataset)
+    with pytest.raises(ConfigError, match=r"n_layer=3 is not what .* \(n_layer=2\)"):
+        train(replace(model_config, n_layer=3), recipe(max_iters=20), dataset, resume=True)
+    (tmp_path / "other.txt").write_text(TEXT.replace("q", "Q"), encoding="utf-8")
+    other = prepare_dataset(str(tmp_path / "other.txt"), data_dir=tmp_path)
+    assert other.tokenizer.vocab_size == model_config.vocab_size
+    with pytest.raises(ConfigError, match="other characters"):
+        train(model_config, recipe(max_iters=20), other, resume=True)
+
+
+def test_compiling_that_fails_costs_one_warning(model_config: GPTConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(model: GPT) -> Callable[[Tensor], Tensor]:
+        def fail(tokens_BT: Tensor) -> Tensor:
+            raise RuntimeError("no C++ compiler\nand much more")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", broken)
+    warnings: list[str] = []
+    model, tokens_BT = GPT(model_config), torch.zeros(1, 4, dtype=torch.long)
+    assert compile_model(model, True, tokens_BT, warnings.append) is model
+    assert len(warnings) == 1 and "no C++ compiler" in warnings[0] and "\n" not in warnings[0]
+    assert compile_model(model, "auto", tokens_BT, warnings.append) is model, "on the CPU auto does not compile"
+    assert len(warnings) == 1
+
+
+def test_training_in_bfloat16_keeps_weights_in_float32(
+    model_config: GPTConfig, recipe: Recipe, dataset: Dataset
+) -> None:
+    diary = Diary()
+    train(model_config, recipe(dtype="bfloat16"), dataset, report=diary)
+    assert diary[0]["dtype"] == "bfloat16"
+    assert load_checkpoint(recipe().out_dir).model.head.weight.dtype == torch.float32
