@@ -1,0 +1,11 @@
+"""Tiny Shakespeare as token files, as the founding document has it; the same as `quill prepare --dataset=shakespeare`.
+
+python data/shakespeare/prepare.py
+"""
+
+import sys
+
+from quill.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(["prepare", "--dataset=shakespeare", *sys.argv[1:]]))
