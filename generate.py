@@ -1,0 +1,11 @@
+"""Let a trained GPT write, as the founding document has it; the same as `quill generate`.
+
+python generate.py --prompt="KING RICHARD III:" --temperature=0.9 --top_k=40 --max_new_tokens=500
+"""
+
+import sys
+
+from quill.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(["generate", *sys.argv[1:]]))

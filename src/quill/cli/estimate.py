@@ -1,0 +1,158 @@
+"""`quill estimate`: what a run would cost, said before it starts. Takes the flags of `quill train`, writes nothing.
+
+The figures are those of training/estimate.py; here is only where the vocabulary comes from and how it all reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quill.cli.arguments import Parser, add_configuration, build_configs, settings_of
+
+if TYPE_CHECKING:
+    from quill.model.config import GPTConfig
+    from quill.training.config import TrainConfig
+    from quill.training.estimate import Estimate
+
+LARGE_FILE = 50_000_000  # bytes; reading more would take longer than the estimate
+USUAL_VOCABULARY = {"shakespeare": 65, "pydoc": 100, "tinystories": 100}
+
+
+def add_arguments(parser: Parser) -> None:
+    """Give the parser what `quill estimate` takes: all that `quill train` configures."""
+    parser.take_bare_word("dataset")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    add_configuration(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Estimate, and print it for people or for programs."""
+    settings = settings_of(arguments)
+    build_configs(settings)  # impossible values are found before any text is read
+    from quill.device import describe_device, resolve_device
+    from quill.training.estimate import estimate_run
+
+    device = resolve_device(settings["device"])
+    vocab_size, val_tokens, note = find_vocabulary(settings)
+    model_config, config = build_configs(settings, vocab_size=vocab_size)
+    estimate = estimate_run(model_config, config, device=device, val_tokens=val_tokens)
+    where = describe_device(device)
+    if arguments.json:
+        facts = {"device": where, "vocab_size": vocab_size, "note": note}
+        print(json.dumps(facts | dataclasses.asdict(estimate), ensure_ascii=False))
+        return 0
+    show(describe(model_config, config, estimate, where, note))
+    if not estimate.fits:
+        print(f"it does not fit: {explain(model_config, config, estimate, device)}")
+    return 0
+
+
+def find_vocabulary(settings: dict[str, Any]) -> tuple[int, int | None, str]:
+    """Return the vocabulary's size, the tokens of the validation split (None: unknown), and how they are known.
+
+    Prepared tokens tell it, else the text if it is here and not large; else something usual is assumed.
+    """
+    from quill.errors import CorpusError
+    from quill.text.corpus import CorpusNotFoundError, find_corpus, name_of
+    from quill.text.dataset import open_dataset
+    from quill.text.tokenizer import build_tokenizer
+
+    dataset, kind = settings["dataset"], settings["tokenizer"]
+    try:
+        prepared = open_dataset(Path(settings["data_dir"]) / name_of(dataset) / kind)
+        return prepared.tokenizer.vocab_size, len(prepared.val), f"prepared tokens of {prepared.name}"
+    except CorpusError:
+        pass  # nothing prepared: look at the text itself
+    size = 256 if kind == "byte" else USUAL_VOCABULARY.get(dataset, 100)
+    if os.path.isfile(dataset) and os.path.getsize(dataset) > LARGE_FILE:
+        length = os.path.getsize(dataset) // 10
+        return size, length, f"vocab_size={size} assumed, because {dataset} is large and not prepared yet"
+    try:
+        corpus = find_corpus(dataset, tokenizer=kind, offline=True)
+    except CorpusNotFoundError as error:
+        if dataset not in USUAL_VOCABULARY:
+            raise  # a path that does not exist is a mistake; a corpus that can be downloaded is not
+        return size, None, f"vocab_size={size} assumed: {error.reason}"
+    tokenizer = build_tokenizer(kind, corpus.text)
+    return tokenizer.vocab_size, len(tokenizer.encode(corpus.text[-(len(corpus.text) // 10 or 1) :])), corpus.note
+
+
+def describe(
+    model_config: GPTConfig, config: TrainConfig, estimate: Estimate, where: str, note: str
+) -> list[tuple[str, str]]:
+    """Return the lines of the table: what it is, and its value in words."""
+    from quill.training.estimate import format_bytes
+
+    c, e = model_config, estimate
+    batch = f"{config.batch_size} × {c.block_size} tokens"
+    if config.gradient_accumulation_steps > 1:
+        batch += f", {config.gradient_accumulation_steps} of them a step"
+    lines = [
+        ("text", note),
+        (
+            "model",
+            f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} wide, context {c.block_size}, vocabulary {c.vocab_size}",
+        ),
+        ("parameters", f"{e.parameters:,} ({e.parameters_without_positions:,} without positions)"),
+        ("micro-batch", batch),
+        ("weights", format_bytes(e.weights_bytes)),
+        ("optimizer state", format_bytes(e.optimizer_bytes)),
+        (
+            "activations",
+            f"{format_bytes(e.activations_bytes)} (gradients, {format_bytes(e.gradients_bytes)}, take their place)",
+        ),
+        ("lost in the allocator", format_bytes(e.allocator_bytes)),
+        ("Python and libraries", format_bytes(e.process_bytes)),
+        ("memory at its peak", f"{format_bytes(e.peak_bytes)} of {format_bytes(e.room_bytes)} that can be had"),
+        ("largest micro-batch", f"{e.largest_batch_size} windows" if e.largest_batch_size else "none fits"),
+        ("arithmetic", f"{e.flops_per_step / 1e9:,.1f} GFLOP a step"),
+    ]
+    if e.seconds_per_step is None or e.run_seconds is None or e.evaluation_seconds is None:
+        return [*lines, ("time", "not measured: not even one window fits")]
+    windows = f"{e.measured_batch_size} window{'s' if e.measured_batch_size > 1 else ''}"
+    return [
+        *lines,
+        ("speed", f"{e.tokens_per_second:,.0f} tokens/s on {where}, measured with {windows}"),
+        ("a step", format_seconds(e.seconds_per_step)),
+        ("an evaluation", format_seconds(e.evaluation_seconds)),
+        ("the whole run", f"{format_seconds(e.run_seconds)} for {config.max_iters:,} steps"),
+    ]
+
+
+def explain(model_config: GPTConfig, config: TrainConfig, estimate: Estimate, device: Any) -> str:
+    """Return what would make the run fit."""
+    from quill.training.estimate import Overhead, describe_shortage
+
+    overhead = Overhead(estimate.process_bytes, estimate.allocator_bytes / estimate.activations_bytes)
+    return describe_shortage(model_config, config, device, estimate.room_bytes, overhead)
+
+
+def show(lines: list[tuple[str, str]]) -> None:
+    """Print a table: drawn where there is a terminal, aligned lines elsewhere."""
+    if not sys.stdout.isatty():
+        width = max(len(name) for name, _ in lines)
+        print(*(f"{name:<{width}}  {value}" for name, value in lines), sep="\n")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    for name, value in lines:
+        table.add_row(name, value, style="bold" if name in ("memory at its peak", "the whole run") else "")
+    Console().print(table)
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a time as people say it: 35 ms, 4.2 s, 7 min, 3 h 20 min."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

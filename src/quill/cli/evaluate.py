@@ -1,0 +1,68 @@
+"""`quill evaluate`: the loss of a trained model over a whole split of its text, and bits per character.
+
+The protocol is the one of docs/architecture.md: consecutive windows, every token scored once, no randomness.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Literal
+
+from quill.cli.arguments import Parser
+from quill.cli.train import stored_settings
+from quill.errors import CheckpointError
+
+
+def add_arguments(parser: Parser) -> None:
+    """Give the parser what `quill evaluate` takes."""
+    parser.take_bare_word("out_dir")
+    parser.add_argument("--out_dir", type=str, help="the run to measure; without it the newest run in this folder")
+    parser.add_argument("--checkpoint", type=Literal["best", "last"], default="best", help="which one of the run")
+    parser.add_argument(
+        "--split", type=Literal["val", "train"], default="val", help="the last tenth of the text, or the rest"
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=64, help="windows scored together; changes speed, not the result"
+    )
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, and print the result for people or for programs."""
+    from quill.device import resolve_device
+    from quill.errors import require
+    from quill.text.dataset import prepare_dataset
+    from quill.training.checkpoint import load_checkpoint, newest_run
+    from quill.training.evaluation import evaluate_split
+
+    require(arguments.batch_size >= 1, "batch_size", arguments.batch_size, "1 or more")
+    out_dir = Path(arguments.out_dir) if arguments.out_dir else newest_run()
+    checkpoint = load_checkpoint(out_dir, device=resolve_device(arguments.device), which=arguments.checkpoint)
+    settings = stored_settings(out_dir)
+    if settings is None:
+        raise CheckpointError(f"{out_dir} has no config.yaml that says which text to measure on: give a run directory")
+    dataset = prepare_dataset(settings["dataset"], tokenizer=settings["tokenizer"], data_dir=settings["data_dir"])
+    if dataset.tokenizer.to_json() != checkpoint.tokenizer.to_json():
+        raise CheckpointError(
+            f"{settings['dataset']} has changed since {out_dir} was trained (other characters): "
+            "train again, or put the old text back"
+        )
+    tokens = dataset.val if arguments.split == "val" else dataset.train
+    result = evaluate_split(checkpoint.model, tokens, dataset.tokenizer, batch_size=arguments.batch_size)
+    if arguments.json:
+        facts = {
+            f"{arguments.split}_loss": result.loss,
+            "bits_per_character": result.bits_per_character,
+            "tokens": result.tokens,
+            "step": checkpoint.step,
+        }
+        print(json.dumps(facts))
+        return 0
+    split = {"val": "validation", "train": "training"}[arguments.split]
+    print(f"{split} loss      {result.loss:.4f} nats per token, over all {result.tokens:,} tokens of the {split} split")
+    print(f"bits per character   {result.bits_per_character:.4f}")
+    print(f"measured             {checkpoint.path}, step {checkpoint.step}")
+    return 0

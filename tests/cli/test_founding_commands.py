@@ -1,0 +1,43 @@
+"""The founding documents' commands, typed as printed (smaller where time demands), do what the package does."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Run a script of the repository's root as `python NAME ARGV...` would; (exit code, standard output)."""
+
+    def run(name: str, *argv: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", [name, *argv])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+        return int(ended.value.code or 0), capsys.readouterr().out
+
+    return run
+
+
+def test_train_and_generate_as_printed(script, here, tiny):
+    smaller = [flag for flag in tiny if not flag.startswith(("--n_embd", "--n_head", "--n_layer"))]
+    printed = ["--dataset=my.txt", "--n_embd=384", "--n_head=6", "--n_layer=6"]
+    assert script("train.py", *printed, *smaller, "--max_iters=1", "--sample_tokens=0")[0] == 0
+    code, out = script("generate.py", "--prompt=KING 1:", "--temperature=0.9", "--top_k=40", "--max_new_tokens=50")
+    assert code == 0 and out.startswith("KING 1:") and len(out.rstrip("\n")) <= len("KING 1:") + 50
+
+
+def test_v2_takes_the_same_flags(script, here, tiny):
+    assert script("v2.py", "--dataset=my.txt", *tiny, "--max_iters=1")[0] == 0
+    assert len((here / "generated_text.txt").read_text(encoding="utf-8")) == 500
+
+
+@pytest.mark.parametrize("name", ["train.py", "generate.py", "v2.py"])
+def test_every_script_explains_itself(script, name):
+    code, out = script(name, "--help")
+    assert code == 0 and out.startswith(f"usage: quill {name[:-3]} ")

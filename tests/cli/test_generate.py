@@ -1,0 +1,109 @@
+"""Laws of `quill generate`: the text and only the text, the same as the library's, from wherever the prompt comes."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+import quill as library
+
+LENGTH = "--max_new_tokens=20"
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    return library.load(trained.out, device="cpu")
+
+
+@pytest.fixture
+def write(quill, trained, monkeypatch):
+    """Run `quill generate` with this on its standard input (None: a terminal)."""
+
+    def run(*argv: str, typed: str | None = None):
+        terminal = io.StringIO(typed or "")
+        monkeypatch.setattr(terminal, "isatty", lambda: typed is None, raising=False)
+        monkeypatch.setattr(sys, "stdin", terminal)
+        return quill("generate", f"--out_dir={trained.out}", "--device=cpu", *argv)
+
+    return run
+
+
+def test_only_the_text_is_on_standard_output(write, model):
+    code, out, notes = write("--prompt=KING", LENGTH, "--seed=5")
+    expected = "KING" + model.generate("KING", max_new_tokens=20, seed=5, temperature=0.8)
+    assert code == 0
+    assert out == expected + ("" if expected.endswith("\n") else "\n")
+    assert "step-000" in notes and notes.count("\n") == 1
+
+
+def test_the_seed_in_the_notes_writes_the_same_again(write):
+    _, first, notes = write("--prompt=KING", LENGTH)
+    seed = notes.split("--seed=")[1].split()[0]
+    assert write("--prompt=KING", LENGTH, f"--seed={seed}")[1] == first
+
+
+def test_every_sampling_flag_reaches_the_model(write, model):
+    flags = {"temperature": 1.5, "top_k": 7, "top_p": 0.9, "min_p": 0.01}
+    _, out, _ = write("--prompt=KING", LENGTH, "--seed=2", *(f"--{name}={value}" for name, value in flags.items()))
+    assert out.rstrip("\n") == ("KING" + model.generate("KING", max_new_tokens=20, seed=2, **flags)).rstrip("\n")
+
+
+def test_the_prompt_comes_from_a_file_or_standard_input_without_its_last_line_end(write, here):
+    (here / "prompt.txt").write_bytes("\ufeffKING\r\n1:\r\n".encode())
+    _, out, _ = write("--prompt_file=prompt.txt", LENGTH, "--seed=1")
+    assert out.startswith("KING\n1:") and not out.startswith("KING\n1:\n")
+    assert write(LENGTH, "--seed=1", typed="KING\n1:\n")[1] == out
+    assert write(LENGTH, "--seed=1", "--prompt=KING\n1:", typed="ignored")[1] == out
+
+
+def test_without_any_prompt_it_begins_a_line(write):
+    _, at_a_terminal, _ = write(LENGTH, "--seed=1")
+    assert at_a_terminal.startswith("\n")
+    assert write(LENGTH, "--seed=1", typed="")[1] == at_a_terminal
+
+
+def test_several_samples_are_separated_and_the_first_is_the_single_one(write, model):
+    _, out, _ = write("--prompt=KING", LENGTH, "--seed=5", "--num_samples=3")
+    texts = model.generate_many("KING", num_samples=3, max_new_tokens=20, seed=5, temperature=0.8)
+    lines = out.splitlines()
+    assert [line for line in lines if line.startswith("──── sample")] == [
+        f"──── sample {n} of 3 ────" for n in (1, 2, 3)
+    ]
+    assert all(f"KING{text}" in out for text in texts)
+
+
+def test_writing_ends_before_any_stop_text(write, model):
+    whole = model.generate("KING", max_new_tokens=200, seed=5, temperature=0.8)
+    stop = whole[10:12]
+    _, out, _ = write("--prompt=KING", "--max_new_tokens=200", "--seed=5", f"--stop={stop}", "--stop=never there")
+    assert out.rstrip("\n") == "KING" + whole[: whole.index(stop)].rstrip("\n")
+
+
+def test_unknown_characters_are_dropped_when_asked(write):
+    _, out, notes = write("--prompt=K€IN☃G", LENGTH, "--seed=1", "--unknown=skip")
+    assert "'€' '☃'" in notes
+    assert out == write("--prompt=KING", LENGTH, "--seed=1")[1]
+
+
+def test_top_k_beyond_the_vocabulary_is_all_of_it(write):
+    _, out, notes = write("--prompt=KING", LENGTH, "--seed=1", "--top_k=100000")
+    assert "top_k=100000" in notes
+    assert out == write("--prompt=KING", LENGTH, "--seed=1")[1]
+
+
+def test_without_out_dir_the_newest_run_writes(quill, trained, monkeypatch):
+    monkeypatch.chdir(trained.folder)
+    code, out, notes = quill("generate", "--prompt=KING", LENGTH)
+    assert code == 0 and out.startswith("KING") and "out" in notes
+    monkeypatch.chdir(trained.out)
+    assert quill("generate", "--prompt=KING", LENGTH)[0] == 0
+
+
+def test_a_terminal_is_not_given_control_characters(monkeypatch):
+    from quill.cli.generate import shown
+
+    assert shown("\x1b[2Jä\n") == "\x1b[2Jä\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert shown("\x1b[2Jä\n\t") == "·[2Jä\n\t"

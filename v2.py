@@ -1,0 +1,11 @@
+"""The founding recipe whole: train on Tiny Shakespeare, then write 500 characters; the same as `quill v2`.
+
+python v2.py
+"""
+
+import sys
+
+from quill.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(["v2", *sys.argv[1:]]))
