@@ -30,6 +30,7 @@ class KVCache:
         shape = (config.n_layer, batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
         self.keys_LBHSE = torch.zeros(shape, device=device, dtype=dtype)
         self.values_LBHSE = torch.zeros(shape, device=device, dtype=dtype)
+        self.config = config
         self.capacity = config.block_size
         self.length = 0
 
@@ -44,6 +45,15 @@ class KVCache:
     def advance(self, tokens: int) -> None:
         """Count tokens as held, once every layer has appended them."""
         self.length += tokens
+
+    def repeat(self, batch_size: int) -> KVCache:
+        """Return a new cache that holds this one text in each of `batch_size` rows, so that a prompt is read once."""
+        keys_LBHSE, length = self.keys_LBHSE, self.length
+        rows = KVCache(self.config, batch_size, keys_LBHSE.device, keys_LBHSE.dtype)
+        rows.keys_LBHSE[:, :, :, :length] = keys_LBHSE[:, :, :, :length]
+        rows.values_LBHSE[:, :, :, :length] = self.values_LBHSE[:, :, :, :length]
+        rows.advance(length)
+        return rows
 
     def truncate(self, length: int) -> None:
         """Forget all tokens after the first `length`; what remains is as if they had never been seen."""

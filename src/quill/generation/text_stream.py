@@ -1,0 +1,67 @@
+"""From tokens to pieces of text that can be shown at once, ending exactly before a stop string.
+
+On the way text → tokens → model → training → generation → people this is generation's last step. What goes out never
+has to be taken back: a character is given only when it is whole, and text that may be the beginning of a stop string is
+held back until the next tokens decide.
+
+Reference: Aho & Corasick, "Efficient String Matching" (1975), for the longest end that is a beginning of a pattern.
+"""
+
+from collections.abc import Sequence
+
+from quill.errors import ConfigError
+from quill.text.tokenizer import Tokenizer
+
+
+def as_stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return stop strings as a tuple; an empty one would stop everything and is a ConfigError."""
+    strings = () if stop is None else (stop,) if isinstance(stop, str) else stop
+    if not isinstance(strings, Sequence) or not all(isinstance(string, str) and string for string in strings):
+        raise ConfigError(
+            f"stop={stop!r} cannot be used: stop must be text of at least one character, or a list of such"
+        )
+    return tuple(strings)
+
+
+class TextStream:
+    """Text of one row, token by token; `stopped` turns true when a stop string was written.
+
+    The text is cut before the stop string that is complete first (the longest of those complete at the same
+    character), which is the same wherever the pieces happen to end. The stop string itself is never given out.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str] = ()) -> None:
+        self._decoder = tokenizer.stream_decoder()
+        self._stop_strings = tuple(stop_strings)
+        self._held = ""
+        self.stopped = False
+
+    def feed(self, token: int) -> str:
+        """Take a token and return the text that is certain now, possibly none."""
+        return "" if self.stopped else self._release(self._decoder.feed(token))
+
+    def flush(self) -> str:
+        """End the text and return what was held back: no stop string can follow any more."""
+        if self.stopped:
+            return ""
+        text = self._release(self._decoder.flush()) + self._held
+        self._held = ""
+        return text
+
+    def _release(self, piece: str) -> str:
+        if not self._stop_strings:
+            return piece
+        text, self._held = self._held + piece, ""
+        found = [(at + len(stop), at) for stop in self._stop_strings if (at := text.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            return text[: min(found)[1]]
+        certain = len(text) - max(_length_of_open_end(text, stop) for stop in self._stop_strings)
+        self._held = text[certain:]
+        return text[:certain]
+
+
+def _length_of_open_end(text: str, stop: str) -> int:
+    """Return how many characters at the end of `text` may be the beginning of `stop`."""
+    longest = min(len(text), len(stop) - 1)
+    return next((length for length in range(longest, 0, -1) if text.endswith(stop[:length])), 0)

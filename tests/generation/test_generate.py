@@ -1,0 +1,164 @@
+"""Laws of writing tokens: the cache changes nothing, samples share nothing, and the model stays as it was."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from quill.errors import CheckpointError, ConfigError
+from quill.generation.generate import evaluation_mode, generate_tokens
+from quill.generation.sampling import SamplingConfig, choose_tokens, uniforms
+from quill.model.config import GPTConfig
+from quill.model.gpt import GPT
+
+PROMPT = [3, 1, 4, 1, 5]
+
+
+def tiny_model(block_size: int = 16, dropout: float = 0.0) -> GPT:
+    """A random model whose scores are spread wide enough that its choices matter."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = GPTConfig(vocab_size=11, block_size=block_size, n_layer=2, n_head=2, n_embd=16, dropout=dropout)
+        model = GPT(config).eval()
+        for parameter in model.parameters():
+            parameter.data.mul_(8)
+    return model
+
+
+def write(model: GPT, prompt: list[int], count: int, **options) -> list[list[int]]:
+    """Return one list of tokens a row."""
+    steps = list(generate_tokens(model, prompt, max_new_tokens=count, **options))
+    return [list(row) for row in zip(*steps, strict=True)]
+
+
+@torch.no_grad()
+def write_without_cache(
+    model: GPT, prompt: list[int], count: int, sampling: SamplingConfig, seed: int, row: int
+) -> list[int]:
+    """Write with the windows that `generate.py` documents, reading each of them anew for every token."""
+    block_size = model.config.block_size
+    tokens, start = list(prompt), max(0, len(prompt) - block_size)
+    for position in range(count):
+        if len(tokens) - start > block_size:  # full: go on with the last half
+            start = len(tokens) - max(1, block_size // 2)
+        logits_1V = model(torch.tensor([tokens[start:]]))[:, -1]
+        uniform = torch.from_numpy(uniforms(seed, [row], position, 1)[0])
+        tokens.append(int(choose_tokens(logits_1V, sampling, uniform)))
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("sampling", [SamplingConfig(), SamplingConfig(0), SamplingConfig(0.8, top_k=5, top_p=0.9)])
+@pytest.mark.parametrize("prompt_length", [1, 5, 15, 16, 17, 40])
+def test_tokens_with_the_cache_equal_tokens_without_it(sampling: SamplingConfig, prompt_length: int):
+    model, prompt = tiny_model(), (PROMPT * 8)[:prompt_length]
+    rows = write(model, prompt, 60, num_samples=3, sampling=sampling, seed=9)
+    assert rows == [write_without_cache(model, prompt, 60, sampling, 9, row) for row in range(3)]
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 3])
+def test_writing_goes_on_past_even_the_smallest_context(block_size: int):
+    model = tiny_model(block_size)
+    expected = write_without_cache(model, PROMPT, 20, SamplingConfig(), 0, 0)
+    assert write(model, PROMPT, 20) == [expected]
+
+
+def test_past_the_context_each_token_costs_a_bounded_amount():
+    model, read = tiny_model(), []
+    model.register_forward_pre_hook(lambda _, arguments: read.append(arguments[0].size(1)))
+    write(model, PROMPT, 100)
+    assert max(read) <= model.config.block_size // 2 and sum(read) <= len(PROMPT) + 2 * 100
+    assert read[0] == len(PROMPT) and len(read) == 100  # no pass for a token that nobody asked for
+
+
+def test_the_prompt_is_read_once_for_all_samples():
+    model, batches = tiny_model(), []
+    model.register_forward_pre_hook(lambda _, arguments: batches.append(tuple(arguments[0].shape)))
+    write(model, PROMPT, 3, num_samples=4)
+    assert batches == [(1, len(PROMPT)), (4, 1), (4, 1)]
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it():
+    model = tiny_model()
+    three, one = write(model, PROMPT, 40, num_samples=3, seed=5), write(model, PROMPT, 40, seed=5)
+    assert three[:1] == one
+    assert len(set(map(tuple, three))) == 3
+
+
+def test_a_longer_text_begins_with_the_shorter_one():
+    model = tiny_model()
+    assert write(model, PROMPT, 300)[0][:20] == write(model, PROMPT, 20)[0]
+
+
+def test_the_seed_decides_the_text():
+    model = tiny_model()
+    texts = [write(model, PROMPT, 30, seed=seed) for seed in (0, 1, 0, 2**64 - 1)]
+    assert texts[0] == texts[2] != texts[1] != texts[3]
+
+
+def test_greedy_writes_the_arg_max_and_ignores_the_seed():
+    model = tiny_model()
+    [tokens] = write(model, PROMPT, 11, sampling=SamplingConfig(0), seed=1)
+    with torch.no_grad():
+        best = model(torch.tensor([PROMPT + tokens]))[0].argmax(-1).tolist()
+    assert tokens == best[len(PROMPT) - 1 : -1]
+    assert [tokens] == write(model, PROMPT, 11, sampling=SamplingConfig(0), seed=2)
+
+
+def test_top_k_of_one_is_greedy():
+    model = tiny_model()
+    assert write(model, PROMPT, 30, sampling=SamplingConfig(2.0, top_k=1)) == write(
+        model, PROMPT, 30, sampling=SamplingConfig(0)
+    )
+
+
+def test_training_mode_dropout_and_global_random_state_are_left_as_they_were():
+    model = tiny_model(dropout=0.5)
+    expected = write(model, PROMPT, 20)
+    model.train()
+    model.final_norm.eval()  # a part that someone froze stays frozen
+    before = [module.training for module in model.modules()]
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy()
+    assert write(model, PROMPT, 20) == expected
+    for _ in islice(generate_tokens(model, PROMPT, max_new_tokens=20), 3):  # also when left half-way
+        assert [module.training for module in model.modules()] == before
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    assert [module.training for module in model.modules()] == before
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], numpy_state)
+
+
+def test_training_mode_returns_after_an_error():
+    model = tiny_model().train()
+    with pytest.raises(RuntimeError), evaluation_mode(model):
+        assert not any(module.training for module in model.modules())
+        raise RuntimeError
+    assert all(module.training for module in model.modules())
+
+
+def test_no_new_tokens_is_no_work():
+    assert list(generate_tokens(tiny_model(), PROMPT, max_new_tokens=0)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("max_new_tokens", {"max_new_tokens": -1}),
+        ("max_new_tokens", {"max_new_tokens": 2.0}),
+        ("num_samples", {"num_samples": 0}),
+        ("num_samples", {"num_samples": True}),
+        ("seed", {"seed": -1}),
+        ("seed", {"seed": 2**64}),
+        ("prompt", {"prompt": []}),
+    ],
+)
+def test_an_impossible_request_fails_at_the_call(name: str, options: dict):
+    with pytest.raises(ConfigError, match=f"{name}="):
+        generate_tokens(tiny_model(), **{"prompt": PROMPT, "max_new_tokens": 1} | options)
+
+
+def test_a_model_whose_scores_are_not_numbers_is_an_error():
+    model = tiny_model()
+    model.final_norm.weight.data.fill_(float("nan"))
+    with pytest.raises(CheckpointError, match="finite"):
+        write(model, PROMPT, 1)
