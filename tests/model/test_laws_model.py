@@ -1,6 +1,7 @@
 """The laws that every model of ours obeys, whatever is inside it."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,15 +11,15 @@ from torch.nn import functional as F
 from quill.errors import ConfigError
 from quill.model.cache import KVCache
 from quill.model.config import GPTConfig
-from quill.model.gpt import GPT, Attention, causal_mask
+from quill.model.gpt import GPT, Attention, Block, causal_mask
 
-SMALL = {"vocab_size": 11, "block_size": 16, "n_layer": 3, "n_head": 2, "n_embd": 8, "dropout": 0.0}
+SMALL = GPTConfig(vocab_size=11, block_size=16, n_layer=3, n_head=2, n_embd=8, dropout=0.0)
 VARIANTS = [
-    pytest.param(GPTConfig(**SMALL), id="founding"),
-    pytest.param(GPTConfig(**SMALL | {"bias": True}), id="bias"),
-    pytest.param(GPTConfig(**SMALL | {"tie_weights": False}), id="untied"),
-    pytest.param(GPTConfig(**SMALL | {"activation": "relu", "bias": True, "tie_weights": False}), id="lecture"),
-    pytest.param(GPTConfig(**SMALL | {"n_head": 1, "n_layer": 1}), id="smallest"),
+    pytest.param(SMALL, id="founding"),
+    pytest.param(replace(SMALL, bias=True), id="bias"),
+    pytest.param(replace(SMALL, tie_weights=False), id="untied"),
+    pytest.param(replace(SMALL, activation="relu", bias=True, tie_weights=False), id="lecture"),
+    pytest.param(replace(SMALL, n_head=1, n_layer=1), id="smallest"),
 ]
 each_variant = pytest.mark.parametrize("config", VARIANTS)
 
@@ -31,6 +32,12 @@ def random_model(config: GPTConfig, seed: int = 0) -> GPT:
         for parameter in model.parameters():
             parameter.normal_(std=0.5)
     return model
+
+
+def first_block(model: GPT) -> Block:
+    block = model.blocks[0]
+    assert isinstance(block, Block)
+    return block
 
 
 def random_tokens(config: GPTConfig, batch_size: int = 2, length: int | None = None) -> Tensor:
@@ -73,7 +80,7 @@ def test_a_truncated_cache_is_as_if_the_rest_had_never_been_seen(config: GPTConf
 
 
 def test_a_cache_holds_no_more_than_the_context() -> None:
-    config = GPTConfig(**SMALL)
+    config = SMALL
     model, cache = random_model(config), KVCache(config)
     model(random_tokens(config, 1), cache)
     with pytest.raises(ConfigError, match=r"17 tokens do not fit .*block_size=16"):
@@ -83,7 +90,7 @@ def test_a_cache_holds_no_more_than_the_context() -> None:
 
 
 def test_two_caches_of_one_model_know_nothing_of_each_other() -> None:
-    config = GPTConfig(**SMALL)
+    config = SMALL
     model, tokens_BT = random_model(config), random_tokens(config)
     one, other = KVCache(config), KVCache(config)
     model(tokens_BT[:1, :8], one)
@@ -94,7 +101,7 @@ def test_two_caches_of_one_model_know_nothing_of_each_other() -> None:
 @each_variant
 @pytest.mark.parametrize("cached", [0, 1, 6])
 def test_fused_attention_equals_the_formula(config: GPTConfig, cached: int) -> None:
-    attention = random_model(config).blocks[0].attention
+    attention = first_block(random_model(config)).attention
     x_BTD = torch.randn(2, 12, config.n_embd, generator=torch.Generator().manual_seed(2))
     fused_cache, shown_cache = (KVCache(config, 2), KVCache(config, 2)) if cached else (None, None)
     if fused_cache and shown_cache:
@@ -132,7 +139,7 @@ def test_the_mask_lets_the_last_tokens_look_back_only() -> None:
 @each_variant
 def test_the_first_loss_is_that_of_guessing(config: GPTConfig) -> None:
     torch.manual_seed(0)
-    config = GPTConfig(**vars(config) | {"vocab_size": 65, "n_embd": 64, "block_size": 64})
+    config = replace(config, vocab_size=65, n_embd=64, block_size=64)
     tokens_BT = random_tokens(config, 16, 65 - 1)
     logits_BTV = GPT(config)(tokens_BT[:, :-1])
     loss = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT[:, 1:].flatten())
@@ -153,10 +160,11 @@ def test_residual_projections_start_smaller_with_depth() -> None:
 @each_variant
 def test_one_batch_can_be_learnt_by_heart(config: GPTConfig) -> None:
     torch.manual_seed(0)
-    config = GPTConfig(**vars(config) | {"n_embd": 32, "n_layer": max(2, config.n_layer)})
+    config = replace(config, n_embd=32, n_layer=max(2, config.n_layer))
     model, tokens_BT = GPT(config), random_tokens(config, 4)
     tokens_BT[:, 0] = torch.arange(4)  # only their beginnings tell the texts apart: with them, zero is within reach
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    loss = torch.tensor(math.inf)
     for _ in range(200):
         loss = F.cross_entropy(model(tokens_BT[:, :-1]).flatten(0, 1), tokens_BT[:, 1:].flatten())
         optimizer.zero_grad()
@@ -180,7 +188,7 @@ def test_a_tied_head_is_one_matrix_and_an_untied_one_its_own() -> None:
 
 
 def test_dropout_acts_in_training_only() -> None:
-    config = GPTConfig(**SMALL | {"dropout": 0.5})
+    config = replace(SMALL, dropout=0.5)
     model, tokens_BT = random_model(config), random_tokens(config)
     assert torch.equal(model(tokens_BT), model(tokens_BT))
     model.train()
@@ -188,10 +196,10 @@ def test_dropout_acts_in_training_only() -> None:
 
 
 def test_dropout_is_on_embeddings_attention_weights_and_both_branches() -> None:
-    config = GPTConfig(**SMALL | {"dropout": 0.5, "n_layer": 1})
+    config = replace(SMALL, dropout=0.5, n_layer=1)
     model = random_model(config).train()
     x_BTD = torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(3))
-    block = model.blocks[0]
+    block = first_block(model)
     assert (block.feed_forward(x_BTD) == 0).any() and (block.attention(x_BTD) == 0).any()
     block.attention.output_dropout.p = 0.0
     assert not torch.equal(block.attention(x_BTD), block.attention(x_BTD)), "attention weights are dropped too"

@@ -82,7 +82,7 @@ def test_a_save_that_fails_leaves_the_old_one_and_no_rubbish(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync" if fails_at == "write" else "replace", full)
-        with pytest.raises(CheckpointError, match="No space left on device; .*--resume=True"):
+        with pytest.raises(CheckpointError, match=r"No space left on device; .*--resume=True"):
             save(2)
     assert load_checkpoint(tmp_path / "out").step == 1
     assert [f.name for f in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-000001"]
@@ -125,7 +125,7 @@ def test_foreign_files_are_refused_by_what_they_are(save: Callable[..., Path], t
             load_checkpoint(tmp_path / "wrong.safetensors")
     other_shape = json.dumps(metadata | {"model": metadata["model"] | {"block_size": 8}})
     (tmp_path / "shape.safetensors").write_bytes(safetensors.torch.save(tensors, {"quill": other_shape}))
-    with pytest.raises(CheckpointError, match="position_embedding.weight"):
+    with pytest.raises(CheckpointError, match=r"position_embedding\.weight"):
         load_checkpoint(tmp_path / "shape.safetensors")
 
 

@@ -82,9 +82,7 @@ def test_the_same_seed_gives_the_same_run_and_another_one_does_not(
     assert not torch.equal(a["token_embedding.weight"], c["token_embedding.weight"])
 
 
-def test_accumulated_gradients_equal_the_large_batch(
-    model_config: GPTConfig, recipe: Recipe, dataset: Dataset
-) -> None:
+def test_accumulated_gradients_equal_the_large_batch(model_config: GPTConfig, recipe: Recipe, dataset: Dataset) -> None:
     still = replace(model_config, dropout=0.0)  # dropout draws different numbers for differently shaped batches
     train(still, recipe("large", batch_size=12, max_iters=6), dataset)
     train(still, recipe("small", batch_size=4, gradient_accumulation_steps=3, max_iters=6), dataset)

@@ -75,10 +75,10 @@ def find_vocabulary(settings: dict[str, Any]) -> tuple[int, int | None, str]:
         return size, length, f"vocab_size={size} assumed, because {dataset} is large and not prepared yet"
     try:
         corpus = find_corpus(dataset, tokenizer=kind, offline=True)
-    except CorpusNotFoundError as error:
+    except CorpusNotFoundError:
         if dataset not in USUAL_VOCABULARY:
             raise  # a path that does not exist is a mistake; a corpus that can be downloaded is not
-        return size, None, f"vocab_size={size} assumed: {error.reason}"
+        return size, None, f"vocab_size={size} assumed, because {dataset} is not here yet"
     tokenizer = build_tokenizer(kind, corpus.text)
     return tokenizer.vocab_size, len(tokenizer.encode(corpus.text[-(len(corpus.text) // 10 or 1) :])), corpus.note
 

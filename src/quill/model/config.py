@@ -40,6 +40,8 @@ class GPTConfig:
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and less than 1")
         require(
-            self.n_embd % self.n_head == 0, "n_embd", self.n_embd,
+            self.n_embd % self.n_head == 0,
+            "n_embd",
+            self.n_embd,
             f"divisible by n_head={self.n_head}; try n_embd={max(1, round(self.n_embd / self.n_head)) * self.n_head}",
         )

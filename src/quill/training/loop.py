@@ -164,9 +164,7 @@ def train(
             "checkpoint": str(checkpoint),
         }
     )
-    return TrainResult(
-        reason, progress.step, progress.val_loss, progress.best_val_loss, progress.best_step, checkpoint
-    )
+    return TrainResult(reason, progress.step, progress.val_loss, progress.best_val_loss, progress.best_step, checkpoint)
 
 
 def fetch_batch(
@@ -234,9 +232,7 @@ def evaluate(
     return best
 
 
-def check_finite(
-    losses: list[float], norms: list[float], first_step: int, config: TrainConfig, scaled: bool
-) -> None:
+def check_finite(losses: list[float], norms: list[float], first_step: int, config: TrainConfig, scaled: bool) -> None:
     """Raise TrainingError at the first loss or gradient that is no number: where, with what, and what to try.
 
     Where losses are `scaled` (float16), an infinite gradient only means that the scaler skips this step.

@@ -18,9 +18,7 @@ def learning_rate_at(step: int, config: TrainConfig) -> float:
     )
 
 
-def cosine_decay(
-    step: int, *, learning_rate: float, min_lr: float, warmup_iters: int, decay_iters: int
-) -> float:
+def cosine_decay(step: int, *, learning_rate: float, min_lr: float, warmup_iters: int, decay_iters: int) -> float:
     """Return the learning rate of this step (counted from 0): up in a line, then down half a cosine, then level.
 
         warm-up:  lr(s) = learning_rate · (s + 1) / (warmup + 1)
