@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import IO, Any
 
 Figures = Mapping[str, float]
+LOAD_BEFORE = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None  # ours would be counted later
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ def hardware() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **versions,
-        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "load_before": LOAD_BEFORE,
     }
 
 
@@ -214,7 +215,7 @@ def describe_hardware(facts: Mapping[str, Any] | None = None) -> str:
         facts["gpu"] or "no GPU",
         f"Python {facts['python']}",
         f"torch {facts['torch']}" if "torch" in facts else "",
-        f"load {facts['load']} before" if facts["load"] is not None else "",
+        f"load {facts['load_before']} before" if facts["load_before"] is not None else "",
     ]
     return " · ".join(part for part in parts if part)
 

@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     build_configs(settings)  # impossible values are found before any text is read
     from quill.device import describe_device, resolve_device
-    from quill.training.estimate import estimate_run
+    from quill.training.estimate import describe_shortage, estimate_run
 
     device = resolve_device(settings["device"])
     vocab_size, val_tokens, note = find_vocabulary(settings)
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     show(describe(model_config, config, estimate, where, note))
     if not estimate.fits:
-        print(f"it does not fit: {explain(model_config, config, estimate, device)}")
+        print(f"it does not fit: {describe_shortage(model_config, config, device, estimate.room_bytes)}")
     return 0
 
 
@@ -123,14 +123,6 @@ def describe(
         ("an evaluation", format_seconds(e.evaluation_seconds)),
         ("the whole run", f"{format_seconds(e.run_seconds)} for {config.max_iters:,} steps"),
     ]
-
-
-def explain(model_config: GPTConfig, config: TrainConfig, estimate: Estimate, device: Any) -> str:
-    """Return what would make the run fit."""
-    from quill.training.estimate import Overhead, describe_shortage
-
-    overhead = Overhead(estimate.process_bytes, estimate.allocator_bytes / estimate.activations_bytes)
-    return describe_shortage(model_config, config, device, estimate.room_bytes, overhead)
 
 
 def show(lines: list[tuple[str, str]]) -> None:

@@ -1,0 +1,262 @@
+"""How long it takes to learn: nanoGPT's own CPU headline, trained by Quill's preset `laptop` and by nanoGPT.
+
+    python benchmarks/time_to_loss.py --nanogpt=PATH --json=time_to_loss.json --plot=time_to_loss.png
+
+Both train the same model by the same recipe on the same token files, each in a fresh process, in turn for each seed.
+Two clocks are kept: start-up (from the start of the process to the first step) and training (the steps themselves).
+Evaluation, samples and checkpoints are outside both. The loss is that over the whole validation split, every token
+scored once (Quill's `evaluate_split`, and the same windows and formula for nanoGPT).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import sys
+import tempfile
+import time
+from argparse import SUPPRESS, Namespace
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import measure
+import numpy as np
+from measure import Summary
+
+from quill.cli.arguments import read_config
+from quill.model.config import GPTConfig
+from quill.text.dataset import Dataset, evaluation_windows, open_dataset, prepare_dataset
+from quill.training.config import TrainConfig
+
+PRESET = "laptop"
+Curve = dict[str, Any]
+"""One run: `startup_seconds`, and lists of equal length: `steps`, `seconds` of training, `losses`."""
+
+
+def main() -> int:
+    """Train the contestants in turn, print the curves, and write JSON and a plot; or be one of them."""
+    parser = measure.argument_parser("Validation loss over time, start-up included.", runs=None)
+    add = parser.add_argument
+    add("--seeds", type=int, default=1, help="how many seeds; medians count (%(default)s)")
+    add("--loss", type=float, default=1.90, help="the loss to reach, in nats per token (%(default)s)")
+    add("--dataset", default="shakespeare", help="what to train on, as in quill train (%(default)s)")
+    add("--max_iters", type=int, help="steps of a run; the preset's if not given")
+    add("--eval_interval", type=int, default=100, help="steps between evaluations (%(default)s)")
+    add("--device", default="cpu", help="where to train (%(default)s)")
+    add("--plot", metavar="FILE", help="also draw the curves into this PNG")
+    for hidden in ("--worker", "--folder"):
+        add(hidden, help=SUPPRESS)
+    add("--seed", type=int, help=SUPPRESS)
+    add("--started", type=float, help=SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        print(json.dumps({"Quill": train_quill, "nanoGPT": train_nanogpt}[arguments.worker](arguments)))
+        return 0
+    if arguments.nanogpt and not (arguments.nanogpt / "model.py").is_file():
+        parser.error(f"--nanogpt={arguments.nanogpt} has no model.py: give a checkout of nanoGPT")
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        dataset = prepare_dataset(arguments.dataset, data_dir=folder)
+        shape, recipe = configure(arguments, dataset, TrainConfig().seed)
+        for split in ("train", "val"):  # nanoGPT reads 16 bits a token
+            getattr(dataset, split).astype(np.uint16).tofile(dataset.folder / f"{split}.uint16")
+        arguments.folder = str(dataset.folder)
+        curves: dict[str, list[Curve]] = {name: [] for name in ["Quill", "nanoGPT"][: 1 + bool(arguments.nanogpt)]}
+        for seed in range(TrainConfig().seed, TrainConfig().seed + arguments.seeds):
+            for name, runs in curves.items():
+                print(f"training with {name}, seed {seed}", file=sys.stderr, flush=True)
+                runs.append(start_worker(name, arguments, seed))
+    print(measure.describe_hardware())
+    report(curves, arguments.loss, shape, recipe)
+    if arguments.plot:
+        draw(curves, arguments.loss, arguments.plot)
+    if arguments.json:
+        facts = {"loss": arguments.loss, "model": asdict(shape), "training": asdict(recipe), "corpus": dataset.note}
+        measure.write_json(arguments.json, "time_to_loss", curves, **facts)
+    return 0
+
+
+def configure(arguments: Namespace, dataset: Dataset, seed: int) -> tuple[GPTConfig, TrainConfig]:
+    """Return the preset's shape and recipe, which all contestants get."""
+    settings, _ = read_config(PRESET)
+    settings |= {"seed": seed, "device": arguments.device, "eval_interval": arguments.eval_interval}
+    settings |= {"sample_tokens": 0, "patience": 0}
+    if arguments.max_iters is not None:
+        settings["max_iters"] = arguments.max_iters
+    shape = {field.name: settings[field.name] for field in fields(GPTConfig) if field.name in settings}
+    recipe = {field.name: settings[field.name] for field in fields(TrainConfig) if field.name in settings}
+    return GPTConfig(**{**shape, "vocab_size": dataset.tokenizer.vocab_size}), TrainConfig(**recipe)
+
+
+def start_worker(name: str, arguments: Namespace, seed: int) -> Curve:
+    """Train once in a fresh process of this script, and return the curve."""
+    names = ("folder", "device", "max_iters", "eval_interval", "nanogpt")
+    flags = [f"--{flag}={getattr(arguments, flag)}" for flag in names if getattr(arguments, flag) is not None]
+    flags += [f"--seed={seed}", f"--started={time.time()}"]
+    curve, _ = measure.run_worker(__file__, f"--worker={name}", *flags)
+    return curve
+
+
+def train_quill(arguments: Namespace) -> Curve:
+    """Train with Quill's loop; its events carry both clocks."""
+    from quill.training.loop import train
+
+    dataset = open_dataset(arguments.folder)
+    shape, recipe = configure(arguments, dataset, arguments.seed)
+    curve: Curve = {"startup_seconds": 0.0, "steps": [], "seconds": [], "losses": []}
+    step, seconds, tokens_per_step = 0, 0.0, 0
+
+    def report(event: dict[str, Any]) -> None:
+        nonlocal step, seconds, tokens_per_step
+        match event["event"]:
+            case "start":
+                curve["startup_seconds"] = time.time() - arguments.started
+                tokens_per_step = event["tokens_per_step"]
+            case "step":  # its speed is that of the steps alone, evaluation left out
+                seconds += (event["step"] - step) * tokens_per_step / event["tokens_per_second"]
+                step = event["step"]
+            case "evaluation":
+                assert event["whole_split"], "eval_iters is too low to score the whole split"
+                curve["steps"].append(event["step"])
+                curve["seconds"].append(seconds)
+                curve["losses"].append(event["val_loss"])
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as out_dir:
+        windows = len(dataset.val) // shape.block_size + 1
+        whole = max(recipe.eval_iters, -(-windows // recipe.batch_size))
+        train(shape, replace(recipe, out_dir=out_dir, eval_iters=whole), dataset, report=report)
+    return curve
+
+
+def train_nanogpt(arguments: Namespace) -> Curve:
+    """Train nanoGPT's model with the steps, schedule and batches of its training script, in float32."""
+    import torch
+
+    from quill.training.schedule import learning_rate_at  # the same curve as nanoGPT's
+
+    dataset = open_dataset(arguments.folder)
+    shape, recipe = configure(arguments, dataset, arguments.seed)
+    module = measure.import_file(arguments.nanogpt / "model.py", "nanogpt_model")
+    torch.manual_seed(recipe.seed)
+    names = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
+    with contextlib.redirect_stdout(io.StringIO()):
+        config = module.GPTConfig(**{name: getattr(shape, name) for name in names})
+        model = module.GPT(config).to(recipe.device)
+        betas, device_type = (recipe.beta1, recipe.beta2), torch.device(recipe.device).type
+        optimizer = model.configure_optimizers(recipe.weight_decay, recipe.learning_rate, betas, device_type)
+
+    def draw_batch() -> tuple[torch.Tensor, torch.Tensor]:
+        tokens = np.memmap(Path(arguments.folder) / "train.uint16", dtype=np.uint16, mode="r")
+        starts = torch.randint(len(tokens) - shape.block_size, (recipe.batch_size,)).tolist()
+        windows = [torch.from_numpy(tokens[s : s + shape.block_size + 1].astype(np.int64)) for s in starts]
+        windows_BT = torch.stack(windows).to(recipe.device)
+        return windows_BT[:, :-1].contiguous(), windows_BT[:, 1:].contiguous()
+
+    curve: Curve = {"startup_seconds": time.time() - arguments.started}
+    curve |= {"steps": [0], "seconds": [0.0], "losses": [evaluate_nanogpt(model, dataset, recipe.device)]}
+    seconds, started = 0.0, time.perf_counter()
+    for step in range(recipe.max_iters):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, recipe)
+        inputs_BT, targets_BT = draw_batch()
+        loss = model(inputs_BT, targets_BT)[1]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if (step + 1) % recipe.log_interval == 0:
+            loss.item()  # as often as Quill reads its loss
+        if (step + 1) % recipe.eval_interval == 0 or step + 1 == recipe.max_iters:
+            seconds += time.perf_counter() - started
+            curve["steps"].append(step + 1)
+            curve["seconds"].append(seconds)
+            curve["losses"].append(evaluate_nanogpt(model, dataset, recipe.device))
+            started = time.perf_counter()
+    return curve
+
+
+def evaluate_nanogpt(model: Any, dataset: Dataset, device: str) -> float:
+    """Return the loss of nanoGPT's model over the whole validation split, in the windows that Quill uses."""
+    import torch
+
+    from quill.training.evaluation import cross_entropy
+
+    nats, scored = 0.0, 0
+    model.eval()
+    for inputs, targets in evaluation_windows(dataset.val, block_size=model.config.block_size, batch_size=64):
+        inputs_BT, targets_BT = torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)
+        with torch.no_grad():
+            nats += cross_entropy(model(inputs_BT, targets_BT)[0], targets_BT, reduction="sum").item()
+        scored += targets.size
+    model.train()
+    return nats / scored
+
+
+def seconds_to(loss: float, curve: Curve) -> float | None:
+    """Return when a run reached a loss, start-up included, on straight lines between evaluations; None if never."""
+    points = list(zip(curve["seconds"], curve["losses"], strict=True))
+    for (before, higher), (after, lower) in itertools.pairwise(points):
+        if higher > loss >= lower:
+            return curve["startup_seconds"] + before + (after - before) * (higher - loss) / (higher - lower)
+    return None
+
+
+def report(curves: dict[str, list[Curve]], loss: float, shape: GPTConfig, recipe: TrainConfig) -> None:
+    """Print the curves (medians over the seeds) and, for each contestant, its times and its last loss."""
+
+    def median(values: Sequence[float]) -> float:
+        return Summary.of(values).median
+
+    rows = []
+    for index, step in enumerate(next(iter(curves.values()))[0]["steps"]):
+        row: list[object] = [str(step)]
+        for runs in curves.values():
+            row.append(f"{median([r['startup_seconds'] + r['seconds'][index] for r in runs]):.1f}")
+            row.append(f"{median([r['losses'][index] for r in runs]):.4f}")
+        rows.append(row)
+    what = f"{shape.n_layer} layers, {shape.n_head} heads, {shape.n_embd} wide, context {shape.block_size}"
+    columns = ["step", *(f"{name} {column}" for name in curves for column in ("seconds", "loss"))]
+    measure.print_table(f"Validation loss, {what}, batch {recipe.batch_size}", columns, rows)
+    rows = []
+    for name, runs in curves.items():
+        reached = [time for run in runs if (time := seconds_to(loss, run)) is not None]
+        missed = f" ({len(reached)} of {len(runs)} runs)" if len(reached) < len(runs) else ""
+        rows.append(
+            [
+                name,
+                str(Summary.of([run["startup_seconds"] for run in runs])),
+                str(Summary.of([run["seconds"][-1] for run in runs])),
+                str(Summary.of([run["losses"][-1] for run in runs])),
+                (str(Summary.of(reached)) if reached else "never") + missed,
+            ]
+        )
+    columns = ["contestant", "start-up, s", "training, s", "last loss", f"seconds to {loss:g}, start-up included"]
+    seeds = len(next(iter(curves.values())))
+    measure.print_table(f"Time to loss, {seeds} seed{'s' if seeds > 1 else ''}: median (range)", columns, rows)
+
+
+def draw(curves: dict[str, list[Curve]], loss: float, path: str) -> None:
+    """Draw loss over seconds, start-up included, a line a run."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for (name, runs), color in zip(curves.items(), ("#1f5fa8", "#c2571a"), strict=False):
+        for number, run in enumerate(runs):
+            seconds = [run["startup_seconds"] + second for second in run["seconds"]]
+            axes.plot(seconds, run["losses"], color=color, label=name if number == 0 else None)
+    axes.axhline(loss, color="#888888", linewidth=0.8, linestyle="--", label=f"{loss:g}")
+    axes.set(xlabel="seconds, start-up included", ylabel="whole-split validation loss, nats per token")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

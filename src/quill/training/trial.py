@@ -1,0 +1,133 @@
+"""A few real training steps, small and quick, to learn how fast this machine is. Serves training/estimate.py.
+
+The steps do what `train()` does, with made-up tokens; nothing is written and nobody's random numbers change.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import torch
+
+from quill.device import resolve_dtype
+from quill.model.cache import KVCache
+from quill.model.config import GPTConfig
+from quill.model.gpt import GPT
+from quill.training.config import TrainConfig
+from quill.training.evaluation import cross_entropy
+from quill.training.optimizer import build_optimizer
+from quill.training.scaling import checkpoint_blocks, compile_model
+
+QUICK_SECONDS = 0.3  # a step that takes longer is not tried with twice as many windows
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a few real steps with `batch_size` windows took: seconds, and bytes before them and at most."""
+
+    batch_size: int
+    micro_batch_seconds: float
+    optimizer_seconds: float
+    evaluation_seconds: float
+    token_seconds: float
+    bytes_before: int
+    bytes_peak: int
+
+
+def measure(model_config: GPTConfig, config: TrainConfig, device: torch.device, largest: int) -> Measurement | None:
+    """Take a few real steps with up to `largest` windows, as many as are quick, and return what they took."""
+    if largest < 1:
+        return None
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # nobody's random numbers change
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        tiny = GPTConfig(vocab_size=2, block_size=2, n_layer=1, n_head=1, n_embd=2)
+        Trial(tiny, replace(config, compile=False), device).step(1)  # loads what PyTorch loads at its first step
+        before = memory_held(device)
+        trial = Trial(model_config, config, device)
+        trial.step(1)
+        batch_size = 1
+        while sum(trial.step(batch_size)) < QUICK_SECONDS and batch_size < largest:
+            batch_size = min(largest, 2 * batch_size)
+        trial.compile(batch_size)
+        trial.step(batch_size)
+        micro_batches, optimizer_steps = zip(*(trial.step(batch_size) for _ in range(2)), strict=True)
+        return Measurement(
+            batch_size=batch_size,
+            micro_batch_seconds=sum(micro_batches) / 2,
+            optimizer_seconds=sum(optimizer_steps) / 2,
+            evaluation_seconds=trial.evaluate(batch_size),
+            token_seconds=trial.write(min(8, model_config.block_size)),
+            bytes_before=before,
+            bytes_peak=memory_held(device),
+        )
+
+
+class Trial:
+    """A run of a few steps with made-up tokens."""
+
+    def __init__(self, model_config: GPTConfig, config: TrainConfig, device: torch.device):
+        self.config, self.device = config, device
+        self.model = GPT(model_config).to(device)
+        self.optimizer = build_optimizer(self.model, config)
+        if config.gradient_checkpointing:
+            checkpoint_blocks(self.model)
+        self.forward = self.model
+        dtype = resolve_dtype(config.dtype, device)
+        self.autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+    def compile(self, batch_size: int) -> None:
+        """Compile the model if the run will."""
+        with self.autocast:
+            self.forward = compile_model(self.model, self.config.compile, self.tokens(batch_size), lambda message: None)
+
+    def tokens(self, batch_size: int) -> torch.Tensor:
+        c = self.model.config
+        return torch.randint(c.vocab_size, (batch_size, c.block_size), device=self.device)
+
+    def clock(self) -> float:
+        if self.device.type != "cpu":
+            getattr(torch, self.device.type).synchronize()
+        return time.perf_counter()
+
+    def step(self, batch_size: int) -> tuple[float, float]:
+        """Return the seconds of a micro-batch forward and backward, and those of the optimizer."""
+        tokens_BT, started = self.tokens(batch_size), self.clock()
+        with self.autocast:
+            loss = cross_entropy(self.forward(tokens_BT), tokens_BT)
+        loss.backward()
+        computed = self.clock()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return computed - started, self.clock() - computed
+
+    @torch.no_grad()
+    def evaluate(self, batch_size: int) -> float:
+        """Return the seconds of evaluating one batch."""
+        self.model.eval()
+        tokens_BT, started = self.tokens(batch_size), self.clock()
+        with self.autocast:
+            cross_entropy(self.model(tokens_BT), tokens_BT)
+        return self.clock() - started
+
+    @torch.no_grad()
+    def write(self, count: int) -> float:
+        """Return the seconds of writing one token, of `count` that are written."""
+        cache, token_BT = KVCache(self.model.config, device=self.device), self.tokens(1)[:, :1]
+        started = self.clock()
+        for _ in range(count):
+            self.model(token_BT, cache)
+        return (self.clock() - started) / count
+
+
+def memory_held(device: torch.device) -> int:
+    """Return the bytes that this process holds on the device now (on CUDA, the most that it held)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.current_allocated_memory()
+    import psutil
+
+    return psutil.Process().memory_info().rss
