@@ -42,19 +42,21 @@ class Attention(nn.Module):
         self.output_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, cache: KVCache | None = None) -> Tensor:
-        q_BHTE, k_BHSE, v_BHSE = self.project(x_BTD, cache)
+        heads_BHTE = self.attend(*self.project(x_BTD, cache))
+        return self.output_dropout(self.output(heads_BHTE.transpose(1, 2).flatten(2)))
+
+    def attend(self, q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor) -> Tensor:
+        """Return heads_BHTE by one fused call, which need not store the T × S weights (Dao et al. 2022)."""
         T, S = q_BHTE.size(2), k_BHSE.size(2)
-        # The fused kernel computes the formula above without ever storing the T × S weights (Dao et al. 2022).
-        # Its is_causal flag means "the first T of T"; behind a cache the T new tokens are the last of S.
-        heads_BHTE = F.scaled_dot_product_attention(
+        # is_causal means the first T of T tokens; behind a cache the T new tokens are the last of S.
+        return F.scaled_dot_product_attention(
             q_BHTE,
             k_BHSE,
             v_BHSE,
-            attn_mask=causal_mask(T, S, x_BTD.device) if 1 < T < S else None,
+            attn_mask=causal_mask(T, S, q_BHTE.device) if 1 < T < S else None,
             is_causal=1 < T == S,
             dropout_p=self.dropout if self.training else 0.0,
         )
-        return self.output_dropout(self.output(heads_BHTE.transpose(1, 2).flatten(2)))
 
     def attention_weights(self, x_BTD: Tensor, cache: KVCache | None = None) -> Tensor:
         """Return weights_BHTS, how much token t attends to token s: the same formula written out, to look at."""

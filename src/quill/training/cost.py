@@ -1,4 +1,4 @@
-"""What the tensors of a training step cost, found without computing anything: bytes and FLOPs (of matrix products), exactly.
+"""What the tensors of a training step cost, exactly, without computing anything: bytes, and FLOPs of matrix products.
 
 One step is played with tensors that have shapes but no contents, and what is alive is added up at each operation. It
 is the model's own code that is played, so the figures stay right whatever becomes of it. Serves training/estimate.py.
@@ -26,7 +26,7 @@ from quill.model.gpt import GPT, Attention
 from quill.training.config import TrainConfig
 from quill.training.evaluation import cross_entropy
 from quill.training.optimizer import build_optimizer
-from quill.training.scaling import checkpoint_blocks
+from quill.training.scaling import apply_scale
 
 aten = torch.ops.aten
 FLOPS: dict[Any, Callable[..., int]] = {
@@ -101,8 +101,7 @@ def trace_step(model_config: GPTConfig, config: TrainConfig, device: torch.devic
                     module.dropout = 0.0  # only the CPU's attention stores its weights when there is dropout
         weights = counter.live
         optimizer = build_optimizer(model, config)
-        if config.gradient_checkpointing:
-            checkpoint_blocks(model)
+        apply_scale(model, config, device)
         tokens_BT = torch.zeros(config.batch_size, model_config.block_size, dtype=torch.long)
         for _ in range(min(2, config.gradient_accumulation_steps)):  # a third is like the second
             counter.flops = 0

@@ -3,7 +3,7 @@
 What the tensors take is traced (cost.py). What the process adds to that, and the time, come from a few real steps on
 this very machine (trial.py), small enough to be quick, and safe where the real ones would not fit.
 
-Why a heap holds more than what is in it: Wilson et al. 1995, "Dynamic Storage Allocation: A Survey and Critical Review".
+Why a heap holds more than what is in it: Wilson et al. 1995, "Dynamic Storage Allocation: A Survey".
 """
 
 from __future__ import annotations
@@ -195,7 +195,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     signs = (
-        "defaultcpuallocator", "not enough memory", "out of memory", "cannot allocate memory", "bad_alloc", "alloc_failed",
+        "defaultcpuallocator", "not enough memory", "out of memory", "cannot allocate memory", "bad_alloc",
+        "alloc_failed",
     )  # fmt: skip
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs)
 
@@ -224,13 +225,13 @@ def foresee_out_of_memory(model_config: GPTConfig, config: TrainConfig, device: 
 
 
 def describe_shortage(model_config: GPTConfig, config: TrainConfig, device: torch.device, room: int) -> str:
-    """Return what a run that does not fit into `room` bytes needs, and the flags that make it fit with what they need."""
+    """Return what a run that does not fit into `room` bytes needs, and the flags that make it fit."""
 
     def need(changed: TrainConfig) -> int:
         return typical_overhead(changed, device).peak(trace_step(model_config, changed, device), device)
 
     there = f" and {format_bytes(room)} can be had" if room < need(config) else ""
-    room = min(room, round(0.9 * need(config)))  # when memory did run out, less was there than the estimate says
+    room = round(0.85 * min(room, need(config)))  # advice must help though the heap wastes more one time than another
     advice = []
     for checkpointing in (False, True)[config.gradient_checkpointing :]:
         changed = replace(config, gradient_checkpointing=checkpointing)
@@ -249,9 +250,7 @@ def describe_shortage(model_config: GPTConfig, config: TrainConfig, device: torc
     return f"batch_size={config.batch_size} needs about {format_bytes(need(config))}{there}; {way}"
 
 
-def split_batch(
-    model_config: GPTConfig, config: TrainConfig, device: torch.device, room: int
-) -> TrainConfig | None:
+def split_batch(model_config: GPTConfig, config: TrainConfig, device: torch.device, room: int) -> TrainConfig | None:
     """Return the same batch in as few micro-batches as fit into `room` bytes, or None if single windows do not."""
     several = replace(config, gradient_accumulation_steps=2)  # gradients then stay while the next ones are computed
     largest = largest_batch_size(model_config, several, device, typical_overhead(config, device), room)

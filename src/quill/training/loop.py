@@ -27,7 +27,7 @@ from quill.training.estimate import explain_out_of_memory, is_out_of_memory
 from quill.training.evaluation import cross_entropy, evaluate_split
 from quill.training.interrupt import catch_interrupts
 from quill.training.optimizer import build_optimizer, set_learning_rate
-from quill.training.scaling import checkpoint_blocks, compile_model
+from quill.training.scaling import apply_scale, compile_model
 from quill.training.schedule import learning_rate_at
 from quill.training.state import Progress, restore_training, training_state
 
@@ -77,8 +77,7 @@ def train(
     model = GPT(model_config).to(device)
     optimizer = build_optimizer(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)  # keeps small float16 gradients above 0
-    if config.gradient_checkpointing:
-        checkpoint_blocks(model)
+    apply_scale(model, config, device)
     progress = Progress()
 
     def warn(message: str) -> None:

@@ -14,6 +14,16 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from quill.model.gpt import GPT
+from quill.training.config import TrainConfig
+from quill.training.dropout import lighten_dropout
+
+
+def apply_scale(model: GPT, config: TrainConfig, device: torch.device) -> None:
+    """Do to a finished model what this recipe asks for and this device likes, compilation excepted."""
+    if device.type == "cpu" and config.compile is not True:  # a compiler fuses dropout in a way of its own
+        lighten_dropout(model)
+    if config.gradient_checkpointing:
+        checkpoint_blocks(model)
 
 
 def checkpoint_blocks(model: GPT) -> None:

@@ -17,7 +17,7 @@ from quill.model.gpt import GPT
 from quill.training.config import TrainConfig
 from quill.training.evaluation import cross_entropy
 from quill.training.optimizer import build_optimizer
-from quill.training.scaling import checkpoint_blocks, compile_model
+from quill.training.scaling import apply_scale, compile_model
 
 QUICK_SECONDS = 0.3  # a step that takes longer is not tried with twice as many windows
 
@@ -71,8 +71,7 @@ class Trial:
         self.config, self.device = config, device
         self.model = GPT(model_config).to(device)
         self.optimizer = build_optimizer(self.model, config)
-        if config.gradient_checkpointing:
-            checkpoint_blocks(self.model)
+        apply_scale(self.model, config, device)
         self.forward = self.model
         dtype = resolve_dtype(config.dtype, device)
         self.autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

@@ -1,0 +1,90 @@
+"""`quill estimate` tells what a run would cost and writes nothing; training out of memory tells what would help."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Training with so little address space left that a large batch cannot fit.
+LIMITED = """
+import resource, sys, psutil, torch
+import quill.training.loop
+from quill.cli.main import main
+torch.nn.Linear(1, 1)(torch.zeros(1, 1)).sum().backward()
+held = psutil.Process().memory_info().vms
+resource.setrlimit(resource.RLIMIT_AS, (held + 800_000_000,) * 2)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_the_table_says_what_people_ask(quill, here, tiny):
+    before = sorted(here.rglob("*"))
+    code, out, error = quill("estimate", "my.txt", *tiny)
+    assert (code, error) == (0, "") and sorted(here.rglob("*")) == before
+    lines = {line[:21].strip(): line[23:] for line in out.splitlines()}
+    assert {"parameters", "weights", "optimizer state", "activations", "memory at its peak"} <= lines.keys()
+    assert {"largest micro-batch", "arithmetic", "speed", "a step", "the whole run"} <= lines.keys()
+    assert "without positions" in lines["parameters"] and "tokens/s on cpu" in lines["speed"]
+    assert "vocabulary 32" in lines["model"]
+
+
+def test_json_is_one_object_with_the_same_figures(quill, here, tiny):
+    code, out, _ = quill("estimate", "my.txt", *tiny, "--json", "--gradient_accumulation_steps=3")
+    found = json.loads(out)
+    assert code == 0 and out.count("\n") == 1
+    assert found["fits"] is True and found["vocab_size"] == 32 and found["tokens_per_step"] == 3 * 4 * 8
+    assert found["peak_bytes"] > found["weights_bytes"] > 0 and found["run_seconds"] > 0
+
+
+def test_prepared_tokens_tell_the_vocabulary_when_the_text_is_gone(quill, here, tiny):
+    assert quill("prepare", "my.txt")[0] == 0
+    (here / "my.txt").unlink()
+    _, out, _ = quill("estimate", "my.txt", *tiny, "--json")
+    assert json.loads(out)["vocab_size"] == 32
+
+
+def test_a_corpus_that_is_not_here_yet_is_assumed_and_said_so(quill, here, tiny):
+    _, out, _ = quill("estimate", "--dataset=shakespeare", *tiny, "--json")
+    assert json.loads(out)["vocab_size"] == 65 and "vocab_size=65 assumed" in json.loads(out)["note"]
+    _, out, _ = quill("estimate", "--dataset=shakespeare", "--tokenizer=byte", *tiny, "--json")
+    assert json.loads(out)["vocab_size"] == 256
+
+
+def test_a_text_that_does_not_exist_is_refused(refused, here, tiny):
+    assert "nowhere.txt" in refused("estimate", "nowhere.txt", *tiny)
+
+
+def test_impossible_values_are_refused(refused, here):
+    assert "n_embd=10" in refused("estimate", "my.txt", "--n_embd=10", "--n_head=3")
+
+
+def test_what_does_not_fit_comes_with_advice(quill, here, tiny, monkeypatch):
+    monkeypatch.setattr("quill.training.estimate.memory_room", lambda device: 1000)
+    code, out, _ = quill("estimate", "my.txt", *tiny)
+    assert code == 0 and "it does not fit: batch_size=4 needs" in out and "not measured" in out
+
+
+def test_training_that_runs_out_of_memory_ends_in_one_line_and_its_advice_works(here: Path, environment):
+    pytest.importorskip("resource", reason="this system cannot limit a process's memory")
+    if not sys.platform.startswith("linux"):
+        pytest.skip("only Linux holds a process to its limit on address space")
+    shape = ["--n_layer=2", "--n_head=2", "--n_embd=64", "--block_size=64", "--device=cpu", "--sample_tokens=0"]
+    steps = ["--max_iters=1", "--eval_iters=1", "--dataset=my.txt", "--out_dir=out"]
+
+    def train(*flags: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", LIMITED, "train", *shape, *steps, *flags]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8", check=False)
+
+    ended = train("--batch_size=1024")
+    said = ended.stderr.strip().splitlines()
+    assert ended.returncode == 2, ended.stderr
+    assert len(said) == 1 and "memory ran out: batch_size=1024 needs about " in said[0]
+    assert "Traceback" not in ended.stdout + ended.stderr
+    advice = re.search(r"; ((?:--\w+=\w+ )+)needs", said[0])
+    assert advice, said[0]
+    assert train("--overwrite=True", *advice[1].split()).returncode == 0

@@ -1,0 +1,80 @@
+"""Dropout for CPUs is dropout: the same model, the same expectation, other draws."""
+
+import copy
+
+import pytest
+import torch
+
+from quill.model.config import GPTConfig
+from quill.model.gpt import GPT
+from quill.training.dropout import drop, lighten_dropout
+from quill.training.scaling import checkpoint_blocks
+
+CONFIG = GPTConfig(vocab_size=11, block_size=16, n_layer=2, n_head=2, n_embd=16, dropout=0.3)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.9])
+def test_it_drops_its_share_and_keeps_the_mean(share: float) -> None:
+    torch.manual_seed(0)
+    y = drop(torch.ones(1_000_003), share)
+    # The standard deviation of the share over a million draws is at most 0.0005.
+    assert (y == 0).float().mean().item() == pytest.approx(share, abs=0.002)
+    assert y.mean().item() == pytest.approx(1.0, abs=0.02)
+    assert y.unique().tolist() == pytest.approx([0.0, 1 / (1 - share)], rel=1e-3)
+
+
+def test_neighbours_are_dropped_independently() -> None:
+    torch.manual_seed(0)
+    kept = (drop(torch.ones(400_000), 0.2) > 0).float() - 0.8
+    for distance in (1, 2, 3, 4, 5, 8, 64):
+        correlation = (kept[:-distance] * kept[distance:]).mean().item() / 0.16
+        assert abs(correlation) < 0.01, distance
+
+
+def test_the_gradient_is_that_of_what_was_kept() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, 7, requires_grad=True)
+    y = drop(x, 0.4)
+    y.sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad * x, y)
+
+
+def test_without_dropout_and_in_evaluation_nothing_changes() -> None:
+    torch.manual_seed(0)
+    plain = GPT(CONFIG)
+    light = copy.deepcopy(plain)
+    lighten_dropout(light)
+    tokens_BT = torch.randint(11, (2, 16))
+    assert torch.equal(plain.eval()(tokens_BT), light.eval()(tokens_BT))
+    for model in (plain, light):
+        model.train()
+        for module in model.modules():
+            module.p = module.dropout = 0.0
+    torch.testing.assert_close(plain(tokens_BT), light(tokens_BT))
+
+
+def test_the_average_of_many_passes_is_that_of_plain_dropout() -> None:
+    torch.manual_seed(0)
+    plain = GPT(CONFIG).train()
+    light = copy.deepcopy(plain)
+    lighten_dropout(light)
+    tokens_BT = torch.randint(11, (1, 16)).expand(2000, -1)
+    with torch.no_grad():
+        ours, theirs = light(tokens_BT), plain(tokens_BT)
+    spread = theirs.std(0) / 2000**0.5
+    assert ((ours.mean(0) - theirs.mean(0)).abs() < 6 * spread).all()
+    torch.testing.assert_close(ours.std(0), theirs.std(0), rtol=0.15, atol=0.0)
+
+
+def test_gradient_checkpointing_recomputes_the_same_masks() -> None:
+    gradients = []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        model = GPT(CONFIG).train()
+        lighten_dropout(model)
+        if checkpointed:
+            checkpoint_blocks(model)
+        model(torch.arange(11)[None]).square().sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
