@@ -77,8 +77,8 @@ def save_checkpoint(
     try:
         draft.mkdir(parents=True, exist_ok=True)
         digests = {
-            WEIGHTS: _write(draft / WEIGHTS, _serialize(weights, metadata)),
-            STATE: _write(draft / STATE, _serialize(training_tensors, training_metadata)),
+            WEIGHTS: _write_tensors(draft / WEIGHTS, weights, metadata),
+            STATE: _write_tensors(draft / STATE, training_tensors, training_metadata),
         }
         manifest = {"step": step, "sha256": digests}
         _write(draft / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
@@ -90,10 +90,11 @@ def save_checkpoint(
             _write(out_dir / f".{pointer}.draft", f"{folder.name}\n".encode())
             os.replace(out_dir / f".{pointer}.draft", out_dir / pointer)
         _sync(out_dir)
-    except OSError as error:
+    except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise CheckpointError(
-            f"cannot save {folder}: {error.strerror}; the checkpoints before it are untouched, "
+            f"cannot save {folder}: {reason}; the checkpoints before it are untouched, "
             f"so make room and go on with --resume=True --out_dir={out_dir}"
         ) from error
     _delete_all_but(out_dir, {name for p in ("last", "best") if (name := _pointed_to(out_dir, p))})
@@ -200,18 +201,21 @@ def newest_run(folder: str | Path = ".") -> Path:
     return max(runs, key=lambda run: (run / "last").stat().st_mtime_ns)
 
 
-def _serialize(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> bytes:
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    return safetensors.torch.save(contiguous, metadata={"format": "pt", "quill": json.dumps(metadata)})
+def _write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> str:
+    """Write tensors straight from where they lie, and return the file's SHA-256."""
+    header = {"format": "pt", "quill": json.dumps(metadata)}
+    safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, header)
+    with open(file, "rb+") as opened:
+        os.fsync(opened.fileno())
+    return sha256_of(file)
 
 
-def _write(file: Path, data: bytes) -> str:
-    """Write and force to disk before anything is renamed; return the SHA-256 of what should be there."""
+def _write(file: Path, data: bytes) -> None:
+    """Write, and force to disk before anything is renamed."""
     with open(file, "wb") as opened:
         opened.write(data)
         opened.flush()
         os.fsync(opened.fileno())
-    return hashlib.sha256(data).hexdigest()
 
 
 def _sync(folder: Path) -> None:
