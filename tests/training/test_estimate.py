@@ -92,7 +92,7 @@ def test_the_largest_micro_batch_fits_and_one_more_does_not() -> None:
     for room in (3_000_000, 8_000_000, 80_000_000):
         largest = largest_batch_size(SHAPE, RECIPE, CPU, overhead, room)
         fitting, next_one = (trace_step(SHAPE, replace(RECIPE, batch_size=largest + more), CPU) for more in (0, 1))
-        assert overhead.peak(fitting, CPU) <= room < overhead.peak(next_one, CPU)
+        assert overhead.peak(fitting) <= room < overhead.peak(next_one)
     assert largest_batch_size(SHAPE, RECIPE, CPU, overhead, 1_000_000) == 0
 
 
@@ -105,7 +105,7 @@ def test_an_estimate_adds_up() -> None:
     assert found.parameters_without_positions == model.count_parameters(positions=False)
     parts = ("weights", "optimizer", "activations", "process", "allocator")
     together = sum(getattr(found, f"{part}_bytes") for part in parts)
-    assert together <= found.peak_bytes <= together + found.optimizer_bytes
+    assert found.peak_bytes == pytest.approx(together, abs=1)
     assert found.fits and found.largest_batch_size > RECIPE.batch_size
     assert found.tokens_per_step == 2 * 8 * 32
     assert found.flops_per_step == 2 * trace_step(SHAPE, replace(RECIPE, gradient_accumulation_steps=2), CPU).flops
@@ -164,7 +164,7 @@ def test_what_is_advised_fits_and_trains_on_the_same_batch(founding: Callable, r
             **{name: value == "True" if value in ("True", "False") else int(value) for name, value in given.items()},
         )
         assert changed.batch_size * changed.gradient_accumulation_steps == 64
-        peak = typical_overhead(changed, CPU).peak(trace_step(shape, changed, CPU), CPU)
+        peak = typical_overhead(shape, changed, CPU).peak(trace_step(shape, changed, CPU))
         assert peak <= room
         assert float(size) * {"GB": 1e9, "MB": 1e6}[unit] == pytest.approx(peak, rel=0.06)
 

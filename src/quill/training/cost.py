@@ -46,12 +46,17 @@ class StepCost:
     optimizer: int
     working: int
     """most that is alive besides these two: activations, and gradients as they take the place of activations"""
+    in_heap: int
+    """the part of it in blocks of less than 32 MiB, which glibc may keep in its heap; larger ones go back when freed"""
     evaluating: int
-    """the same while evaluating"""
+    """most that is alive besides weights and optimizer state while evaluating"""
     flops: int
     """of a micro-batch forward and backward, including what gradient checkpointing computes twice"""
     evaluation_flops: int
     """of a micro-batch forward"""
+
+
+MAPPED = 32 * 2**20  # DEFAULT_MMAP_THRESHOLD_MAX in glibc's malloc.c
 
 
 class TensorCounter(TorchDispatchMode):
@@ -60,6 +65,7 @@ class TensorCounter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = self.flops = 0
+        self.small = self.small_at_peak = 0  # of these, the bytes in blocks that are not mapped one by one
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -67,7 +73,8 @@ class TensorCounter(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor.untyped_storage())
-        self.peak = max(self.peak, self.live)
+        if self.live > self.peak:
+            self.peak, self.small_at_peak = self.live, self.small
         if count := FLOPS.get(func.overloadpacket):
             self.flops += count(*args, **(kwargs or {}), out_val=result)
         return result
@@ -77,12 +84,16 @@ class TensorCounter(TorchDispatchMode):
         if key in self._storages:  # a view, or the result of an operation in place
             return
 
+        small = size if size < MAPPED else 0
+
         def forget(_: object) -> None:
             self.live -= size
+            self.small -= small
             del self._storages[key]
 
         self._storages[key] = weakref.ref(storage, forget)
         self.live += size
+        self.small += small
 
 
 @functools.lru_cache(maxsize=64)
@@ -99,7 +110,7 @@ def trace_step(model_config: GPTConfig, config: TrainConfig, device: torch.devic
             for module in model.modules():
                 if isinstance(module, Attention):
                     module.dropout = 0.0  # only the CPU's attention stores its weights when there is dropout
-        weights = counter.live
+        weights, small_weights = counter.live, counter.small
         optimizer = build_optimizer(model, config)
         apply_scale(model, config, device)
         tokens_BT = torch.zeros(config.batch_size, model_config.block_size, dtype=torch.long)
@@ -109,7 +120,8 @@ def trace_step(model_config: GPTConfig, config: TrainConfig, device: torch.devic
                 loss = cross_entropy(model(tokens_BT), tokens_BT)
             loss.backward()
             del loss
-        working, flops, held = counter.peak - weights, counter.flops, counter.live
+        working, in_heap = counter.peak - weights, counter.small_at_peak - small_weights
+        flops, held = counter.flops, counter.live
         optimizer.step()
         state = counter.live - held
         optimizer.zero_grad(set_to_none=True)
@@ -117,4 +129,4 @@ def trace_step(model_config: GPTConfig, config: TrainConfig, device: torch.devic
         model.eval()
         with torch.no_grad(), autocast:
             cross_entropy(model(tokens_BT), tokens_BT)
-        return StepCost(weights, state, working, counter.peak - weights - state, flops, counter.flops)
+        return StepCost(weights, state, working, in_heap, counter.peak - weights - state, flops, counter.flops)

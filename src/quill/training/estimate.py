@@ -59,17 +59,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Overhead:
-    """What a process holds besides tensors: `process` bytes, and in its allocator `waste` for each working byte."""
+    """What a process holds besides tensors: `process` bytes, and in its allocator `waste` for each byte in its heap."""
 
     process: int
     waste: float
 
-    def peak(self, cost: StepCost, device: torch.device) -> int:
-        """Return the most bytes that a run with such steps holds, whether it trains, evaluates or saves."""
-        # A checkpoint is put together in the computer's memory, beside what the heap still holds of the last step.
-        saving = cost.optimizer if device.type == "cpu" else 0
-        working = max(round(cost.working * (1 + self.waste)), cost.evaluating)
-        return self.process + cost.weights + cost.optimizer + working + saving
+    def peak(self, cost: StepCost) -> int:
+        """Return the most bytes that a run with such steps holds, whether it trains or evaluates."""
+        working = max(cost.working + round(self.waste * cost.in_heap), cost.evaluating)
+        return self.process + cost.weights + cost.optimizer + working
 
 
 def estimate_run(
@@ -81,16 +79,16 @@ def estimate_run(
     taken to have all their `eval_iters` batches.
     """
     cost, room = trace_step(model_config, config, device), memory_room(device)
-    overhead, seconds = typical_overhead(config, device), {}
+    overhead, seconds = typical_overhead(model_config, config, device), {}
     measured = measure(model_config, config, device, safe_batch_size(cost, config, overhead, room))
     if measured:
         tried = trace_step(model_config, replace(config, batch_size=measured.batch_size), device)
         overhead = replace(overhead, process=measured.bytes_before)
         if device.type == "cuda":  # there PyTorch counts exactly, and a compiled model may need less than was traced
             live = overhead.process + tried.weights + tried.optimizer + tried.working
-            overhead = replace(overhead, waste=(measured.bytes_peak - live) / tried.working)
+            overhead = replace(overhead, waste=(measured.bytes_peak - live) / tried.in_heap)
         seconds = run_times(model_config, config, cost, tried, measured, val_tokens)
-    peak = overhead.peak(cost, device)
+    peak = overhead.peak(cost)
     with torch.device("meta"):
         model = GPT(model_config)
     return Estimate(
@@ -101,7 +99,7 @@ def estimate_run(
         optimizer_bytes=cost.optimizer,
         activations_bytes=cost.working,
         process_bytes=overhead.process,
-        allocator_bytes=round(cost.working * overhead.waste),
+        allocator_bytes=round(cost.in_heap * overhead.waste),
         peak_bytes=peak,
         room_bytes=room,
         fits=peak <= room,
@@ -113,16 +111,19 @@ def estimate_run(
     )
 
 
-def typical_overhead(config: TrainConfig, device: torch.device) -> Overhead:
+def typical_overhead(model_config: GPTConfig, config: TrainConfig, device: torch.device) -> Overhead:
     """Return what is usual where nothing can be measured.
 
-    glibc cannot use again all that was freed, the less so the more often large blocks come and go. What it wastes
-    differs from run to run of the same program (benchmarks/estimate.py): the middle of what was seen is taken.
+    glibc's heap cannot use again all that was freed, the less so the more often large blocks come and go. How much
+    differs from run to run of the same program; taken is the middle of what benchmarks/estimate.py sees.
     """
     if device.type != "cpu":
         return Overhead(0, 0.0)
-    waste = 0.0 if platform.libc_ver()[0] != "glibc" else 1.35 if config.gradient_checkpointing else 0.5
-    return Overhead(330_000_000, waste)  # Python with PyTorch, after its first step
+    waste = 0.42 if model_config.dropout == 0 else 0.65
+    if config.gradient_checkpointing:
+        waste = 1.0 if model_config.dropout == 0 else 1.6
+    # Python with PyTorch, after its first step; and what other allocators waste is not known.
+    return Overhead(330_000_000, waste if platform.libc_ver()[0] == "glibc" else 0.0)
 
 
 def run_times(
@@ -155,15 +156,19 @@ def largest_batch_size(
 ) -> int:
     """Return the largest micro-batch whose run takes at most `room` bytes, 0 if none does."""
 
-    def spare(batch_size: int) -> int:
-        return room - overhead.peak(trace_step(model_config, replace(config, batch_size=batch_size), device), device)
+    def needed(batch_size: int) -> int:
+        return overhead.peak(trace_step(model_config, replace(config, batch_size=batch_size), device)) - fixed
 
-    # Memory grows by the same bytes with each window, once activations outweigh the rest.
-    size = config.batch_size
-    each = (spare(size) - spare(2 * size)) / size
-    size += math.floor(spare(size) / each)
-    while size >= 1 and spare(size) < 0:
-        size -= math.ceil(-spare(size) / each)
+    cost = trace_step(model_config, config, device)
+    fixed = overhead.process + cost.weights + cost.optimizer
+    left, size = room - fixed, config.batch_size
+    for _ in range(6):  # memory is all but proportional to the batch: the second guess is mostly right
+        guess = max(1, left * size // needed(size))
+        if guess == size:
+            break
+        size = guess
+    while size >= 1 and needed(size) > left:
+        size -= math.ceil((needed(size) - left) / needed(size) * size)
     return max(0, size)
 
 
@@ -219,7 +224,7 @@ def foresee_out_of_memory(model_config: GPTConfig, config: TrainConfig, device: 
     Worth asking before a run on the CPU: there a system may end a process that takes too much without a word.
     """
     room = memory_room(device)
-    if typical_overhead(config, device).peak(trace_step(model_config, config, device), device) <= room:
+    if typical_overhead(model_config, config, device).peak(trace_step(model_config, config, device)) <= room:
         return None
     return f"memory will hardly be enough: {describe_shortage(model_config, config, device, room)}"
 
@@ -228,7 +233,7 @@ def describe_shortage(model_config: GPTConfig, config: TrainConfig, device: torc
     """Return what a run that does not fit into `room` bytes needs, and the flags that make it fit."""
 
     def need(changed: TrainConfig) -> int:
-        return typical_overhead(changed, device).peak(trace_step(model_config, changed, device), device)
+        return typical_overhead(model_config, changed, device).peak(trace_step(model_config, changed, device))
 
     there = f" and {format_bytes(room)} can be had" if room < need(config) else ""
     room = round(0.85 * min(room, need(config)))  # advice must help though the heap wastes more one time than another
@@ -253,7 +258,7 @@ def describe_shortage(model_config: GPTConfig, config: TrainConfig, device: torc
 def split_batch(model_config: GPTConfig, config: TrainConfig, device: torch.device, room: int) -> TrainConfig | None:
     """Return the same batch in as few micro-batches as fit into `room` bytes, or None if single windows do not."""
     several = replace(config, gradient_accumulation_steps=2)  # gradients then stay while the next ones are computed
-    largest = largest_batch_size(model_config, several, device, typical_overhead(config, device), room)
+    largest = largest_batch_size(model_config, several, device, typical_overhead(model_config, config, device), room)
     sizes = [size for size in range(1, min(largest, config.batch_size) + 1) if config.batch_size % size == 0]
     if not sizes:
         return None

@@ -19,7 +19,7 @@ from quill.training.evaluation import cross_entropy
 from quill.training.optimizer import build_optimizer
 from quill.training.scaling import apply_scale, compile_model
 
-QUICK_SECONDS = 0.3  # a step that takes longer is not tried with twice as many windows
+QUICK_SECONDS = 0.25  # a step that takes longer is not tried with twice as many windows
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def measure(model_config: GPTConfig, config: TrainConfig, device: torch.device, 
         before = memory_held(device)
         trial = Trial(model_config, config, device)
         trial.step(1)
-        batch_size = 1
+        batch_size = min(2, largest)  # a single window is slower than each of several
         while sum(trial.step(batch_size)) < QUICK_SECONDS and batch_size < largest:
             batch_size = min(largest, 2 * batch_size)
         trial.compile(batch_size)
