@@ -25,7 +25,7 @@ from quill.training.estimate import (
     typical_overhead,
 )
 from quill.training.evaluation import cross_entropy
-from quill.training.scaling import checkpoint_blocks
+from quill.training.scaling import apply_scale
 
 CPU = torch.device("cpu")
 SHAPE = GPTConfig(vocab_size=11, block_size=32, n_layer=3, n_head=2, n_embd=16, dropout=0.2)
@@ -39,8 +39,7 @@ def test_the_trace_counts_what_real_tensors_take(dropout: float, checkpointing: 
     with TensorCounter() as counter:
         model = GPT(shape)
         weights = counter.live
-        if checkpointing:
-            checkpoint_blocks(model)
+        apply_scale(model, recipe, CPU)
         tokens_BT = torch.zeros(8, 32, dtype=torch.long)
         loss = cross_entropy(model(tokens_BT), tokens_BT)
         loss.backward()
@@ -79,6 +78,14 @@ def test_adamw_keeps_two_numbers_for_each_weight() -> None:
 def test_attention_on_a_gpu_never_stores_its_weights() -> None:
     float32 = replace(RECIPE, dtype="float32")
     assert trace_step(SHAPE, float32, torch.device("cuda")).working < trace_step(SHAPE, float32, CPU).working
+
+
+def test_only_blocks_below_the_threshold_of_mapping_lie_in_the_heap() -> None:
+    assert trace_step(SHAPE, RECIPE, CPU).in_heap == trace_step(SHAPE, RECIPE, CPU).working
+    large = replace(RECIPE, batch_size=40_000, dtype="float32")
+    assert 0 < trace_step(SHAPE, large, CPU).in_heap < 0.2 * trace_step(SHAPE, large, CPU).working
+    on_gpu = trace_step(SHAPE, large, torch.device("cuda"))
+    assert on_gpu.in_heap == on_gpu.working
 
 
 def test_tracing_takes_no_memory() -> None:

@@ -47,7 +47,7 @@ class StepCost:
     working: int
     """most that is alive besides these two: activations, and gradients as they take the place of activations"""
     in_heap: int
-    """the part of it in blocks of less than 32 MiB, which glibc may keep in its heap; larger ones go back when freed"""
+    """the part of it in blocks of less than 32 MiB, which glibc may keep in its heap; on other devices, all"""
     evaluating: int
     """most that is alive besides weights and optimizer state while evaluating"""
     flops: int
@@ -120,7 +120,8 @@ def trace_step(model_config: GPTConfig, config: TrainConfig, device: torch.devic
                 loss = cross_entropy(model(tokens_BT), tokens_BT)
             loss.backward()
             del loss
-        working, in_heap = counter.peak - weights, counter.small_at_peak - small_weights
+        working = counter.peak - weights
+        in_heap = counter.small_at_peak - small_weights if device.type == "cpu" else working
         flops, held = counter.flops, counter.live
         optimizer.step()
         state = counter.live - held

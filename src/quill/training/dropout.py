@@ -40,18 +40,18 @@ def drop(x: Tensor, share: float) -> Tensor:
     return (x * kept).mul_(CHOICES / (CHOICES - dropped))
 
 
-def drop_in_training(module: nn.Dropout, x: Tensor) -> Tensor:
+def drop_in_training(module: nn.Dropout, input: Tensor) -> Tensor:
     """Do what the module does, with our masks."""
-    return drop(x, module.p) if module.training and module.p > 0 else x
+    return drop(input, module.p) if module.training and module.p > 0 else input
 
 
 def attend_in_training(
-    attention: Attention, fused: Callable[..., Tensor], q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor
+    attention: Attention, fused: Callable[..., Tensor], q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor
 ) -> Tensor:
     """Return heads_BHTE by the formula written out, which is what the fused call does on a CPU where weights drop."""
     if not attention.training or attention.dropout == 0:
-        return fused(q_BHTE, k_BHTE, v_BHTE)
-    T = q_BHTE.size(2)
-    scores_BHTT = (q_BHTE @ k_BHTE.mT).div_(math.sqrt(q_BHTE.size(-1)))
-    scores_BHTT.add_(torch.full((T, T), -math.inf, dtype=scores_BHTT.dtype).triu_(1))  # cheaper than masked_fill
-    return drop(scores_BHTT.softmax(-1), attention.dropout) @ v_BHTE
+        return fused(q_BHTE, k_BHSE, v_BHSE)
+    T, S = q_BHTE.size(2), k_BHSE.size(2)
+    scores_BHTS = (q_BHTE @ k_BHSE.mT).div_(math.sqrt(q_BHTE.size(-1)))
+    scores_BHTS.add_(torch.full((T, S), -math.inf, dtype=scores_BHTS.dtype).triu_(1 + S - T))  # cheaper than a fill
+    return drop(scores_BHTS.softmax(-1), attention.dropout) @ v_BHSE

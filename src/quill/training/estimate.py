@@ -223,7 +223,11 @@ def foresee_out_of_memory(model_config: GPTConfig, config: TrainConfig, device: 
 
     Worth asking before a run on the CPU: there a system may end a process that takes too much without a word.
     """
-    room = memory_room(device)
+    room, shape = memory_room(device), model_config
+    # About 16 numbers a width and 4 an attention weight are kept: where that is far from all, nothing is traced.
+    kept = shape.n_layer * (16 * shape.n_embd + 4 * shape.n_head * shape.block_size)
+    if 4 * (4 * config.batch_size * shape.block_size * kept) < room:
+        return None
     if typical_overhead(model_config, config, device).peak(trace_step(model_config, config, device)) <= room:
         return None
     return f"memory will hardly be enough: {describe_shortage(model_config, config, device, room)}"

@@ -23,7 +23,7 @@ from quill.model.gpt import GPT
 from quill.text.dataset import Dataset, require_window, sample_batch
 from quill.training.checkpoint import find_checkpoint, save_checkpoint
 from quill.training.config import TrainConfig
-from quill.training.estimate import explain_out_of_memory, is_out_of_memory
+from quill.training.estimate import explain_out_of_memory, foresee_out_of_memory, is_out_of_memory
 from quill.training.evaluation import cross_entropy, evaluate_split
 from quill.training.interrupt import catch_interrupts
 from quill.training.optimizer import build_optimizer, set_learning_rate
@@ -74,7 +74,8 @@ def train(
     autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
     torch.manual_seed(config.seed)
-    model = GPT(model_config).to(device)
+    with explaining_out_of_memory(model_config, config):
+        model = GPT(model_config).to(device)
     optimizer = build_optimizer(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)  # keeps small float16 gradients above 0
     apply_scale(model, config, device)
@@ -91,6 +92,8 @@ def train(
     report(describe_start(model, config, dataset, progress, device, dtype, compiled=forward is not model))
 
     checkpoint = find_checkpoint(config.out_dir, "last") if resume else None
+    if device.type == "cpu" and (shortage := foresee_out_of_memory(model_config, config, device)):
+        warn(shortage)  # a system may end a process that takes too much memory without a word
     started = time.perf_counter()
     reason = "finished"
     # The losses since the last line of the log stay on the device: to read one makes a GPU finish all its work first.
