@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MARK = "# A run of `quill demo`, which may write over it.\n"
 RECIPE = {
     "n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "dropout": 0.0,
-    "batch_size": 16, "learning_rate": 2e-3, "beta2": 0.99, "eval_iters": 4, "log_interval": 5, "sample_tokens": 120,
+    "batch_size": 16, "learning_rate": 3e-3, "beta2": 0.99, "eval_iters": 4, "log_interval": 5, "sample_tokens": 120,
 }  # fmt: skip
 EVALUATIONS = 8
 # What is left of the time after a margin: other programs also want the processor now and then.
