@@ -28,7 +28,7 @@ import numpy as np
 from measure import Summary
 
 from quill.cli.arguments import read_config
-from quill.model.config import GPTConfig
+from quill.model.config import GPTConfig, ModelConfig
 from quill.text.dataset import Dataset, evaluation_windows, open_dataset, prepare_dataset
 from quill.training.config import TrainConfig
 
@@ -102,11 +102,16 @@ def start_worker(name: str, arguments: Namespace, seed: int) -> Curve:
 
 
 def train_quill(arguments: Namespace) -> Curve:
-    """Train with Quill's loop; its events carry both clocks."""
-    from quill.training.loop import train
-
+    """Train with Quill's loop."""
     dataset = open_dataset(arguments.folder)
     shape, recipe = configure(arguments, dataset, arguments.seed)
+    return follow_quill(shape, recipe, dataset, arguments.started)
+
+
+def follow_quill(shape: ModelConfig, recipe: TrainConfig, dataset: Dataset, started: float) -> Curve:
+    """Train by this recipe in a folder that is thrown away; the events of the loop carry both clocks."""
+    from quill.training.loop import train
+
     curve: Curve = {"startup_seconds": 0.0, "steps": [], "seconds": [], "losses": []}
     step, seconds, tokens_per_step = 0, 0.0, 0
 
@@ -114,7 +119,7 @@ def train_quill(arguments: Namespace) -> Curve:
         nonlocal step, seconds, tokens_per_step
         match event["event"]:
             case "start":
-                curve["startup_seconds"] = time.time() - arguments.started
+                curve["startup_seconds"] = time.time() - started
                 tokens_per_step = event["tokens_per_step"]
             case "step":  # its speed is that of the steps alone, evaluation left out
                 seconds += (event["step"] - step) * tokens_per_step / event["tokens_per_second"]

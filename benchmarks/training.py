@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # the process that measures stays without PyTorch
     import torch
     from torch import Tensor
 
-    Peer = tuple[Any, torch.optim.Optimizer, Callable[[Any, Tensor, Tensor], Tensor]]
+    Peer = tuple[Any, Any, Callable[[Any, Tensor, Tensor], Tensor]]
 
 CEILING = "matrix product"
 SEED = 1337

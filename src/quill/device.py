@@ -13,7 +13,7 @@ from quill.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "fastest", "float32", "bfloat16", "float16")
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -40,19 +40,47 @@ def resolve_device(name: str = "auto") -> torch.device:
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """Return the number format of the arithmetic: "auto" is bfloat16 (or float16) on CUDA, and float32 elsewhere.
 
-    Weights stay in float32 whatever this says; the format is used by autocast.
+    "fastest" takes bfloat16 on a CPU as well, where it has instructions for it. Weights stay in float32 whatever this
+    says; the format is used by autocast.
     """
     import torch
 
     if name not in DTYPES:
         raise ConfigError(f"dtype={name!r} is unknown: use one of {', '.join(DTYPES)}")
-    if name == "auto":
+    if name in ("auto", "fastest"):
+        if name == "fastest" and device.type == "cpu" and multiplies_bfloat16():
+            return torch.bfloat16
         if device.type != "cuda":
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if name == "float16" and device.type == "cpu":
         raise ConfigError("dtype='float16' is for a GPU: on the CPU use float32 or bfloat16")
     return getattr(torch, name)
+
+
+def multiplies_bfloat16() -> bool:
+    """Say whether this machine's CPU has instructions that multiply bfloat16 (AVX-512 BF16 or AMX)."""
+    import torch
+
+    can = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of PyTorch cannot tell
+    return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+
+
+def keep_freed_memory() -> bool:
+    """Make glibc keep memory that was freed, for this whole process; say whether it did (other systems do not need it).
+
+    A training step frees and asks for the same large blocks again and again. By default glibc hands them back to the
+    system each time, and to get them again costs a page fault every 4096 bytes. Called by commands, never on import.
+    See mallopt(3), M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
+    """
+    import ctypes
+    import platform
+
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc, most = ctypes.CDLL("libc.so.6"), 2**30
+    trim_threshold, mmap_threshold = -1, -3
+    return bool(libc.mallopt(mmap_threshold, most) and libc.mallopt(trim_threshold, most))
 
 
 def describe_device(device: torch.device) -> str:

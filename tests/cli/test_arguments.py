@@ -20,6 +20,7 @@ from quill.cli.arguments import (
     settings_of,
 )
 from quill.errors import ConfigError
+from quill.model.config import ModernConfig
 
 
 def parser() -> Parser:
@@ -162,3 +163,14 @@ def test_a_written_configuration_reads_back_the_same():
 def test_configs_are_built_from_the_flat_settings():
     model, training = build_configs(settings_of(read("--n_layer=2", "--max_iters=9")), vocab_size=65)
     assert (model.vocab_size, model.n_layer, training.max_iters) == (65, 2, 9)
+
+
+def test_a_flag_of_the_other_model_is_refused_because_it_would_do_nothing():
+    with pytest.raises(ConfigError, match=r"n_kv_head belongs to the modern model.*--architecture=modern"):
+        settings_of(read("--n_kv_head=2"))
+    with pytest.raises(ConfigError, match=r"bias belongs to the classic model.*--architecture=classic"):
+        settings_of(read("--architecture=modern", "--bias=True"))
+    modern = settings_of(read("--architecture=modern", "--n_kv_head=2"))
+    assert "bias" not in modern and modern["n_kv_head"] == 2
+    assert type(build_configs(modern)[0]) is ModernConfig
+    assert "n_kv_head" not in settings_of(read())

@@ -139,6 +139,18 @@ def test_metrics_are_one_json_object_a_line(trained):
     assert all(json.loads(line)["step"] >= 0 for line in lines)
 
 
+def test_a_modern_run_trains_goes_on_and_writes(quill, refused, here, flags):
+    modern = ["--architecture=modern", "--n_kv_head=1", "--optimizer=muon", "--lr_schedule=linear"]
+    assert quill("train", *flags, *modern)[0] == 0
+    code, out, error = quill("train", "--resume=True", "--max_iters=9")
+    assert (code, error) == (0, "") and "finished at step 9" in out
+    stored = yaml.safe_load((here / "out" / "config.yaml").read_text(encoding="utf-8"))
+    assert stored["architecture"] == "modern" and stored["n_kv_head"] == 1 and "bias" not in stored
+    assert "modern: " in quill("info", "out")[1]
+    assert quill("generate", "--prompt=KING", "--max_new_tokens=20", "--device=cpu")[0] == 0
+    assert "architecture=classic cannot be changed" in refused("train", "--resume=True", "--architecture=classic")
+
+
 def test_v2_trains_its_recipe_and_writes_500_characters(quill, here, flags):
     code, out, _ = quill("v2", *flags)
     text = Path("generated_text.txt").read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from quill.errors import ConfigError, QuillError
-from quill.model.config import GPTConfig
+from quill.model.config import GPTConfig, ModernConfig
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,21 @@ def test_an_impossible_value_is_named_with_what_would_do(wrong: dict, words: lis
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, QuillError) and isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"n_kv_head": 4}, ["n_kv_head=4", "a divisor of n_head=6"]),
+        ({"n_kv_head": 0}, ["n_kv_head=0"]),
+        ({"n_embd": 90}, ["n_embd=90", "even number"]),
+        ({"logit_softcap": -1.0}, ["logit_softcap=-1.0", "0 or more"]),
+    ],
+)
+def test_an_impossible_modern_value_is_named_with_what_would_do(wrong: dict, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ModernConfig(**{"vocab_size": 65, **wrong})
+    assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
 def test_a_configuration_cannot_change() -> None:

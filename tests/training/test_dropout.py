@@ -5,12 +5,26 @@ import copy
 import pytest
 import torch
 
-from quill.model.config import GPTConfig
-from quill.model.gpt import GPT, Attention
+from quill.model.build import Model, build_model
+from quill.model.config import GPTConfig, ModelConfig, ModernConfig
+from quill.model.gpt import Attention
+from quill.model.modern import Attention as ModernAttention
 from quill.training.dropout import drop, lighten_dropout
 from quill.training.scaling import checkpoint_blocks
 
-CONFIG = GPTConfig(vocab_size=11, block_size=16, n_layer=2, n_head=2, n_embd=16, dropout=0.3)
+CLASSIC = GPTConfig(vocab_size=11, block_size=16, n_layer=2, n_head=2, n_embd=16, dropout=0.3)
+MODERN = ModernConfig(vocab_size=11, block_size=16, n_layer=2, n_head=2, n_embd=16, dropout=0.3)
+each_model = pytest.mark.parametrize("config", [CLASSIC, MODERN], ids=["classic", "modern"])
+
+
+def random_model(config: ModelConfig) -> Model:
+    """Return a model in which every path matters."""
+    torch.manual_seed(0)
+    model = build_model(config).train()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    return model
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.9])
@@ -40,9 +54,9 @@ def test_the_gradient_is_that_of_what_was_kept() -> None:
     torch.testing.assert_close(x.grad * x, y)
 
 
-def test_without_dropout_and_in_evaluation_nothing_changes() -> None:
-    torch.manual_seed(0)
-    plain = GPT(CONFIG)
+@each_model
+def test_without_dropout_and_in_evaluation_nothing_changes(config: ModelConfig) -> None:
+    plain = random_model(config)
     light = copy.deepcopy(plain)
     lighten_dropout(light)
     tokens_BT = torch.randint(11, (2, 16))
@@ -52,14 +66,14 @@ def test_without_dropout_and_in_evaluation_nothing_changes() -> None:
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-            elif isinstance(module, Attention):
+            elif isinstance(module, Attention | ModernAttention):
                 module.dropout = 0.0
     torch.testing.assert_close(plain(tokens_BT), light(tokens_BT))
 
 
-def test_the_average_of_many_passes_is_that_of_plain_dropout() -> None:
-    torch.manual_seed(0)
-    plain = GPT(CONFIG).train()
+@each_model
+def test_the_average_of_many_passes_is_that_of_plain_dropout(config: ModelConfig) -> None:
+    plain = random_model(config)
     light = copy.deepcopy(plain)
     lighten_dropout(light)
     tokens_BT = torch.randint(11, (1, 16)).expand(2000, -1)
@@ -70,11 +84,11 @@ def test_the_average_of_many_passes_is_that_of_plain_dropout() -> None:
     torch.testing.assert_close(ours.std(0), theirs.std(0), rtol=0.15, atol=0.0)
 
 
-def test_gradient_checkpointing_recomputes_the_same_masks() -> None:
+@each_model
+def test_gradient_checkpointing_recomputes_the_same_masks(config: ModelConfig) -> None:
     gradients = []
     for checkpointed in (False, True):
-        torch.manual_seed(0)
-        model = GPT(CONFIG).train()
+        model = random_model(config)
         lighten_dropout(model)
         if checkpointed:
             checkpoint_blocks(model)

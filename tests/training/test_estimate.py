@@ -124,7 +124,7 @@ def test_an_estimate_adds_up() -> None:
 
 def test_nothing_is_tried_where_not_even_one_window_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimating, "memory_room", lambda device: 1000)
-    monkeypatch.setattr("quill.training.trial.GPT", None)  # to try would fail
+    monkeypatch.setattr("quill.training.trial.build_model", None)  # to try would fail
     found = estimate_run(SHAPE, RECIPE, device=CPU)
     assert (found.fits, found.largest_batch_size, found.measured_batch_size) == (False, 0, 0)
     assert found.run_seconds is None and found.seconds_per_step is None

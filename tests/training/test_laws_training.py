@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from quill.errors import ConfigError, TrainingError
-from quill.model.config import GPTConfig
+from quill.model.build import Model, build_model
+from quill.model.config import GPTConfig, ModernConfig
 from quill.model.gpt import GPT
 from quill.text.dataset import Dataset, prepare_dataset
 from quill.training import loop
@@ -38,6 +39,14 @@ class Diary(list):
         return [event for event in self if event["event"] == kind]
 
 
+def modern(shape: GPTConfig) -> ModernConfig:
+    """Return a modern model of the same size."""
+    c = shape
+    return ModernConfig(
+        c.vocab_size, block_size=c.block_size, n_layer=c.n_layer, n_head=c.n_head, n_embd=c.n_embd, dropout=c.dropout
+    )
+
+
 def saved_state(out_dir: str) -> dict[str, Tensor]:
     """Return every tensor that a run's last checkpoint holds, weights and optimizer and random numbers."""
     folder = find_checkpoint(out_dir, "last")
@@ -52,19 +61,20 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("stop_at", [4, 7], ids=["at an evaluation", "between evaluations"])
 @pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("kind", ["classic", "modern"])
 def test_resuming_equals_never_having_stopped(
-    stop_at: int, accumulation: int, model_config: GPTConfig, recipe: Recipe, dataset: Dataset
+    stop_at: int, accumulation: int, kind: str, model_config: GPTConfig, recipe: Recipe, dataset: Dataset
 ) -> None:
-    whole, parts = (recipe(out, gradient_accumulation_steps=accumulation) for out in ("whole", "parts"))
+    shape = model_config if kind == "classic" else modern(model_config)
+    changes = {} if kind == "classic" else {"optimizer": "muon", "embedding_learning_rate": 0.05, "lr_schedule": "wsd"}
+    whole, parts = (recipe(o, gradient_accumulation_steps=accumulation, **changes) for o in ("whole", "parts"))
     straight, first, second = Diary(), Diary(), Diary()
-    train(model_config, whole, dataset, report=straight)
+    train(shape, whole, dataset, report=straight)
     steps = iter(range(1, 100))
-    result = train(
-        model_config, parts, dataset, report=first, stop=lambda: "interrupted" if next(steps) == stop_at else None
-    )
+    result = train(shape, parts, dataset, report=first, stop=lambda: "interrupted" if next(steps) == stop_at else None)
     assert (result.reason, result.step) == ("interrupted", stop_at)
     torch.manual_seed(999)  # whatever happened in between must not matter
-    train(model_config, parts, dataset, report=second, resume=True)
+    train(shape, parts, dataset, report=second, resume=True)
     assert_same(saved_state(whole.out_dir), saved_state(parts.out_dir))
     assert [e["val_loss"] for e in straight.all("evaluation")] == [
         e["val_loss"] for e in first.all("evaluation") + second.all("evaluation")
@@ -91,13 +101,18 @@ def test_accumulated_gradients_equal_the_large_batch(model_config: GPTConfig, re
         torch.testing.assert_close(large[name], small[name], rtol=1e-4, atol=1e-5)
 
 
-def test_checkpointing_changes_memory_and_not_gradients(model_config: GPTConfig) -> None:
+@pytest.mark.parametrize("kind", ["classic", "modern"])
+def test_checkpointing_changes_memory_and_not_gradients(kind: str, model_config: GPTConfig) -> None:
+    shape = model_config if kind == "classic" else modern(model_config)
     tokens_BT = torch.randint(model_config.vocab_size, (4, 16), generator=torch.Generator().manual_seed(0))
     gradients, kept = [], []
     for checkpointed in (False, True):
         torch.manual_seed(0)
-        model = GPT(model_config).train()
-        assert model_config.dropout > 0
+        model = build_model(shape).train()
+        assert shape.dropout > 0
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(std=0.3)
         if checkpointed:
             checkpoint_blocks(model)
         held: dict[int, int] = {}
@@ -125,6 +140,15 @@ def test_weight_decay_is_for_matrices_only(model_config: GPTConfig, recipe: Reci
     assert sorted(decayed["names"] + others["names"]) == sorted(name for name, _ in model.named_parameters())
 
 
+def test_a_modern_run_learns_sooner(model_config: GPTConfig, recipe: Recipe, dataset: Dataset) -> None:
+    shape, changes = replace(model_config, dropout=0.0), {"max_iters": 100, "eval_interval": 50, "eval_iters": 100}
+    classic = train(shape, recipe("classic", **changes), dataset)
+    muon = {"optimizer": "muon", "lr_schedule": "linear", "embedding_learning_rate": 0.03}
+    new = train(modern(shape), recipe("modern", **changes, **muon), dataset)
+    assert classic.val_loss is not None and new.val_loss is not None
+    assert new.val_loss < classic.val_loss - 0.2
+
+
 def test_a_run_learns(model_config: GPTConfig, recipe: Recipe, dataset: Dataset) -> None:
     diary = Diary()
     result = train(replace(model_config, dropout=0.0), recipe(max_iters=150, eval_interval=50), dataset, report=diary)
@@ -148,7 +172,7 @@ def test_events_tell_the_whole_story(model_config: GPTConfig, recipe: Recipe, da
 def test_a_sample_changes_nothing(model_config: GPTConfig, recipe: Recipe, dataset: Dataset) -> None:
     from quill.generation.language_model import LanguageModel
 
-    def write(model: GPT) -> str:
+    def write(model: Model) -> str:
         return LanguageModel(model, dataset.tokenizer).generate("the", max_new_tokens=5, seed=0)
 
     train(model_config, recipe("silent"), dataset)

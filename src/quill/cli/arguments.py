@@ -1,7 +1,7 @@
 """Flags, configuration files and their errors: how what a person types becomes the frozen data of the other rooms.
 
-Every field of GPTConfig and TrainConfig is a flag of the same name (`--n_embd=384`); its docstring is its help.
-Values are settled in layers, each over the one before: defaults, `--config`, the flags themselves.
+Every field of GPTConfig, ModernConfig and TrainConfig is a flag of the same name (`--n_embd=384`), and its docstring
+is its help. Values are settled in layers, each over the one before: defaults, `--config`, the flags themselves.
 Types and help come from jsonargparse (https://jsonargparse.readthedocs.io); the wording of errors is ours, because
 one line that names the flag, the value and what would do is what a person can act on.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from importlib import resources
@@ -20,13 +21,18 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from quill.errors import ConfigError, describe_type, nearest
-from quill.model.config import GPTConfig
+from quill.model.config import CONFIGS, ModelConfig
 from quill.training.config import TrainConfig
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 # The vocabulary is the corpus's and its tokenizer's to decide, so it is no flag.
-MODEL_FIELDS = tuple(f.name for f in dataclasses.fields(GPTConfig) if f.name != "vocab_size")
+# `architecture` says which of the two models the others are the shape of.
+SHAPES = {
+    name: tuple(f.name for f in dataclasses.fields(config) if f.name != "vocab_size")
+    for name, config in CONFIGS.items()
+}
+MODEL_FIELDS = ("architecture", *dict.fromkeys(itertools.chain(*SHAPES.values())))
 TRAIN_FIELDS = tuple(f.name for f in dataclasses.fields(TrainConfig))
 _TRUTH = {
     "true": True,
@@ -162,26 +168,41 @@ class Parser(ArgumentParser):
 
 
 def add_configuration(parser: Parser, skip: Iterable[str] = ()) -> None:
-    """Give the parser a flag for every field of GPTConfig and TrainConfig, and `--config`."""
+    """Give the parser a flag for every field of the models' shapes and of TrainConfig, and `--config`."""
     parser.add_argument(
         "--config",
         type=str,
         help="start from a preset (shakespeare, laptop, debug, v2) or a YAML file; flags go on top",
     )
-    for title, config in (("the model", GPTConfig), ("the training", TrainConfig)):
-        unwanted: set[str | int] = {f.name for f in dataclasses.fields(config) if f.name in ("vocab_size", *skip)}
+    names = " or ".join(CONFIGS)
+    architecture = Literal["classic", "modern"]
+    parser.add_argument("--architecture", type=architecture, default="classic", help=f"which GPT: {names}")
+    there = {"vocab_size", *skip}
+    for title, config in (*((f"the {n} model", c) for n, c in CONFIGS.items()), ("the training", TrainConfig)):
+        fields = {f.name for f in dataclasses.fields(config)}
+        unwanted: set[str | int] = set(fields & there)
         parser.add_class_arguments(config, skip=unwanted)
         parser._action_groups[-1].title = title
+        there |= fields  # what both models have is one flag
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the flat configuration: every field of the model and of the training, by name."""
-    return {name: getattr(arguments, name) for name in (*MODEL_FIELDS, *TRAIN_FIELDS)}
+    """Return the flat configuration: every field of the chosen model and of the training, by name.
+
+    A field of the other model that was asked for is a ConfigError: it would do nothing.
+    """
+    chosen = ("architecture", *SHAPES[arguments.architecture])
+    for name in arguments.given:
+        if name in MODEL_FIELDS and name not in chosen:
+            owner = next(other for other, names in SHAPES.items() if name in names)
+            raise ConfigError(f"{name} belongs to the {owner} model: leave it out, or use --architecture={owner}")
+    return {name: getattr(arguments, name) for name in (*chosen, *TRAIN_FIELDS)}
 
 
-def build_configs(settings: dict[str, Any], vocab_size: int = 1) -> tuple[GPTConfig, TrainConfig]:
+def build_configs(settings: dict[str, Any], vocab_size: int = 1) -> tuple[ModelConfig, TrainConfig]:
     """Return the two frozen configurations of a flat one; impossible values are ConfigErrors."""
-    model = GPTConfig(vocab_size=vocab_size, **{name: settings[name] for name in MODEL_FIELDS})
+    kind = settings["architecture"]
+    model = CONFIGS[kind](vocab_size=vocab_size, **{name: settings[name] for name in SHAPES[kind]})
     return model, TrainConfig(**{name: settings[name] for name in TRAIN_FIELDS})
 
 

@@ -1,7 +1,7 @@
 """`quill demo`: within two minutes, on any machine, a small GPT learns and writes.
 
 It takes Tiny Shakespeare if it can be had, and else the help texts inside Python; measures how quick this machine is,
-so that the whole cosine of the learning rate fits the time; trains; writes; and says what to try next.
+so that a whole recipe fits the time; trains; writes; and says what to try next.
 """
 
 from __future__ import annotations
@@ -9,38 +9,22 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quill.cli import train
-from quill.cli.arguments import MODEL_FIELDS, TRAIN_FIELDS, Parser, build_configs
+from quill.cli.arguments import Parser
 from quill.cli.generate import opening
+from quill.cli.minutes import describe, fit_to_minutes
+from quill.device import keep_freed_memory, resolve_device
 from quill.errors import ConfigError, require
 
 if TYPE_CHECKING:
     from quill.text.dataset import Dataset
 
 MARK = "# A run of `quill demo`, which may write over it.\n"
-RECIPE = {
-    "n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "dropout": 0.0,
-    "batch_size": 16, "learning_rate": 3e-3, "beta2": 0.99, "eval_iters": 4, "log_interval": 5, "sample_tokens": 120,
-}  # fmt: skip
-EVALUATIONS = 8
-# What is left of the time after a margin: other programs also want the processor now and then.
-MARGIN = 0.9
-FEWEST_STEPS, MOST_STEPS = 20, 10_000
+ASKED: dict[str, Any] = {"log_interval": 5, "sample_tokens": 120}
 PROMPTS = {"shakespeare": "ROMEO:", "pydoc": "The "}
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How many steps fit the time, and how often to look at them."""
-
-    max_iters: int
-    eval_interval: int
-    look_seconds: float
-    """what one such look takes"""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -62,24 +46,18 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"{out_dir} holds a run that is no demo, and a demo would replace it: choose another --out_dir"
         )
-    defaults = {
-        "out_dir": str(out_dir),
-        "data_dir": str(out_dir / "data"),
-        "device": arguments.device,
-        "seed": arguments.seed,
-    }
-    settings = default_settings() | RECIPE | defaults
-    build_configs(settings)
+    asked = ASKED | {"out_dir": str(out_dir), "data_dir": str(out_dir / "data")}
+    asked |= {"device": arguments.device, "seed": arguments.seed}
+    keep_freed_memory()
+    resolve_device(arguments.device)  # one that is not there is found before anything else is done
     print("looking for Tiny Shakespeare …", flush=True)
-    dataset = prepare_demo_text(settings)
-    settings["dataset"] = dataset.name
+    dataset = prepare_demo_text(asked["data_dir"])
     print("measuring how quick this machine is …", flush=True)
-    budget = fit_budget(settings, dataset, arguments.seconds)
-    settings |= {"max_iters": budget.max_iters, "eval_interval": budget.eval_interval}
-    settings |= {"warmup_iters": min(100, budget.max_iters // 10)}
-    result = train.start_training(
-        settings, dataset, replace=True, stop=deadline(arguments.seconds, budget.look_seconds), mark=MARK
-    )
+    ends = time.monotonic() + arguments.seconds
+    settings, speed = fit_to_minutes(dataset, arguments.seconds / 60, asked | {"dataset": dataset.name})
+    print(describe(settings, arguments.seconds / 60), flush=True)
+    stop = deadline(ends, arguments.seconds, speed.look)
+    result = train.start_training(settings, dataset, replace=True, stop=stop, mark=MARK)
     if result.reason == "interrupted":
         return train.say_how_to_go_on("train", str(out_dir))
     write_sample(out_dir, arguments.device, arguments.seed)
@@ -94,79 +72,20 @@ def is_demo(out_dir: Path) -> bool:
     return file.is_file() and file.read_text(encoding="utf-8").startswith(MARK)
 
 
-def default_settings() -> dict[str, Any]:
-    """Return the flat configuration with the default value of every field."""
-    from quill.model.config import GPTConfig
-    from quill.training.config import TrainConfig
-
-    model, recipe = GPTConfig(vocab_size=1), TrainConfig()
-    return {name: getattr(model, name) for name in MODEL_FIELDS} | {
-        name: getattr(recipe, name) for name in TRAIN_FIELDS
-    }
-
-
-def prepare_demo_text(settings: dict[str, Any]) -> Dataset:
+def prepare_demo_text(data_dir: str) -> Dataset:
     """Return Tiny Shakespeare as tokens if it can be had, else pydoc; the corpus's note says which and why."""
     from quill.text.corpus import find_demo_corpus
     from quill.text.dataset import prepare_dataset
 
     corpus = find_demo_corpus()
-    return prepare_dataset(corpus.name, data_dir=settings["data_dir"], corpus=corpus)
+    return prepare_dataset(corpus.name, data_dir=data_dir, corpus=corpus)
 
 
-def fit_budget(settings: dict[str, Any], dataset: Dataset, seconds: float) -> Budget:
-    """Return the steps that fit the time, from a few real steps and an evaluation of a model that is thrown away."""
-    step_seconds, look_seconds = measure(settings, dataset, patience=min(2.0, seconds / 10))
-    steps = int((seconds * MARGIN - EVALUATIONS * look_seconds) / step_seconds)
-    steps = max(FEWEST_STEPS, min(MOST_STEPS, steps))
-    return Budget(steps, max(1, -(-steps // EVALUATIONS)), look_seconds)
-
-
-def measure(settings: dict[str, Any], dataset: Dataset, patience: float) -> tuple[float, float]:
-    """Return the seconds of a step and of an evaluation with its sample, from about `patience` seconds of trying."""
-    import torch
-
-    from quill.device import resolve_device
-    from quill.model.gpt import GPT
-    from quill.training.evaluation import cross_entropy
-    from quill.training.loop import evaluate, fetch_batch
-    from quill.training.optimizer import build_optimizer
-    from quill.training.state import Progress
-
-    model_config, config = build_configs(settings, vocab_size=dataset.tokenizer.vocab_size)
-    device = resolve_device(config.device)
-    model = GPT(model_config).to(device)
-    optimizer = build_optimizer(model, config)
-
-    def step(number: int) -> None:
-        inputs_BT, targets_BT = fetch_batch(dataset, model_config, config, number, device)
-        cross_entropy(model(inputs_BT), targets_BT).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    def wait() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    for number in range(3):  # the first steps also pay for memory and kernels that stay
-        step(number)
-    started, steps = wait(), 0
-    while wait() - started < patience and steps < 200:
-        step(steps)
-        steps += 1
-    step_seconds = (wait() - started) / steps
-    sample = train.sampler(dataset, config.sample_tokens, config.seed)
-    started = wait()
-    evaluate(model, config, dataset, Progress(), torch.float32, lambda event: None, sample, started)
-    return step_seconds, wait() - started
-
-
-def deadline(seconds: float, look_seconds: float) -> Callable[[], str | None]:
+def deadline(ends: float, seconds: float, look_seconds: float) -> Callable[[], str | None]:
     """Return what ends the training when its time is up, should the machine have become slower than it was."""
     # Another evaluation and sample follow the last step, and they count.
-    ends = time.monotonic() + max(seconds / 2, seconds - look_seconds)
-    return lambda: "time" if time.monotonic() >= ends else None
+    last = ends - min(seconds / 2, look_seconds)
+    return lambda: "time" if time.monotonic() >= last else None
 
 
 def write_sample(out_dir: Path, device: str, seed: int) -> None:
@@ -183,7 +102,6 @@ def write_sample(out_dir: Path, device: str, seed: int) -> None:
 
 def print_scores(out_dir: Path, device: str, dataset: Dataset) -> None:
     """Print the loss over the whole validation split, its bits per character, and where the picture is."""
-    from quill.device import resolve_device
     from quill.training.checkpoint import load_checkpoint
     from quill.training.evaluation import evaluate_split
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from quill.cli.arguments import Parser, add_configuration, build_configs, settings_of
 
 if TYPE_CHECKING:
-    from quill.model.config import GPTConfig
+    from quill.model.config import ModelConfig
     from quill.training.config import TrainConfig
     from quill.training.estimate import Estimate
 
@@ -84,7 +84,7 @@ def find_vocabulary(settings: dict[str, Any]) -> tuple[int, int | None, str]:
 
 
 def describe(
-    model_config: GPTConfig, config: TrainConfig, estimate: Estimate, where: str, note: str
+    model_config: ModelConfig, config: TrainConfig, estimate: Estimate, where: str, note: str
 ) -> list[tuple[str, str]]:
     """Return the lines of the table: what it is, and its value in words."""
     from quill.training.estimate import format_bytes

@@ -8,11 +8,14 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quill.cli.arguments import (
+    MODEL_FIELDS,
+    TRAIN_FIELDS,
     Parser,
     add_configuration,
     build_configs,
@@ -20,7 +23,8 @@ from quill.cli.arguments import (
     parse_config,
     settings_of,
 )  # fmt: skip
-from quill.errors import CheckpointError, ConfigError
+from quill.device import keep_freed_memory
+from quill.errors import CheckpointError, ConfigError, require
 
 if TYPE_CHECKING:
     from quill.text.dataset import Dataset
@@ -43,6 +47,12 @@ def add_arguments(parser: Parser) -> None:
         "--resume", type=bool, default=False, help="go on with the run in out_dir, from its last checkpoint"
     )
     parser.add_argument("--overwrite", type=bool, default=False, help="start over where out_dir already holds a run")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=None,
+        help="how long to train: picks model, batch, rates and steps for this text and machine; flags go on top",
+    )
     add_configuration(parser)
 
 
@@ -61,12 +71,15 @@ def train_run(arguments: argparse.Namespace) -> TrainResult | None:
     """Train or go on as the arguments say, and return how it ended; None when there was nothing left to do."""
     if arguments.resume and arguments.overwrite:
         raise ConfigError("--resume=True goes on and --overwrite=True starts over: use one of them")
+    if arguments.minutes is not None:
+        return train_for_minutes(arguments)
     settings = resumed_settings(arguments) if arguments.resume else settings_of(arguments)
     out_dir = Path(settings["out_dir"])
     build_configs(settings)  # impossible values are found before any text is read
     require_folder(out_dir)
     if not arguments.resume and not arguments.overwrite:
         refuse_existing_run(out_dir, settings)
+    keep_freed_memory()
     dataset = prepare(settings)
     if arguments.resume:
         from quill.training.checkpoint import find_checkpoint
@@ -79,6 +92,31 @@ def train_run(arguments: argparse.Namespace) -> TrainResult | None:
             )
             return None
     return start_training(settings, dataset, resume=arguments.resume, replace=arguments.overwrite)
+
+
+def train_for_minutes(arguments: argparse.Namespace) -> TrainResult:
+    """Train for as long as the arguments say, with the recipe that suits this text, this machine and that time."""
+    from quill.cli.minutes import describe, fit_to_minutes
+
+    require(0 < arguments.minutes < float("inf"), "minutes", arguments.minutes, "a number above 0")
+    if arguments.resume:
+        raise ConfigError("--minutes chooses a new run: leave it out to go on with one (--resume=True)")
+    if not ({"architecture", "optimizer"} & arguments.given):
+        arguments.architecture = "modern"
+    asked = {name: value for name, value in settings_of(arguments).items() if name in arguments.given}
+    build_configs(settings_of(arguments))
+    out_dir = Path(arguments.out_dir)
+    require_folder(out_dir)
+    if not arguments.overwrite:
+        refuse_existing_run(out_dir, asked)
+    keep_freed_memory()
+    ends = time.monotonic() + arguments.minutes * 60
+    dataset = prepare(settings_of(arguments) | {"block_size": asked.get("block_size", 8)})
+    settings, _ = fit_to_minutes(dataset, arguments.minutes, asked)
+    print(describe(settings, arguments.minutes), flush=True)
+    late = ends + 0.1 * 60 * arguments.minutes  # only a machine that has become much slower is stopped half way
+    stop: Callable[[], str | None] = lambda: "time" if time.monotonic() > late else None  # noqa: E731
+    return start_training(settings, dataset, replace=arguments.overwrite, stop=stop)
 
 
 def say_how_to_go_on(command: str, out_dir: str) -> int:
@@ -182,15 +220,15 @@ def resumed_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     stored = stored_settings(out_dir)
     if stored is None or not holds_run(out_dir):
         raise CheckpointError(f"{out_dir} holds no run to go on with: leave out --resume=True to start one")
-    settings = settings_of(arguments)
-    asked = {name: settings[name] for name in settings if name in arguments.given or name == "out_dir"}
+    asked = {name: getattr(arguments, name) for name in (*MODEL_FIELDS, *TRAIN_FIELDS) if name in arguments.given}
     for name, value in asked.items():
         if name not in RESUMABLE and value != stored.get(name, value):
             raise ConfigError(
                 f"--{name}={value} cannot be changed when a run goes on ({out_dir} has {name}={stored[name]}): "
                 f"leave it out, or start another run with another --out_dir"
             )
-    return settings | stored | asked
+    arguments.architecture = stored.get("architecture", "classic")
+    return settings_of(arguments) | stored | asked | {"out_dir": str(out_dir)}
 
 
 def refuse_existing_run(out_dir: Path, settings: dict[str, Any]) -> None:

@@ -25,14 +25,14 @@ from torch import Tensor
 
 from quill.errors import CheckpointError, require
 from quill.generation.sampling import SEEDS, SamplingConfig, choose_tokens, uniforms
+from quill.model.build import Model
 from quill.model.cache import KVCache
-from quill.model.gpt import GPT
 
 _UNIFORMS_AT_ONCE = 256  # tokens; one copy to the device instead of one a token
 
 
 def generate_tokens(
-    model: GPT,
+    model: Model,
     prompt: Sequence[int],
     *,
     max_new_tokens: int,
@@ -56,7 +56,7 @@ def generate_tokens(
 
 @torch.inference_mode()  # torch applies this to a generator only while it runs, so the caller's code is left alone
 def _write(
-    model: GPT, prompt: list[int], max_new_tokens: int, num_samples: int, sampling: SamplingConfig, seed: int
+    model: Model, prompt: list[int], max_new_tokens: int, num_samples: int, sampling: SamplingConfig, seed: int
 ) -> Iterator[list[int]]:
     if max_new_tokens == 0:
         return
@@ -104,7 +104,7 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _read(model: GPT, tokens_BT: Tensor, cache: KVCache) -> Tensor:
+def _read(model: Model, tokens_BT: Tensor, cache: KVCache) -> Tensor:
     """Return logits_BV after the last of these tokens, which the cache then holds."""
     with evaluation_mode(model):
         return model(tokens_BT, cache)[:, -1]

@@ -24,7 +24,7 @@ from quill.errors import ConfigError, require
 from quill.generation.generate import evaluation_mode, generate_tokens
 from quill.generation.sampling import SEEDS, SamplingConfig
 from quill.generation.text_stream import TextStream, as_stop_strings
-from quill.model.gpt import GPT
+from quill.model.build import Model
 from quill.text.tokenizer import Tokenizer
 from quill.training.checkpoint import Checkpoint, load_checkpoint, newest_run
 
@@ -53,7 +53,7 @@ class GenerateOptions(TypedDict, total=False):
 class LanguageModel:
     """A GPT and its tokenizer, writing text. A request that cannot be met is a ConfigError or TokenizerError."""
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, checkpoint: Checkpoint | None = None) -> None:
+    def __init__(self, model: Model, tokenizer: Tokenizer, checkpoint: Checkpoint | None = None) -> None:
         if tokenizer.vocab_size != model.config.vocab_size:
             raise ConfigError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens and the model vocab_size={model.config.vocab_size}:"

@@ -10,26 +10,28 @@ import torch
 from torch import Tensor
 
 from quill.errors import require
-from quill.model.config import GPTConfig
+from quill.model.config import ModelConfig
 
 
 class KVCache:
-    """Keys and values of up to `block_size` tokens for each layer, for a batch of texts of equal length.
+    """Keys and values of up to `block_size` tokens for each layer, and their numbers, for texts of one length.
 
     `length` tokens are held. A forward pass given this cache reads them, appends its own and moves `length` on.
     """
 
     def __init__(
         self,
-        config: GPTConfig,
+        config: ModelConfig,
         batch_size: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
         # Layout L B H S E: each layer's keys are one contiguous block, written in place and never grown.
-        shape = (config.n_layer, batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
+        heads = getattr(config, "n_kv_head", None) or config.n_head
+        shape = (config.n_layer, batch_size, heads, config.block_size, config.n_embd // config.n_head)
         self.keys_LBHSE = torch.zeros(shape, device=device, dtype=dtype)
         self.values_LBHSE = torch.zeros(shape, device=device, dtype=dtype)
+        self.tokens_BS = torch.zeros((batch_size, config.block_size), device=device, dtype=torch.long)
         self.config = config
         self.capacity = config.block_size
         self.length = 0
@@ -42,6 +44,12 @@ class KVCache:
         values_BHSE[:, :, self.length : end] = value_BHTE
         return keys_BHSE[:, :, :end], values_BHSE[:, :, :end]
 
+    def append_tokens(self, tokens_BT: Tensor) -> Tensor:
+        """Store T new tokens, for models that look at their numbers again; return all S = length + T of them."""
+        end = self.length + tokens_BT.size(1)
+        self.tokens_BS[:, self.length : end] = tokens_BT
+        return self.tokens_BS[:, :end]
+
     def advance(self, tokens: int) -> None:
         """Count tokens as held, once every layer has appended them."""
         self.length += tokens
@@ -52,6 +60,7 @@ class KVCache:
         rows = KVCache(self.config, batch_size, keys_LBHSE.device, keys_LBHSE.dtype)
         rows.keys_LBHSE[:, :, :, :length] = keys_LBHSE[:, :, :, :length]
         rows.values_LBHSE[:, :, :, :length] = self.values_LBHSE[:, :, :, :length]
+        rows.tokens_BS[:, :length] = self.tokens_BS[:, :length]
         rows.advance(length)
         return rows
 

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from quill.errors import CheckpointError, QuillError
-from quill.model.config import GPTConfig
-from quill.model.gpt import GPT
+from quill.model.build import Model, build_model
+from quill.model.config import CONFIGS, architecture_of
 from quill.text.tokenizer import Tokenizer, tokenizer_from_json
 
 WEIGHTS, STATE, MANIFEST = "model.safetensors", "training.safetensors", "manifest.json"
@@ -38,7 +38,7 @@ FORMAT = 1
 class Checkpoint:
     """A model read back, in evaluation mode, with what the file says about it."""
 
-    model: GPT
+    model: Model
     tokenizer: Tokenizer
     step: int
     val_loss: float | None
@@ -48,7 +48,7 @@ class Checkpoint:
 
 def save_checkpoint(
     out_dir: str | Path,
-    model: GPT,
+    model: Model,
     tokenizer: Tokenizer,
     *,
     step: int,
@@ -66,7 +66,7 @@ def save_checkpoint(
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     metadata = {
         "format": FORMAT,
-        "architecture": "gpt",
+        "architecture": architecture_of(model.config),
         "model": asdict(model.config),
         "tokenizer": tokenizer.to_json(),
         "step": step,
@@ -115,12 +115,12 @@ def load_checkpoint(
     file = path / WEIGHTS if path.is_dir() else path
     tensors, metadata = read_tensors(file)
     try:
-        if metadata["format"] != FORMAT or metadata["architecture"] != "gpt":
+        if metadata["format"] != FORMAT or metadata["architecture"] not in CONFIGS:
             raise CheckpointError(
                 f"{file} has format {metadata['format']!r} of {metadata['architecture']!r}, "
                 f"which this version of Quill does not know: update Quill"
             )
-        config = GPTConfig(**metadata["model"])
+        config = CONFIGS[metadata["architecture"]](**metadata["model"])
         tokenizer = tokenizer_from_json(metadata["tokenizer"])
         step, val_loss = metadata["step"], metadata["val_loss"]
     except (KeyError, TypeError, QuillError) as error:
@@ -128,7 +128,7 @@ def load_checkpoint(
             raise
         raise CheckpointError(f"{file} is not a Quill checkpoint: its header lacks or misstates {error}") from error
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn and thrown away: nobody's numbers change
-        model = GPT(config)
+        model = build_model(config)
     copy_weights(tensors, dict(model.named_parameters()), file)
     return Checkpoint(model.to(device).eval(), tokenizer, step, val_loss, metadata, file.parent)
 

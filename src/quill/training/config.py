@@ -29,14 +29,24 @@ class TrainConfig:
     """micro-batches added up before each optimizer step"""
     max_iters: int = 5000
     """optimizer steps in the whole run"""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw, or muon for the matrices inside the blocks with AdamW for everything else"""
     learning_rate: float = 1e-3
     """highest learning rate, reached after the warm-up"""
+    embedding_learning_rate: float | None = None
+    """the same for embeddings; None means learning_rate"""
+    muon_learning_rate: float = 0.02
+    """the same for the matrices that Muon moves"""
+    lr_schedule: Literal["cosine", "linear", "wsd"] = "cosine"
+    """how learning rates fall: cosine, linear, or wsd (warm up, stay, and fall linearly at the end)"""
+    cooldown: float = 0.4
+    """wsd: the share of the run, at its end, in which learning rates fall"""
     min_lr: float | None = None
-    """learning rate at the end of the cosine decay; None means a tenth of learning_rate"""
+    """learning rate at the end; None means a tenth of learning_rate for cosine, and 0 for linear and wsd"""
     warmup_iters: int = 100
     """steps of linear warm-up"""
     lr_decay_iters: int | None = None
-    """step at which the decay reaches min_lr; None means max_iters"""
+    """step at which learning rates reach their end; None means max_iters"""
     weight_decay: float = 0.1
     """decay of matrices (biases and norms never decay)"""
     beta1: float = 0.9
@@ -59,8 +69,9 @@ class TrainConfig:
     """decides initial weights, batches and dropout"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps"""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """arithmetic: auto is bfloat16 (or float16) on CUDA and float32 elsewhere"""
+    dtype: Literal["auto", "fastest", "float32", "bfloat16", "float16"] = "auto"
+    """arithmetic: auto is bfloat16 (or float16) on CUDA and float32 elsewhere; fastest also takes bfloat16 on CPUs
+    that multiply it"""
     compile: bool | Literal["auto"] = "auto"
     """torch.compile: auto compiles on CUDA and falls back to eager with one warning"""
     gradient_checkpointing: bool = False
@@ -77,11 +88,14 @@ class TrainConfig:
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         for name in ("warmup_iters", "patience", "sample_tokens", "seed"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        for name in ("learning_rate", "min_lr", "weight_decay", "grad_clip"):
+        for name in (
+            "learning_rate", "embedding_learning_rate", "muon_learning_rate", "min_lr", "weight_decay", "grad_clip",
+        ):  # fmt: skip
             value = getattr(self, name)
             require(value is None or 0 <= value < float("inf"), name, value, "a finite number, 0 or more")
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and less than 1")
+        require(0 < self.cooldown <= 1, "cooldown", self.cooldown, "more than 0 and at most 1")
         floor, decay = self.min_lr, self.lr_decay_iters
         require(
             floor is None or floor <= self.learning_rate, "min_lr", floor, f"at most learning_rate={self.learning_rate}"

@@ -21,8 +21,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from quill.device import resolve_dtype
-from quill.model.config import GPTConfig
-from quill.model.gpt import GPT, Attention
+from quill.model.build import build_model
+from quill.model.config import ModelConfig
+from quill.model.gpt import Attention
+from quill.model.modern import Attention as ModernAttention
 from quill.training.config import TrainConfig
 from quill.training.evaluation import cross_entropy
 from quill.training.optimizer import build_optimizer
@@ -97,7 +99,7 @@ class TensorCounter(TorchDispatchMode):
 
 
 @functools.lru_cache(maxsize=64)
-def trace_step(model_config: GPTConfig, config: TrainConfig, device: torch.device) -> StepCost:
+def trace_step(model_config: ModelConfig, config: TrainConfig, device: torch.device) -> StepCost:
     """Return what a step of `train()` costs, by playing it; this takes a fraction of a second and no memory.
 
     Every device's step is played as on the CPU, a GPU's with attention that never stores its weights.
@@ -105,10 +107,10 @@ def trace_step(model_config: GPTConfig, config: TrainConfig, device: torch.devic
     half = resolve_dtype(config.dtype, device) != torch.float32
     autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=half)
     with FakeTensorMode(), TensorCounter() as counter:
-        model = GPT(model_config)
+        model = build_model(model_config)
         if device.type == "cuda":
             for module in model.modules():
-                if isinstance(module, Attention):
+                if isinstance(module, Attention | ModernAttention):
                     module.dropout = 0.0  # only the CPU's attention stores its weights when there is dropout
         weights, small_weights = counter.live, counter.small
         optimizer = build_optimizer(model, config)

@@ -13,17 +13,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from quill.model.gpt import GPT, Attention
+from quill.model.build import Model
+from quill.model.gpt import Attention
+from quill.model.modern import Attention as ModernAttention
 
 CHOICES = 2**16  # of a 16-bit draw; shares are rounded to that many steps
 
 
-def lighten_dropout(model: GPT) -> None:
+def lighten_dropout(model: Model) -> None:
     """Make all dropout of this model, in training, draw its masks by `drop`. Evaluation is left as it is."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.forward = functools.partial(drop_in_training, module)
-        elif isinstance(module, Attention):
+        elif isinstance(module, Attention | ModernAttention):
             module.attend = functools.partial(attend_in_training, module, module.attend)
 
 
@@ -46,12 +48,13 @@ def drop_in_training(module: nn.Dropout, input: Tensor) -> Tensor:
 
 
 def attend_in_training(
-    attention: Attention, fused: Callable[..., Tensor], q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor
+    attention: Attention | ModernAttention, fused: Callable[..., Tensor], q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor
 ) -> Tensor:
     """Return heads_BHTE by the formula written out, which is what the fused call does on a CPU where weights drop."""
     if not attention.training or attention.dropout == 0:
         return fused(q_BHTE, k_BHSE, v_BHSE)
     T, S = q_BHTE.size(2), k_BHSE.size(2)
-    scores_BHTS = (q_BHTE @ k_BHSE.mT).div_(math.sqrt(q_BHTE.size(-1)))
+    scale = attention.scale if isinstance(attention, ModernAttention) else 1 / math.sqrt(q_BHTE.size(-1))
+    scores_BHTS = (q_BHTE @ k_BHSE.mT).mul_(scale)
     scores_BHTS.add_(torch.full((T, S), -math.inf, dtype=scores_BHTS.dtype).triu_(1 + S - T))  # cheaper than a fill
     return drop(scores_BHTS.softmax(-1), attention.dropout) @ v_BHSE

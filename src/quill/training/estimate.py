@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from quill.device import available_memory, resolve_device
-from quill.model.config import GPTConfig
-from quill.model.gpt import GPT
+from quill.model.build import build_model
+from quill.model.config import ModelConfig
 from quill.training.config import TrainConfig
 from quill.training.cost import StepCost, trace_step
 from quill.training.trial import Measurement, measure
@@ -71,7 +71,7 @@ class Overhead:
 
 
 def estimate_run(
-    model_config: GPTConfig, config: TrainConfig, *, device: torch.device, val_tokens: int | None = None
+    model_config: ModelConfig, config: TrainConfig, *, device: torch.device, val_tokens: int | None = None
 ) -> Estimate:
     """Return what this run will need on this device, after a few seconds that take little memory themselves.
 
@@ -90,7 +90,7 @@ def estimate_run(
         seconds = run_times(model_config, config, cost, tried, measured, val_tokens)
     peak = overhead.peak(cost)
     with torch.device("meta"):
-        model = GPT(model_config)
+        model = build_model(model_config)
     return Estimate(
         parameters=model.count_parameters(),
         parameters_without_positions=model.count_parameters(positions=False),
@@ -111,7 +111,7 @@ def estimate_run(
     )
 
 
-def typical_overhead(model_config: GPTConfig, config: TrainConfig, device: torch.device) -> Overhead:
+def typical_overhead(model_config: ModelConfig, config: TrainConfig, device: torch.device) -> Overhead:
     """Return what is usual where nothing can be measured.
 
     glibc's heap cannot use again all that was freed, the less so the more often large blocks come and go. How much
@@ -127,7 +127,7 @@ def typical_overhead(model_config: GPTConfig, config: TrainConfig, device: torch
 
 
 def run_times(
-    model_config: GPTConfig,
+    model_config: ModelConfig,
     config: TrainConfig,
     cost: StepCost,
     tried: StepCost,
@@ -152,7 +152,7 @@ def run_times(
 
 
 def largest_batch_size(
-    model_config: GPTConfig, config: TrainConfig, device: torch.device, overhead: Overhead, room: int
+    model_config: ModelConfig, config: TrainConfig, device: torch.device, overhead: Overhead, room: int
 ) -> int:
     """Return the largest micro-batch whose run takes at most `room` bytes, 0 if none does."""
 
@@ -206,7 +206,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs)
 
 
-def explain_out_of_memory(model_config: GPTConfig, config: TrainConfig) -> str:
+def explain_out_of_memory(model_config: ModelConfig, config: TrainConfig) -> str:
     """Return one line for a run whose memory ran out: what it needs, what there is, and which flags make it fit."""
     try:
         device = resolve_device(config.device)
@@ -218,7 +218,7 @@ def explain_out_of_memory(model_config: GPTConfig, config: TrainConfig) -> str:
         )
 
 
-def foresee_out_of_memory(model_config: GPTConfig, config: TrainConfig, device: torch.device) -> str | None:
+def foresee_out_of_memory(model_config: ModelConfig, config: TrainConfig, device: torch.device) -> str | None:
     """Return one line if this run will hardly fit, else None.
 
     Worth asking before a run on the CPU: there a system may end a process that takes too much without a word.
@@ -233,7 +233,7 @@ def foresee_out_of_memory(model_config: GPTConfig, config: TrainConfig, device: 
     return f"memory will hardly be enough: {describe_shortage(model_config, config, device, room)}"
 
 
-def describe_shortage(model_config: GPTConfig, config: TrainConfig, device: torch.device, room: int) -> str:
+def describe_shortage(model_config: ModelConfig, config: TrainConfig, device: torch.device, room: int) -> str:
     """Return what a run that does not fit into `room` bytes needs, and the flags that make it fit."""
 
     def need(changed: TrainConfig) -> int:
@@ -259,7 +259,7 @@ def describe_shortage(model_config: GPTConfig, config: TrainConfig, device: torc
     return f"batch_size={config.batch_size} needs about {format_bytes(need(config))}{there}; {way}"
 
 
-def split_batch(model_config: GPTConfig, config: TrainConfig, device: torch.device, room: int) -> TrainConfig | None:
+def split_batch(model_config: ModelConfig, config: TrainConfig, device: torch.device, room: int) -> TrainConfig | None:
     """Return the same batch in as few micro-batches as fit into `room` bytes, or None if single windows do not."""
     several = replace(config, gradient_accumulation_steps=2)  # gradients then stay while the next ones are computed
     largest = largest_batch_size(model_config, several, device, typical_overhead(model_config, config, device), room)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from quill.model.gpt import GPT
+from quill.model.build import Model
 from quill.text.dataset import evaluation_windows
 from quill.text.tokenizer import Tokenizer
 
@@ -42,7 +42,7 @@ def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor, reduction: str = "mean
 
 @torch.no_grad()
 def evaluate_split(
-    model: GPT,
+    model: Model,
     tokens: np.ndarray,
     tokenizer: Tokenizer,
     *,

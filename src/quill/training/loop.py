@@ -18,8 +18,8 @@ from torch import Tensor
 
 from quill.device import describe_device, resolve_device, resolve_dtype
 from quill.errors import ConfigError, TrainingError
-from quill.model.config import GPTConfig
-from quill.model.gpt import GPT
+from quill.model.build import Model, build_model
+from quill.model.config import ModelConfig
 from quill.text.dataset import Dataset, require_window, sample_batch
 from quill.training.checkpoint import find_checkpoint, save_checkpoint
 from quill.training.config import TrainConfig
@@ -50,12 +50,12 @@ class TrainResult:
 
 
 def train(
-    model_config: GPTConfig,
+    model_config: ModelConfig,
     config: TrainConfig,
     dataset: Dataset,
     *,
     report: Report = lambda event: None,
-    sample: Callable[[GPT], str] | None = None,
+    sample: Callable[[Model], str] | None = None,
     resume: bool = False,
     stop: Callable[[], str | None] = lambda: None,
 ) -> TrainResult:
@@ -75,7 +75,7 @@ def train(
 
     torch.manual_seed(config.seed)
     with explaining_out_of_memory(model_config, config):
-        model = GPT(model_config).to(device)
+        model = build_model(model_config).to(device)
     optimizer = build_optimizer(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)  # keeps small float16 gradients above 0
     apply_scale(model, config, device)
@@ -114,9 +114,9 @@ def train(
                 micro_loss = micro_loss / config.gradient_accumulation_steps  # the sum is then the large batch's mean
                 scaler.scale(micro_loss).backward()
                 loss += micro_loss.detach()
-            scaler.unscale_(optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
-            scaler.step(optimizer)
+            scaler.unscale_(optimizer)  # type: ignore[arg-type]  (it asks for param_groups and step, no more)
+            norm = clip_gradients(model, config.grad_clip)
+            scaler.step(optimizer)  # type: ignore[arg-type]
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
             losses[progress.step - logged], norms[progress.step - logged] = loss, norm
@@ -169,8 +169,15 @@ def train(
     return TrainResult(reason, progress.step, progress.val_loss, progress.best_val_loss, progress.best_step, checkpoint)
 
 
+def clip_gradients(model: Model, longest: float) -> Tensor:
+    """Shorten the gradient of all weights together to at most `longest` (0: leave it), and return how long it was."""
+    if longest:
+        return torch.nn.utils.clip_grad_norm_(model.parameters(), longest)
+    return torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+
+
 def fetch_batch(
-    dataset: Dataset, model_config: GPTConfig, config: TrainConfig, step: int, device: torch.device
+    dataset: Dataset, model_config: ModelConfig, config: TrainConfig, step: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return the inputs_BT and targets_BT of one optimizer step, all its micro-batches in one.
 
@@ -187,13 +194,13 @@ def fetch_batch(
 
 
 def evaluate(
-    model: GPT,
+    model: Model,
     config: TrainConfig,
     dataset: Dataset,
     progress: Progress,
     dtype: torch.dtype,
     report: Report,
-    sample: Callable[[GPT], str] | None,
+    sample: Callable[[Model], str] | None,
     started: float,
 ) -> bool:
     """Score both splits and write a sample, tell of it, and say whether the validation loss is the best so far.
@@ -249,7 +256,7 @@ def check_finite(losses: list[float], norms: list[float], first_step: int, confi
 
 
 @contextlib.contextmanager
-def explaining_out_of_memory(model_config: GPTConfig, config: TrainConfig) -> Iterator[None]:
+def explaining_out_of_memory(model_config: ModelConfig, config: TrainConfig) -> Iterator[None]:
     """Turn whatever error a device raises when memory runs out into a TrainingError that says what would fit."""
     try:
         yield
@@ -260,7 +267,7 @@ def explaining_out_of_memory(model_config: GPTConfig, config: TrainConfig) -> It
 
 
 def describe_start(
-    model: GPT,
+    model: Model,
     config: TrainConfig,
     dataset: Dataset,
     progress: Progress,

@@ -1,33 +1,126 @@
-"""AdamW with the two groups that every GPT uses: matrices decay, biases and norms do not.
+"""Which weights move how: AdamW for all of them, or Muon for the matrices inside the blocks and AdamW for the rest.
 
-Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2.
+The rules themselves are pure functions: PyTorch's fused AdamW, and `muon` in a file of its own. The class around them
+is ours because PyTorch's loads its compiler at the first use, and with it a second goes by before the first step.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from quill.training.config import TrainConfig
+from quill.training.muon import move_by_muon
+
+EPS = 1e-8
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW over the model's weights; each group also carries the `names` of its weights, in order.
+class Optimizer:
+    """Moves groups of weights, each group by its `kind`: muon, or AdamW for all others.
+
+    `param_groups` and `state` are as in PyTorch's optimizers, and a group also carries the `names` of its weights.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float]):
+        self.param_groups = groups
+        self.betas = betas
+        self.state: dict[nn.Parameter, dict[str, Tensor]] = defaultdict(dict)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move every weight that has a gradient."""
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            gradients = [weight.grad for weight in weights]
+            state = [self._state(weight, group["kind"]) for weight in weights]
+            if not weights:
+                continue
+            if group["kind"] == "muon":
+                momenta = [each["momentum"] for each in state]
+                move_by_muon(weights, gradients, momenta, lr=group["lr"], weight_decay=group["weight_decay"])
+            else:
+                self._move_by_adamw(weights, gradients, state, group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if set_to_none:
+                    weight.grad = None
+                elif weight.grad is not None:
+                    weight.grad.zero_()
+
+    def _move_by_adamw(
+        self,
+        weights: list[nn.Parameter],
+        gradients: list[Tensor],
+        state: list[dict[str, Tensor]],
+        group: dict[str, Any],
+    ) -> None:
+        """Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2."""
+        adamw(
+            weights,  # type: ignore[arg-type]
+            gradients,
+            [each["exp_avg"] for each in state],
+            [each["exp_avg_sq"] for each in state],
+            [],
+            [each["step"] for each in state],
+            # One fused kernel instead of a dozen operations a weight; PyTorch has it for these devices.
+            fused=weights[0].device.type in ("cpu", "cuda", "mps"),
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=EPS,
+            maximize=False,
+        )
+
+    def _state(self, weight: nn.Parameter, kind: str) -> dict[str, Tensor]:
+        """Return what is remembered of a weight; at its first step, zeros."""
+        state = self.state[weight]
+        for key in state_keys(kind):
+            if key not in state:
+                state[key] = torch.zeros((), device=weight.device) if key == "step" else torch.zeros_like(weight)
+        return state
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
+    """Return the recipe's optimizer over the model's weights, a shared weight once.
 
     Weights with two or more dimensions (matrices and embeddings) decay: only there does a smaller weight mean a
-    simpler function. A shared weight is updated once.
+    simpler function.
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = [
-        {"names": [name for name, p in named if decays(p)], "weight_decay": config.weight_decay},
-        {"names": [name for name, p in named if not decays(p)], "weight_decay": 0.0},
-    ]
-    weights = dict(named)
-    for group in groups:
-        group["params"] = [weights[name] for name in group["names"]]
-    # One fused kernel a step instead of a dozen operations a weight; PyTorch has it for these devices.
-    fused = next(iter(weights.values())).device.type in ("cpu", "cuda", "mps")
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=fused)
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    kinds = {name: kind_of(name, weights[name], model, config) for name in weights}
+    rates = {
+        "matrix": config.learning_rate,
+        "vector": config.learning_rate,
+        "embedding": config.embedding_learning_rate or config.learning_rate,
+        "muon": config.muon_learning_rate,
+    }
+    groups: list[dict[str, Any]] = []
+    for kind, rate in rates.items():
+        if names := [name for name in weights if kinds[name] == kind]:
+            decay = 0.0 if kind == "vector" else config.weight_decay
+            share = rate / config.learning_rate if config.learning_rate else 1.0
+            group = {"kind": kind, "lr": rate, "share": share, "weight_decay": decay}
+            groups.append(group | {"names": names, "params": [weights[name] for name in names]})
+    return Optimizer(groups, (config.beta1, config.beta2))
+
+
+def kind_of(name: str, weight: nn.Parameter, model: nn.Module, config: TrainConfig) -> str:
+    """Return which group a weight belongs to: vector, muon, embedding (where these have their own rate) or matrix."""
+    if not decays(weight):
+        return "vector"
+    if config.optimizer == "muon" and name.startswith("blocks."):
+        return "muon"
+    of_embedding = isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Embedding)
+    return "embedding" if of_embedding and config.embedding_learning_rate is not None else "matrix"
 
 
 def decays(parameter: nn.Parameter) -> bool:
@@ -35,7 +128,12 @@ def decays(parameter: nn.Parameter) -> bool:
     return parameter.dim() >= 2
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Use this learning rate, for every group, from the next step on."""
+def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
+    """Use this learning rate from the next step on; groups with a rate of their own keep their proportion to it."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["share"]
+
+
+def state_keys(kind: str) -> tuple[str, ...]:
+    """Return the names of what is remembered of each weight in a group of this kind."""
+    return ("momentum",) if kind == "muon" else ("step", "exp_avg", "exp_avg_sq")

@@ -13,20 +13,22 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from quill.model.gpt import GPT
+from quill.model.build import Model
 from quill.training.config import TrainConfig
+from quill.training.cpu import quicken
 from quill.training.dropout import lighten_dropout
 
 
-def apply_scale(model: GPT, config: TrainConfig, device: torch.device) -> None:
+def apply_scale(model: Model, config: TrainConfig, device: torch.device) -> None:
     """Do to a finished model what this recipe asks for and this device likes, compilation excepted."""
-    if device.type == "cpu" and config.compile is not True:  # a compiler fuses dropout in a way of its own
+    if device.type == "cpu" and config.compile is not True:  # a compiler fuses in a way of its own
+        quicken(model)
         lighten_dropout(model)
     if config.gradient_checkpointing:
         checkpoint_blocks(model)
 
 
-def checkpoint_blocks(model: GPT) -> None:
+def checkpoint_blocks(model: Model) -> None:
     """Make each block keep only its input and compute the rest again when gradients are needed.
 
     Activations then cost one block plus one tensor a block instead of every intermediate of all blocks, for one more
@@ -38,7 +40,7 @@ def checkpoint_blocks(model: GPT) -> None:
 
 
 def compile_model(
-    model: GPT, choice: bool | Literal["auto"], example_BT: Tensor, warn: Callable[[str], None]
+    model: Model, choice: bool | Literal["auto"], example_BT: Tensor, warn: Callable[[str], None]
 ) -> Callable[[Tensor], Tensor]:
     """Return what to call for training: the compiled model, or the model itself where compiling does not pay or fails.
 

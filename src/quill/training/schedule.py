@@ -8,13 +8,23 @@ from quill.training.config import TrainConfig
 
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:
-    """Return the learning rate that this recipe uses at this step (counted from 0)."""
-    return cosine_decay(
+    """Return the learning rate that this recipe uses at this step (counted from 0).
+
+    It is that of AdamW's matrices; the others rise and fall in proportion to it.
+    """
+    highest, end = config.learning_rate, config.max_iters if config.lr_decay_iters is None else config.lr_decay_iters
+    if config.lr_schedule == "cosine":
+        lowest = highest / 10 if config.min_lr is None else config.min_lr
+        return cosine_decay(
+            step, learning_rate=highest, min_lr=lowest, warmup_iters=config.warmup_iters, decay_iters=end
+        )
+    return linear_decay(
         step,
-        learning_rate=config.learning_rate,
-        min_lr=config.learning_rate / 10 if config.min_lr is None else config.min_lr,
+        learning_rate=highest,
+        min_lr=config.min_lr or 0.0,
         warmup_iters=config.warmup_iters,
-        decay_iters=config.max_iters if config.lr_decay_iters is None else config.lr_decay_iters,
+        decay_iters=end,
+        cooldown_iters=round(config.cooldown * end) if config.lr_schedule == "wsd" else end,
     )
 
 
@@ -32,3 +42,19 @@ def cosine_decay(step: int, *, learning_rate: float, min_lr: float, warmup_iters
         return min_lr
     progress = (step - warmup_iters) / (decay_iters - warmup_iters)
     return min_lr + 0.5 * (learning_rate - min_lr) * (1 + math.cos(math.pi * progress))
+
+
+def linear_decay(
+    step: int, *, learning_rate: float, min_lr: float, warmup_iters: int, decay_iters: int, cooldown_iters: int
+) -> float:
+    """Return the learning rate of this step (counted from 0): up in a line, level, then down in a line, then level.
+
+        decay:    lr(s) = min_lr + (learning_rate - min_lr) · min(1, (decay_iters - s) / cooldown_iters)
+
+    With a cool-down as long as the run this is linear decay, to zero where min_lr is 0 (Defazio et al. 2023, "When,
+    Why and How Much?"); with a shorter one it is warm-up, stable, decay (Hu et al. 2024, "MiniCPM", section 4).
+    """
+    if step < warmup_iters:
+        return learning_rate * (step + 1) / (warmup_iters + 1)
+    left = (decay_iters - step) / min(cooldown_iters, max(1, decay_iters - warmup_iters))
+    return min_lr + (learning_rate - min_lr) * max(0.0, min(1.0, left))

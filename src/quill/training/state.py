@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from quill.errors import CheckpointError, ConfigError
-from quill.model.gpt import GPT
+from quill.model.build import Model
 from quill.text.tokenizer import Tokenizer, tokenizer_from_json
 from quill.training.checkpoint import STATE, WEIGHTS, copy_weights, find_checkpoint, read_tensors
+from quill.training.optimizer import Optimizer, state_keys
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Progress:
 
 
 def training_state(
-    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, progress: Progress, device: torch.device
+    optimizer: Optimizer, scaler: torch.amp.GradScaler, progress: Progress, device: torch.device
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return tensors and JSON metadata that `restore_training` turns back into the state of a run."""
     tensors = {"rng.cpu": torch.get_rng_state()}
@@ -54,9 +55,9 @@ def training_state(
 
 def restore_training(
     out_dir: str | Path,
-    model: GPT,
+    model: Model,
     tokenizer: Tokenizer,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     scaler: torch.amp.GradScaler,
     device: torch.device,
 ) -> Progress:
@@ -78,7 +79,7 @@ def restore_training(
     tensors, metadata = read_tensors(folder / STATE)
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
-            for key in ("step", "exp_avg", "exp_avg_sq"):
+            for key in state_keys(group["kind"]):
                 if (value := tensors.get(f"optimizer.{key}.{name}")) is None:
                     raise CheckpointError(f"{folder / STATE} has no optimizer state of {name}: it cannot be resumed")
                 optimizer.state[parameter][key] = value.clone().to(device)

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from quill.device import resolve_dtype
+from quill.model.build import build_model
 from quill.model.cache import KVCache
-from quill.model.config import GPTConfig
-from quill.model.gpt import GPT
+from quill.model.config import GPTConfig, ModelConfig
 from quill.training.config import TrainConfig
 from quill.training.evaluation import cross_entropy
 from quill.training.optimizer import build_optimizer
@@ -35,7 +35,7 @@ class Measurement:
     bytes_peak: int
 
 
-def measure(model_config: GPTConfig, config: TrainConfig, device: torch.device, largest: int) -> Measurement | None:
+def measure(model_config: ModelConfig, config: TrainConfig, device: torch.device, largest: int) -> Measurement | None:
     """Take a few real steps with up to `largest` windows, as many as are quick, and return what they took."""
     if largest < 1:
         return None
@@ -67,9 +67,9 @@ def measure(model_config: GPTConfig, config: TrainConfig, device: torch.device, 
 class Trial:
     """A run of a few steps with made-up tokens."""
 
-    def __init__(self, model_config: GPTConfig, config: TrainConfig, device: torch.device):
+    def __init__(self, model_config: ModelConfig, config: TrainConfig, device: torch.device):
         self.config, self.device = config, device
-        self.model = GPT(model_config).to(device)
+        self.model = build_model(model_config).to(device)
         self.optimizer = build_optimizer(self.model, config)
         apply_scale(self.model, config, device)
         self.forward = self.model
@@ -97,7 +97,8 @@ class Trial:
             loss = cross_entropy(self.forward(tokens_BT), tokens_BT)
         loss.backward()
         computed = self.clock()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if self.config.grad_clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return computed - started, self.clock() - computed

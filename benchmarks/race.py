@@ -1,0 +1,169 @@
+"""The race: nanoGPT's own CPU headline against `quill train --minutes=…`, on the same cores, text and split.
+
+    python benchmarks/race.py --nanogpt=PATH --seeds=3 --json=race.json --plot=race.png
+
+nanoGPT runs the command that its README gives for CPUs (4 layers, 4 heads, 128 wide, context 64, batch 12, 2000 steps,
+learning rate 0.001). Quill runs laps, each with a time to spend and the recipe that its dial picks for that time:
+
+    sprint      a ninth of nanoGPT's time: how soon is its last loss reached?
+    even        nanoGPT's own time: how much lower does Quill end?
+    twelve      12 minutes
+    hour        60 minutes
+
+Each contestant is a fresh process, in turn for each seed. Two clocks are kept as in time_to_loss.py: start-up, which
+for Quill includes measuring the machine, and training. Evaluation, samples and checkpoints are outside both. Losses
+are those over the whole validation split, in consecutive windows of each model's own context, every token scored once.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from argparse import SUPPRESS, Namespace
+from dataclasses import replace
+from typing import Any
+
+import measure
+import numpy as np
+import time_to_loss
+from measure import Summary
+from time_to_loss import Curve, seconds_to
+
+from quill.device import keep_freed_memory
+from quill.text.dataset import open_dataset, prepare_dataset
+from quill.training.config import TrainConfig
+
+LAPS = ("sprint", "even", "twelve", "hour")
+MINUTES = {"twelve": 12.0, "hour": 60.0}
+NANOGPT = "nanoGPT"
+LEARNING_RATE = 1e-3  # nanoGPT's own, of its README's command; Quill's preset of that shape has another
+
+
+def main() -> int:
+    """Let them race, print the table, and write JSON and the picture; or be one of them."""
+    parser = measure.argument_parser("nanoGPT's CPU headline against quill train --minutes=…", runs=None)
+    add = parser.add_argument
+    add("--seeds", type=int, default=1, help="how many seeds; medians count (%(default)s)")
+    add("--laps", default="sprint,even", help=f"which laps, of {','.join(LAPS)} (%(default)s)")
+    add("--loss", type=float, help="the loss to reach; nanoGPT's last one if not given")
+    add("--dataset", default="shakespeare", help="what to train on, as in quill train (%(default)s)")
+    add("--sprint", type=float, default=9.0, help="the sprint has nanoGPT's time divided by this (%(default)s)")
+    add("--device", default="cpu", help="where to train (%(default)s)")
+    add("--plot", metavar="FILE", help="also draw the curves into this PNG")
+    for hidden in ("--worker", "--folder"):
+        add(hidden, help=SUPPRESS)
+    for hidden in ("--seed", "--max_iters"):
+        add(hidden, type=int, help=SUPPRESS)
+    for hidden in ("--started", "--minutes"):
+        add(hidden, type=float, help=SUPPRESS)
+    add("--eval_interval", type=int, default=100, help=SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        print(json.dumps(race_nanogpt(arguments) if arguments.worker == NANOGPT else race_quill(arguments)))
+        return 0
+    laps = arguments.laps.split(",")
+    if unknown := [lap for lap in laps if lap not in LAPS]:
+        parser.error(f"--laps: there is no {unknown[0]!r}, only {', '.join(LAPS)}")
+    if not arguments.nanogpt or not (arguments.nanogpt / "model.py").is_file():
+        parser.error("--nanogpt=PATH must be a checkout of nanoGPT: it takes two to race")
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        dataset = prepare_dataset(arguments.dataset, data_dir=folder)
+        for split in ("train", "val"):  # nanoGPT reads 16 bits a token
+            getattr(dataset, split).astype(np.uint16).tofile(dataset.folder / f"{split}.uint16")
+        arguments.folder = str(dataset.folder)
+        curves: dict[str, list[Curve]] = {NANOGPT: [], **{lap: [] for lap in laps}}
+        for seed in range(TrainConfig().seed, TrainConfig().seed + arguments.seeds):
+            for name, runs in curves.items():
+                minutes = None if name == NANOGPT else minutes_of(name, curves[NANOGPT], arguments.sprint)
+                print(f"seed {seed}: {name}", file=sys.stderr, flush=True)
+                runs.append(start(name, arguments, seed, minutes))
+                loss, seconds = runs[-1]["losses"][-1], whole_time(runs[-1])
+                print(f"    {seconds:.1f} s, whole-split loss {loss:.4f}", file=sys.stderr, flush=True)
+    print(measure.describe_hardware())
+    goal = arguments.loss or Summary.of([run["losses"][-1] for run in curves[NANOGPT]]).median
+    report(curves, goal)
+    if arguments.plot:
+        time_to_loss.draw({LABELS.get(name, name): runs for name, runs in curves.items()}, goal, arguments.plot)
+    if arguments.json:
+        measure.write_json(arguments.json, "race", curves, loss=goal, corpus=dataset.note, dataset=arguments.dataset)
+    return 0
+
+
+LABELS = {"sprint": "Quill, sprint", "even": "Quill, nanoGPT's time", "twelve": "Quill, 12 min", "hour": "Quill, 1 h"}
+
+
+def minutes_of(lap: str, nanogpt: list[Curve], sprint: float) -> float:
+    """Return the time of a lap in minutes; nanoGPT's own is the median of its runs so far, start-up included."""
+    if lap in MINUTES:
+        return MINUTES[lap]
+    seconds = statistics.median(whole_time(run) for run in nanogpt)
+    return seconds / 60 / (sprint if lap == "sprint" else 1.0)
+
+
+def whole_time(run: Curve) -> float:
+    """Return the seconds from the start of the process to the last step, evaluation left out."""
+    return run["startup_seconds"] + run["seconds"][-1]
+
+
+def start(name: str, arguments: Namespace, seed: int, minutes: float | None) -> Curve:
+    """Run one contestant in a fresh process of this script, and return its curve."""
+    flags = [f"--{flag}={getattr(arguments, flag)}" for flag in ("folder", "device", "nanogpt", "eval_interval")]
+    flags += [f"--seed={seed}", f"--started={time.time()}"]
+    flags += [f"--minutes={minutes}"] if minutes else []
+    curve, _ = measure.run_worker(__file__, f"--worker={name}", *flags)
+    return curve
+
+
+def race_nanogpt(arguments: Namespace) -> Curve:
+    """Train nanoGPT by its own headline."""
+    configure = time_to_loss.configure
+
+    def headline(*given: Any) -> Any:
+        shape, recipe = configure(*given)
+        return shape, replace(recipe, learning_rate=LEARNING_RATE)
+
+    time_to_loss.configure = headline
+    return time_to_loss.train_nanogpt(arguments)
+
+
+def race_quill(arguments: Namespace) -> Curve:
+    """Train with the recipe that the dial picks for these minutes; its events carry both clocks."""
+    from quill.cli.arguments import build_configs
+    from quill.cli.minutes import fit_to_minutes
+
+    keep_freed_memory()  # as the command does
+    dataset = open_dataset(arguments.folder)
+    left = arguments.minutes * 60 - (time.time() - arguments.started)
+    settings, _ = fit_to_minutes(dataset, left / 60, {"device": arguments.device}, evaluations=0)
+    settings |= {"seed": arguments.seed, "sample_tokens": 0}
+    settings["eval_interval"] = max(1, settings["max_iters"] // 12)
+    shape, recipe = build_configs(settings, vocab_size=dataset.tokenizer.vocab_size)
+    return time_to_loss.follow_quill(shape, recipe, dataset, arguments.started) | {"settings": settings}
+
+
+def report(curves: dict[str, list[Curve]], goal: float) -> None:
+    """Print a row for each contestant: its time, its last loss, and when it reached the goal against nanoGPT."""
+    theirs = Summary.of([whole_time(run) for run in curves[NANOGPT]])
+    rows = []
+    for name, runs in curves.items():
+        reached = [seconds for run in runs if (seconds := seconds_to(goal, run)) is not None]
+        text = str(Summary.of(reached)) if reached else "never"
+        if len(reached) < len(runs):
+            text += f" ({len(reached)} of {len(runs)} runs)"
+        ratio = f"1/{theirs.median / Summary.of(reached).median:.1f}" if reached and name != NANOGPT else ""
+        size = runs[0].get("settings")
+        shape = f"{size['n_layer']} × {size['n_embd']}, context {size['block_size']}" if size else "4 × 128, context 64"
+        losses = Summary.of([run["losses"][-1] for run in runs])
+        times = Summary.of([whole_time(run) for run in runs])
+        rows.append([LABELS.get(name, name), shape, str(times), str(losses), text, ratio])
+    columns = ["contestant", "shape", "seconds in all", "last loss", f"seconds to {goal:.3f}", "of nanoGPT's time"]
+    seeds = len(curves[NANOGPT])
+    measure.print_table(f"The race, {seeds} seed{'s' if seeds > 1 else ''}: median (range)", columns, rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Time as the one dial: how minutes become a whole configuration, for `quill train --minutes` and `quill demo`.
+
+A few real steps of models that are thrown away tell how quick this machine is; training/dial.py decides from there.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from quill.cli import train
+from quill.cli.arguments import Parser, add_configuration, build_configs, settings_of
+
+if TYPE_CHECKING:
+    from quill.text.dataset import Dataset
+
+MARGIN = 0.93  # of the time: other programs also want the processor now and then
+EVALUATIONS = 8
+FEWEST_STEPS, MOST_STEPS = 20, 1_000_000
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of a training step, and of an evaluation with its sample."""
+
+    step: float
+    look: float
+
+
+def fit_to_minutes(
+    dataset: Dataset, minutes: float, asked: dict[str, Any], *, evaluations: int = EVALUATIONS
+) -> tuple[dict[str, Any], Speed]:
+    """Return the flat configuration of a run of so many minutes on this text and machine, and how quick that is.
+
+    `asked` holds what was set by hand, and stays. The time is that of training, evaluations and samples; finding out
+    how quick the machine is comes off it.
+    """
+    from quill.training.dial import PROBE, RECIPE, choose_recipe
+
+    started = time.monotonic()
+    seconds = minutes * 60
+    defaults = default_settings(asked.get("architecture", RECIPE["architecture"]))
+    patience = min(1.5, seconds / 60)
+    probe = defaults | RECIPE | PROBE.settings() | {"device": asked.get("device", "auto")}
+    probed = measure(probe, dataset, patience, look=False)
+    recipe = choose_recipe(seconds / probed.step, len(dataset.train))
+    settings = defaults | {name: value for name, value in recipe.items() if name in defaults} | asked
+    speed = measure(settings, dataset, patience, look=evaluations > 0)
+    left = seconds - (time.monotonic() - started)
+    settings |= fit_steps(left, speed, evaluations)
+    return settings | asked, speed
+
+
+def fit_steps(seconds: float, speed: Speed, evaluations: int) -> dict[str, int]:
+    """Return how many steps fit the time, and after how many to evaluate."""
+    steps = int((seconds * MARGIN - (evaluations + 1) * speed.look) / speed.step)
+    steps = max(FEWEST_STEPS, min(MOST_STEPS, steps))
+    return {"max_iters": steps, "eval_interval": max(1, -(-steps // max(1, evaluations)))}
+
+
+def measure(settings: dict[str, Any], dataset: Dataset, patience: float, *, look: bool = True) -> Speed:
+    """Return how quick steps (and, if asked, an evaluation with its sample) are, from about `patience` seconds."""
+    import statistics
+
+    import torch
+
+    from quill.device import resolve_device, resolve_dtype
+    from quill.training.loop import evaluate, fetch_batch
+    from quill.training.state import Progress
+    from quill.training.trial import Trial
+
+    model_config, config = build_configs(settings, vocab_size=dataset.tokenizer.vocab_size)
+    device = resolve_device(config.device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        trial = Trial(model_config, config, device)
+        times: list[float] = []
+        started = time.perf_counter()
+        while len(times) < 6 or (time.perf_counter() - started < patience and len(times) < 200):
+            before = time.perf_counter()
+            for number in range(config.gradient_accumulation_steps):
+                fetch_batch(dataset, model_config, config, len(times) + number, device)
+                trial.step(config.batch_size)
+            times.append(time.perf_counter() - before)
+        step = statistics.median(times[3:])  # the first steps also pay for memory and kernels that stay
+        if not look:
+            return Speed(step, 0.0)
+        sample = train.sampler(dataset, config.sample_tokens, config.seed)
+        before = time.perf_counter()
+        dtype = resolve_dtype(config.dtype, device)
+        evaluate(trial.model, config, dataset, Progress(), dtype, lambda event: None, sample, before)
+        return Speed(step, time.perf_counter() - before)
+
+
+def default_settings(architecture: str) -> dict[str, Any]:
+    """Return the flat configuration of an architecture with the default value of every field."""
+    parser = Parser("train")
+    add_configuration(parser)
+    return settings_of(parser.read([f"--architecture={architecture}"]))
+
+
+def describe(settings: dict[str, Any], minutes: float) -> str:
+    """Return in one line what was chosen."""
+    s = settings
+    return (
+        f"for {minutes:g} minutes: {s['architecture']} model, {s['n_layer']} layers, {s['n_embd']} wide, "
+        f"context {s['block_size']}, batch {s['batch_size']}, {s['max_iters']:,} steps"
+    )

@@ -1,0 +1,80 @@
+"""The dial: time to spend, the length of a text and a machine's speed go in, a recipe comes out. Plain arithmetic.
+
+Speed is counted in steps a second of the PROBE, the smallest model of the ladder. How the rules were found, on slices
+of training splits alone, stands in docs/results.md:
+
+- The more steps the machine could do, the deeper and wider the model, and the longer its context. Short runs live on
+  the n-gram tables and need a single block.
+- Rare runs of characters are learnt by heart first, so their tables forget more the oftener the text will be read;
+  the blocks forget only when it is read many times.
+- A step has 2,048 tokens: smaller ones leave processors idle, larger ones leave too few steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+TOKENS_PER_STEP = 2048
+HEAD_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model for machines and times that could do up to `probe_steps` steps of the smallest one."""
+
+    probe_steps: float
+    n_layer: int
+    n_embd: int
+    block_size: int
+
+    def settings(self) -> dict[str, Any]:
+        """Return the size as the flags of `quill train`."""
+        return {
+            "n_layer": self.n_layer,
+            "n_head": self.n_embd // HEAD_SIZE,
+            "n_embd": self.n_embd,
+            "block_size": self.block_size,
+            "batch_size": TOKENS_PER_STEP // self.block_size,
+        }
+
+
+LADDER = (
+    Size(400, n_layer=1, n_embd=128, block_size=64),
+    Size(1_200, n_layer=2, n_embd=128, block_size=128),
+    Size(6_000, n_layer=3, n_embd=128, block_size=128),
+    Size(30_000, n_layer=4, n_embd=192, block_size=256),
+    Size(math.inf, n_layer=6, n_embd=256, block_size=256),
+)
+PROBE = LADDER[0]
+RECIPE: dict[str, Any] = {
+    "architecture": "modern", "optimizer": "muon", "learning_rate": 0.01, "embedding_learning_rate": 0.01,
+    "muon_learning_rate": 0.02, "weight_decay": 0.0, "beta2": 0.95, "grad_clip": 0.0, "lr_schedule": "linear",
+    "warmup_iters": 0, "dtype": "fastest", "eval_iters": 16,
+}  # fmt: skip
+
+
+def choose_recipe(probe_steps: float, train_tokens: int) -> dict[str, Any]:
+    """Return model and training, but for the number of steps, for a machine that could do so many steps of the probe.
+
+    `train_tokens` is the length of the training split: a context is never longer than an eighth of it.
+    """
+    size = next(each for each in LADDER if probe_steps <= each.probe_steps)
+    longest = max(8, 2 ** int(math.log2(max(8, train_tokens / 8))))
+    size = Size(size.probe_steps, size.n_layer, size.n_embd, min(size.block_size, longest))
+    return RECIPE | size.settings() | forgetting(epochs_of(size, probe_steps, train_tokens))
+
+
+def forgetting(epochs: float) -> dict[str, float]:
+    """Return what a run should drop that reads its text so many times."""
+    return {
+        "ngram_dropout": round(min(0.7, 0.25 * math.log2(1 + epochs)), 2),
+        "dropout": round(min(0.3, max(0.0, 0.05 * math.log2(max(epochs, 1.0) / 4))), 2),
+    }
+
+
+def epochs_of(size: Size, probe_steps: float, train_tokens: int) -> float:
+    """Return about how often such a run reads its text: a step costs in proportion to the matrices it goes through."""
+    cost = (size.n_layer * size.n_embd**2) / (PROBE.n_layer * PROBE.n_embd**2)
+    return probe_steps / cost * TOKENS_PER_STEP / train_tokens

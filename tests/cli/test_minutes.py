@@ -1,0 +1,57 @@
+"""Laws of the dial: the steps fit the time, what was set by hand stays, and longer runs get larger models."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from quill.cli import minutes
+from quill.cli.arguments import build_configs
+from quill.cli.minutes import FEWEST_STEPS, MOST_STEPS, Speed, default_settings, fit_steps
+from quill.training.dial import LADDER, PROBE, choose_recipe, epochs_of
+
+
+def test_the_steps_fit_the_time():
+    fitted = fit_steps(60, Speed(step=0.01, look=0.5), evaluations=8)
+    looks = 1 + -(-fitted["max_iters"] // fitted["eval_interval"])
+    assert 0.8 * 60 < fitted["max_iters"] * 0.01 + looks * 0.5 <= 60
+
+
+@pytest.mark.parametrize(("step", "steps"), [(100.0, FEWEST_STEPS), (1e-9, MOST_STEPS)])
+def test_a_very_slow_or_fast_machine_still_gets_a_sensible_run(step, steps):
+    assert fit_steps(60, Speed(step, 0.1), evaluations=8)["max_iters"] == steps
+
+
+@pytest.mark.parametrize("train_tokens", [300, 90_000, 1_003_854, 18_000_000])
+@pytest.mark.parametrize("probe_steps", [10, 300, 3_000, 30_000, 3_000_000])
+def test_every_recipe_is_a_possible_one(probe_steps, train_tokens):
+    settings = default_settings("modern") | choose_recipe(probe_steps, train_tokens)
+    model, config = build_configs(settings)
+    assert model.block_size < train_tokens / 4 and config.batch_size >= 1
+
+
+def test_more_time_means_a_larger_model_and_more_reading_means_more_forgetting():
+    sizes = [choose_recipe(steps, 1_000_000) for steps in (100, 1_000, 5_000, 20_000, 100_000)]
+    matrices = [s["n_layer"] * s["n_embd"] ** 2 for s in sizes]
+    assert matrices == sorted(set(matrices)), "each step of the ladder is larger"
+    short, long = choose_recipe(3_000, 10_000_000), choose_recipe(3_000, 100_000)
+    assert short["ngram_dropout"] < long["ngram_dropout"] and short["dropout"] <= long["dropout"]
+    assert epochs_of(PROBE, 100, 204_800) == pytest.approx(1.0)
+    assert [each.probe_steps for each in LADDER] == sorted(each.probe_steps for each in LADDER)
+
+
+def test_minutes_train_a_modern_model_and_flags_go_on_top(quill, here, monkeypatch):
+    quick = Speed(step=0.5, look=0.01)
+    monkeypatch.setattr(minutes, "measure", lambda *args, **kwargs: quick)
+    small = ["--n_layer=1", "--n_head=1", "--n_embd=8", "--ngram_rows=97", "--batch_size=2", "--sample_tokens=5"]
+    code, out, error = quill("train", "my.txt", "--minutes=0.1", "--device=cpu", "--learning_rate=0.002", *small)
+    assert (code, error) == (0, ""), error
+    assert "for 0.1 minutes: modern model, 1 layers, 8 wide" in out
+    stored = yaml.safe_load((here / "out" / "config.yaml").read_text(encoding="utf-8"))
+    assert (stored["architecture"], stored["optimizer"], stored["learning_rate"]) == ("modern", "muon", 0.002)
+    assert stored["max_iters"] == FEWEST_STEPS and stored["n_embd"] == 8
+
+
+def test_minutes_that_cannot_be_are_refused(refused, here):
+    assert "minutes=0.0" in refused("train", "my.txt", "--minutes=0")
+    assert "--minutes chooses a new run" in refused("train", "--minutes=1", "--resume=True")

@@ -1,0 +1,71 @@
+"""What a CPU computes in fewer passes is what the model says: the same scores, the same gradients."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from quill.model.build import build_model
+from quill.model.cache import KVCache
+from quill.model.config import ModernConfig
+from quill.training.cpu import quicken
+from quill.training.dropout import lighten_dropout
+
+CONFIG = ModernConfig(
+    vocab_size=11, block_size=16, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, dropout=0.0, ngram_rows=97,
+    ngram_dropout=0.0,
+)  # fmt: skip
+
+
+def pair(config: ModernConfig):
+    """Return a model in which every path matters, and its quick double."""
+    torch.manual_seed(0)
+    model = build_model(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    double = copy.deepcopy(model)
+    quicken(double)
+    return model, double
+
+
+def test_the_same_scores_and_gradients() -> None:
+    model, double = pair(CONFIG)
+    tokens_BT = torch.randint(11, (3, 16), generator=torch.Generator().manual_seed(0))
+    ours, theirs = double(tokens_BT), model(tokens_BT)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    weights_BTV = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1))
+    (ours * weights_BTV).sum().backward()
+    (theirs * weights_BTV).sum().backward()
+    for (name, mine), other in zip(double.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_the_same_scores_with_a_cache() -> None:
+    model, double = pair(CONFIG)
+    tokens_BT = torch.randint(11, (2, 16), generator=torch.Generator().manual_seed(0))
+    cache = KVCache(CONFIG, 2)
+    pieces = torch.cat([double(piece, cache) for piece in tokens_BT.split([5, 1, 7, 3], dim=1)], dim=1)
+    torch.testing.assert_close(pieces, model(tokens_BT), rtol=1e-4, atol=1e-5)
+
+
+def test_half_precision_stays_near() -> None:
+    model, double = pair(CONFIG)
+    tokens_BT = torch.randint(11, (3, 16), generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours, theirs = double(tokens_BT), model(tokens_BT)
+    assert (ours.float() - theirs.float()).abs().max() < 0.1 * theirs.float().std()
+
+
+@pytest.mark.parametrize(
+    "order", [(lighten_dropout, quicken), (quicken, lighten_dropout)], ids=["quick last", "quick first"]
+)
+def test_dropout_and_quick_operations_go_together(order) -> None:
+    model, _ = pair(replace(CONFIG, dropout=0.5))
+    for apply in order:
+        apply(model)
+    tokens_BT = torch.randint(11, (2, 16), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model.eval()(tokens_BT), model(tokens_BT))
+    model.train()
+    assert not torch.equal(model(tokens_BT), model(tokens_BT))
