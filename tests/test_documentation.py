@@ -43,6 +43,7 @@ def arguments(command: str, shakespeare: bool) -> list[str]:
     words = [sys.executable, *words[1:]] if words[0] == "python" else [sys.executable, "-m", *words]
     if not shakespeare and name in ("train", "v2", "prepare") and not re.search(r"dataset=(?!shakespeare)", command):
         words.append("--dataset=pydoc")
+    words = [re.sub(r"^--minutes=.*", "--minutes=0.01", word) for word in words]
     return words + SHORTER.get(name, [])
 
 

@@ -20,6 +20,7 @@ from quill.cli.arguments import (
     settings_of,
 )
 from quill.errors import ConfigError
+from quill.model.build import build_model
 from quill.model.config import ModernConfig
 
 
@@ -131,7 +132,7 @@ def test_a_mistake_in_a_file_names_the_file_and_the_key(tmp_path, monkeypatch, t
 def test_a_config_that_is_nowhere_names_the_presets():
     with pytest.raises(ConfigError, match=r"neither a preset nor a file \(did you mean 'laptop'\?\)"):
         read("--config=labtop")
-    with pytest.raises(ConfigError, match=r"presets: debug, laptop, shakespeare, v2"):
+    with pytest.raises(ConfigError, match=r"presets: debug, laptop, modern, modern-laptop, shakespeare, v2"):
         read("--config=zzz")
 
 
@@ -147,6 +148,10 @@ def test_presets_are_the_recipes_they_promise():
     shape = ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "max_iters", "dropout")
     assert [laptop[name] for name in shape] == [4, 4, 128, 64, 12, 2000, 0.0]
     assert [founding[name] for name in shape] == [6, 6, 384, 256, 64, 5000, 0.2]
+    modern, small = (settings_of(read(f"--config={name}")) for name in ("modern", "modern-laptop"))
+    assert modern["architecture"] == small["architecture"] == "modern"
+    parameters = build_model(build_configs(modern, vocab_size=65)[0]).count_parameters()
+    assert parameters == pytest.approx(10.65e6, rel=0.01)
     assert founding == settings_of(read())
     assert [v2[name] for name in shape] == [6, 6, 384, 256, 64, 5000, 0.2]
     assert (v2["learning_rate"], v2["min_lr"], v2["activation"], v2["bias"]) == (3e-4, 3e-4, "relu", True)

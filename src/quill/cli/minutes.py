@@ -41,7 +41,7 @@ def fit_to_minutes(
     started = time.monotonic()
     seconds = minutes * 60
     defaults = default_settings(asked.get("architecture", RECIPE["architecture"]))
-    patience = min(1.5, seconds / 60)
+    patience = min(3.0, seconds / 50)
     probe = defaults | RECIPE | PROBE.settings() | {"device": asked.get("device", "auto")}
     probed = measure(probe, dataset, patience, look=False)
     recipe = choose_recipe(seconds / probed.step, len(dataset.train))
@@ -82,7 +82,7 @@ def measure(settings: dict[str, Any], dataset: Dataset, patience: float, *, look
                 fetch_batch(dataset, model_config, config, len(times) + number, device)
                 trial.step(config.batch_size)
             times.append(time.perf_counter() - before)
-        step = statistics.median(times[3:])  # the first steps also pay for memory and kernels that stay
+        step = statistics.median(times[len(times) // 3 :])  # the first ones also pay for memory and kernels that stay
         if not look:
             return Speed(step, 0.0)
         sample = train.sampler(dataset, config.sample_tokens, config.seed)
