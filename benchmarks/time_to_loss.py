@@ -33,6 +33,7 @@ from quill.text.dataset import Dataset, evaluation_windows, open_dataset, prepar
 from quill.training.config import TrainConfig
 
 PRESET = "laptop"
+COLORS = ("#1f5fa8", "#c2571a", "#3a8a4d", "#8a3a84", "#6b6b6b")
 Curve = dict[str, Any]
 """One run: `startup_seconds`, and lists of equal length: `steps`, `seconds` of training, `losses`."""
 
@@ -252,7 +253,7 @@ def draw(curves: dict[str, list[Curve]], loss: float, path: str) -> None:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for (name, runs), color in zip(curves.items(), ("#1f5fa8", "#c2571a"), strict=False):
+    for (name, runs), color in zip(curves.items(), COLORS, strict=False):
         for number, run in enumerate(runs):
             seconds = [run["startup_seconds"] + second for second in run["seconds"]]
             axes.plot(seconds, run["losses"], color=color, label=name if number == 0 else None)

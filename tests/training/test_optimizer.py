@@ -52,6 +52,17 @@ def test_muon_moves_the_matrices_in_the_blocks_and_adamw_the_rest(recipe: Recipe
     assert (rates["matrix"], rates["muon"], rates["embedding"]) == (0.002, 0.01, 0.02)
 
 
+def test_queries_keys_and_values_are_made_orthogonal_each_for_itself(recipe: Recipe) -> None:
+    model = build_model(MODERN)
+    name = "blocks.0.attention.query_key_value.weight"
+    weight = model.get_parameter(name)
+    before = weight.detach().clone()
+    weight.grad = torch.cat([torch.randn(8, 8), 100 * torch.randn(8, 8), 0.01 * torch.randn(8, 8)])
+    build_optimizer(model, recipe(optimizer="muon", weight_decay=0.0)).step()
+    lengths = [moved.norm().item() for moved in (weight.detach() - before).chunk(3)]
+    assert max(lengths) < 2 * min(lengths), "however different their gradients are"
+
+
 def test_a_step_needs_no_compiler() -> None:
     program = (
         "import sys, torch\n"

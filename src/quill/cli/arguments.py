@@ -172,7 +172,7 @@ def add_configuration(parser: Parser, skip: Iterable[str] = ()) -> None:
     parser.add_argument(
         "--config",
         type=str,
-        help="start from a preset (modern-laptop, modern, laptop, shakespeare, v2, debug) or a YAML file; flags go on top",
+        help="a preset (modern-laptop, modern, laptop, shakespeare, v2, debug) or a YAML file; flags go on top",
     )
     names = " or ".join(CONFIGS)
     architecture = Literal["classic", "modern"]

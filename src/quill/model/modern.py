@@ -202,6 +202,7 @@ class ModernGPT(nn.Module):
         self.ngram_embedding = NGramEmbedding(config)
         self.embedding_norm = RMSNorm()
         self.embedding_dropout = nn.Dropout(config.dropout)
+        self.reminders = nn.Parameter(torch.full((config.n_layer,), 0.1))  # how much each block sees x₀ again
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.final_norm = RMSNorm()
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -214,9 +215,9 @@ class ModernGPT(nn.Module):
             raise ConfigError(f"{start + T} tokens do not fit the model's context of block_size={limit}")
         tokens_BS = cache.append_tokens(tokens_BT) if cache is not None else tokens_BT
         x_BTD = self.ngram_embedding(self.token_embedding(tokens_BT), tokens_BS)
-        x_BTD = self.embedding_dropout(self.embedding_norm(x_BTD))
-        for block in self.blocks:
-            x_BTD = block(x_BTD, cache)
+        x_BTD = x0_BTD = self.embedding_dropout(self.embedding_norm(x_BTD))
+        for block, reminder in zip(self.blocks, self.reminders, strict=True):
+            x_BTD = block(x_BTD + reminder * x0_BTD, cache)  # an embedding skip, as in modded-nanogpt
         if cache is not None:
             cache.advance(T)
         logits_BTV = self.head(self.final_norm(x_BTD))
@@ -231,7 +232,9 @@ class ModernGPT(nn.Module):
         Zero-initialised projections: Yang et al. 2022, "Tensor Programs V", appendix D.2.
         """
         for name, parameter in self.named_parameters():
-            if name.endswith("output.weight") or name.startswith(("ngram_embedding", "head")):
+            if name == "reminders":
+                parameter.fill_(0.1)
+            elif name.endswith("output.weight") or name.startswith(("ngram_embedding", "head")):
                 parameter.zero_()
             elif name.startswith("token_embedding"):
                 parameter.normal_()

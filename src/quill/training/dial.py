@@ -69,7 +69,7 @@ def choose_recipe(probe_steps: float, train_tokens: int) -> dict[str, Any]:
 def forgetting(epochs: float) -> dict[str, float]:
     """Return what a run should drop that reads its text so many times."""
     return {
-        "ngram_dropout": round(min(0.7, 0.25 * math.log2(1 + epochs)), 2),
+        "ngram_dropout": round(min(0.7, 0.3 * math.log2(1 + epochs)), 2),
         "dropout": round(min(0.3, max(0.0, 0.1 * math.log2(max(epochs, 1.0) / 2.5))), 2),
     }
 

@@ -34,14 +34,15 @@ class Optimizer:
     def step(self) -> None:
         """Move every weight that has a gradient."""
         for group in self.param_groups:
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            gradients = [weight.grad for weight in weights]
-            state = [self._state(weight, group["kind"]) for weight in weights]
-            if not weights:
+            named = [(n, w) for n, w in zip(group["names"], group["params"], strict=True) if w.grad is not None]
+            if not named:
                 continue
+            weights, gradients = [weight for _, weight in named], [weight.grad for _, weight in named]
+            state = [self._state(weight, group["kind"]) for weight in weights]
             if group["kind"] == "muon":
-                momenta = [each["momentum"] for each in state]
-                move_by_muon(weights, gradients, momenta, lr=group["lr"], weight_decay=group["weight_decay"])
+                names, momenta = [name for name, _ in named], [each["momentum"] for each in state]
+                maps = (maps_in(names, tensors) for tensors in (weights, gradients, momenta))
+                move_by_muon(*maps, lr=group["lr"], weight_decay=group["weight_decay"])
             else:
                 self._move_by_adamw(weights, gradients, state, group)
 
@@ -121,6 +122,15 @@ def kind_of(name: str, weight: nn.Parameter, model: nn.Module, config: TrainConf
         return "muon"
     of_embedding = isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Embedding)
     return "embedding" if of_embedding and config.embedding_learning_rate is not None else "matrix"
+
+
+def maps_in(names: list[str], matrices: list[Tensor]) -> list[Tensor]:
+    """Return the maps that these matrices are made of, as views: queries, keys and values are each a map for itself."""
+    maps: list[Tensor] = []
+    for name, matrix in zip(names, matrices, strict=True):
+        stacked = name.endswith("query_key_value.weight") and matrix.size(0) == 3 * matrix.size(1)
+        maps += matrix.chunk(3) if stacked else [matrix]
+    return maps
 
 
 def decays(parameter: nn.Parameter) -> bool:
