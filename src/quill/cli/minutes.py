@@ -15,14 +15,14 @@ from quill.cli.arguments import Parser, add_configuration, build_configs, settin
 if TYPE_CHECKING:
     from quill.text.dataset import Dataset
 
-MARGIN = 0.93  # of the time: other programs also want the processor now and then
-EVALUATIONS = 8
+MARGIN = 0.9  # of the time: other programs also want the processor now and then
+EVALUATIONS = 6
 FEWEST_STEPS, MOST_STEPS = 20, 1_000_000
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of a training step, and of an evaluation with its sample."""
+    """Seconds of a training step, and of an evaluation with its sample and its checkpoint."""
 
     step: float
     look: float
@@ -54,20 +54,23 @@ def fit_to_minutes(
 
 def fit_steps(seconds: float, speed: Speed, evaluations: int) -> dict[str, int]:
     """Return how many steps fit the time, and after how many to evaluate."""
-    steps = int((seconds * MARGIN - (evaluations + 1) * speed.look) / speed.step)
+    # Evaluations are taken to last half as long again: pictures and displays come with some of them.
+    steps = int((seconds * MARGIN - 1.5 * (evaluations + 1) * speed.look) / speed.step)
     steps = max(FEWEST_STEPS, min(MOST_STEPS, steps))
     return {"max_iters": steps, "eval_interval": max(1, -(-steps // max(1, evaluations)))}
 
 
 def measure(settings: dict[str, Any], dataset: Dataset, patience: float, *, look: bool = True) -> Speed:
-    """Return how quick steps (and, if asked, an evaluation with its sample) are, from about `patience` seconds."""
+    """Return how quick steps are, and if asked an evaluation with all that goes with it, in some `patience` seconds."""
     import statistics
+    import tempfile
 
     import torch
 
     from quill.device import resolve_device, resolve_dtype
+    from quill.training.checkpoint import save_checkpoint
     from quill.training.loop import evaluate, fetch_batch
-    from quill.training.state import Progress
+    from quill.training.state import Progress, training_state
     from quill.training.trial import Trial
 
     model_config, config = build_configs(settings, vocab_size=dataset.tokenizer.vocab_size)
@@ -89,6 +92,13 @@ def measure(settings: dict[str, Any], dataset: Dataset, patience: float, *, look
         before = time.perf_counter()
         dtype = resolve_dtype(config.dtype, device)
         evaluate(trial.model, config, dataset, Progress(), dtype, lambda event: None, sample, before)
+        unscaled = torch.amp.GradScaler(device.type, enabled=False)
+        tensors, metadata = training_state(trial.optimizer, unscaled, Progress(), device)
+        with tempfile.TemporaryDirectory(prefix=".quill-", dir=".", ignore_cleanup_errors=True) as folder:
+            save_checkpoint(
+                folder, trial.model, dataset.tokenizer, step=0, val_loss=None, best=True, training_tensors=tensors,
+                training_metadata=metadata,
+            )  # fmt: skip
         return Speed(step, time.perf_counter() - before)
 
 
