@@ -8,9 +8,12 @@ import torch
 
 from quill.model.build import build_model
 from quill.model.cache import KVCache
-from quill.model.config import ModernConfig
+from quill.model.config import GPTConfig, ModernConfig
+from quill.model.gpt import GPT
+from quill.training.cost import TensorCounter
 from quill.training.cpu import quicken
 from quill.training.dropout import lighten_dropout
+from quill.training.scaling import forget_activations
 
 CONFIG = ModernConfig(
     vocab_size=11, block_size=16, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, dropout=0.0, ngram_rows=97,
@@ -69,3 +72,21 @@ def test_dropout_and_quick_operations_go_together(order) -> None:
     assert torch.equal(model.eval()(tokens_BT), model(tokens_BT))
     model.train()
     assert not torch.equal(model(tokens_BT), model(tokens_BT))
+
+
+def test_activations_computed_again_give_the_same_gradients_from_less_memory() -> None:
+    gradients, held = [], []
+    tokens_BT = torch.arange(64).view(4, 16) % 11
+    for apply in (lambda model: None, forget_activations):
+        torch.manual_seed(0)
+        model = GPT(GPTConfig(11, block_size=16, n_layer=2, n_head=2, n_embd=16, dropout=0.3))
+        apply(model)
+        with TensorCounter() as counter:
+            weights = counter.live
+            loss = model(tokens_BT).square().sum()
+            held.append(counter.live - weights)
+            loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    hidden = 2 * tokens_BT.numel() * 4 * 16 * 4  # layers, tokens, width, bytes
+    assert held[0] - held[1] == hidden

@@ -1,6 +1,7 @@
 """Dropout for CPUs is dropout: the same model, the same expectation, other draws."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from quill.model.build import Model, build_model
 from quill.model.config import GPTConfig, ModelConfig, ModernConfig
 from quill.model.gpt import Attention
 from quill.model.modern import Attention as ModernAttention
-from quill.training.dropout import drop, lighten_dropout
+from quill.training import dropout
+from quill.training.dropout import DroppingAttention, drop, lighten_dropout
 from quill.training.scaling import checkpoint_blocks
 
 CLASSIC = GPTConfig(vocab_size=11, block_size=16, n_layer=2, n_head=2, n_embd=16, dropout=0.3)
@@ -52,6 +54,40 @@ def test_the_gradient_is_that_of_what_was_kept() -> None:
     y.sum().backward()
     assert x.grad is not None
     torch.testing.assert_close(x.grad * x, y)
+
+
+@pytest.mark.parametrize(("share", "tile"), [(0.4, 16), (0.0, 16), (0.0, 7), (0.0, 3)])
+def test_attention_tile_by_tile_is_the_formula(share: float, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dropout, "QUERIES", tile)
+    monkeypatch.setattr(dropout, "WEIGHTS", 16 * 16 * 2 * tile // 8)  # several texts, or one
+    torch.manual_seed(0)
+    qkv_BT3HE = torch.randn(2, 16, 3, 2, 8, dtype=torch.float64, requires_grad=True)
+    g_BHTE = torch.randn(2, 2, 16, 8, dtype=torch.float64)
+
+    def formula(q_BHTE, k_BHTE, v_BHTE, scale, share):
+        future_TT = torch.ones(16, 16, dtype=torch.bool).triu(1)
+        return drop((q_BHTE @ k_BHTE.mT * scale).masked_fill(future_TT, -math.inf).softmax(-1), share) @ v_BHTE
+
+    results = []
+    for attend in (formula, DroppingAttention.apply):
+        torch.manual_seed(1)  # the same masks, where one tile holds all
+        qkv_BT3HE.grad = None
+        heads_BHTE = attend(*qkv_BT3HE.permute(2, 0, 3, 1, 4), 0.3, share)
+        heads_BHTE.backward(g_BHTE)
+        results.append((heads_BHTE.detach(), qkv_BT3HE.grad))
+    torch.testing.assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize("tile", [5, 16])
+def test_its_gradient_is_that_of_what_it_computed(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dropout, "QUERIES", tile)
+
+    def attend(q_BHTE, k_BHTE, v_BHTE):
+        torch.manual_seed(1)
+        return DroppingAttention.apply(q_BHTE, k_BHTE, v_BHTE, 0.5, 0.3)
+
+    torch.manual_seed(0)
+    assert torch.autograd.gradcheck(attend, torch.randn(3, 2, 2, 16, 4, dtype=torch.float64).requires_grad_().unbind())
 
 
 @each_model

@@ -52,7 +52,8 @@ def test_flops_are_those_of_the_matrix_products() -> None:
     B, T, L, D, V = 8, 32, 3, 16, 11
     forward = 2 * B * T * (L * 12 * D * D + V * D) + L * 4 * B * T * T * D
     cost = trace_step(SHAPE, RECIPE, CPU)
-    assert cost.flops == 3 * forward  # the backward pass computes gradients of inputs and of weights
+    again = L * 2 * B * T * T * D  # attention weights, which are not kept
+    assert cost.flops == 3 * forward + again  # the backward pass computes gradients of inputs and of weights
     assert cost.evaluation_flops == forward
 
 
@@ -76,8 +77,12 @@ def test_adamw_keeps_two_numbers_for_each_weight() -> None:
 
 
 def test_attention_on_a_gpu_never_stores_its_weights() -> None:
-    float32 = replace(RECIPE, dtype="float32")
-    assert trace_step(SHAPE, float32, torch.device("cuda")).working < trace_step(SHAPE, float32, CPU).working
+    def growth(device: str) -> float:
+        costs = [trace_step(replace(SHAPE, block_size=T), float32, torch.device(device)) for T in (512, 1024)]
+        return costs[1].working / costs[0].working
+
+    float32 = replace(RECIPE, dtype="float32", batch_size=1)
+    assert growth("cuda") < 2.01 < 2.3 < growth("cpu")
 
 
 def test_only_blocks_below_the_threshold_of_mapping_lie_in_the_heap() -> None:
@@ -90,8 +95,8 @@ def test_only_blocks_below_the_threshold_of_mapping_lie_in_the_heap() -> None:
 
 def test_tracing_takes_no_memory() -> None:
     giant = GPTConfig(vocab_size=50_000, block_size=4096, n_layer=4, n_head=64, n_embd=16_384)
-    cost = trace_step(giant, replace(RECIPE, batch_size=4096), CPU)
-    assert cost.weights > 40e9 and cost.working > 1e14
+    cost = trace_step(giant, replace(RECIPE, batch_size=256), CPU)
+    assert cost.weights > 40e9 and cost.working > 4e12
 
 
 def test_the_largest_micro_batch_fits_and_one_more_does_not() -> None:

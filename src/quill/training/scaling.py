@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from quill.model.build import Model
+from quill.model.gpt import FeedForward
 from quill.training.config import TrainConfig
 from quill.training.cpu import quicken
 from quill.training.dropout import lighten_dropout
@@ -26,6 +27,8 @@ def apply_scale(model: Model, config: TrainConfig, device: torch.device) -> None
         lighten_dropout(model)
     if config.gradient_checkpointing:
         checkpoint_blocks(model)
+    elif device.type == "cpu" and config.compile is not True:
+        forget_activations(model)
 
 
 def checkpoint_blocks(model: Model) -> None:
@@ -37,6 +40,34 @@ def checkpoint_blocks(model: Model) -> None:
     """
     for block in model.blocks:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def forget_activations(model: Model) -> None:
+    """Make a classic model's feed-forward networks keep their hidden layer before the activation, and not after it too.
+
+    The backward pass applies the activation once more: as much arithmetic as a look at the tensor, for a quarter of a
+    block's memory (Chen et al. 2016, section 4.1, drops cheap results in the same way).
+    """
+    for module in model.modules():
+        if isinstance(module, FeedForward):
+            module.forward = functools.partial(feed_forward_in_training, module)
+
+
+def feed_forward_in_training(module: FeedForward, x_BTD: Tensor) -> Tensor:
+    """Return what the module returns; its output projection's input is computed again when gradients are needed."""
+    hidden_BTF = module.hidden(x_BTD)
+    active_BTF = module.activation(hidden_BTF)
+    kept = active_BTF.untyped_storage()._cdata
+
+    def pack(tensor: Tensor) -> Tensor | torch.Size:
+        return tensor.shape if tensor.untyped_storage()._cdata == kept else tensor
+
+    def unpack(packed: Tensor | torch.Size) -> Tensor:
+        return packed if isinstance(packed, Tensor) else module.activation(hidden_BTF).view(packed)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        output_BTD = module.output(active_BTF)
+    return module.output_dropout(output_BTD)
 
 
 def compile_model(
