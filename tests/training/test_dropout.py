@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from quill.model.build import Model, build_model
 from quill.model.config import GPTConfig, ModelConfig, ModernConfig
@@ -64,7 +65,7 @@ def test_attention_tile_by_tile_is_the_formula(share: float, tile: int, monkeypa
     qkv_BT3HE = torch.randn(2, 16, 3, 2, 8, dtype=torch.float64, requires_grad=True)
     g_BHTE = torch.randn(2, 2, 16, 8, dtype=torch.float64)
 
-    def formula(q_BHTE, k_BHTE, v_BHTE, scale, share):
+    def formula(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, scale: float, share: float) -> Tensor:
         future_TT = torch.ones(16, 16, dtype=torch.bool).triu(1)
         return drop((q_BHTE @ k_BHTE.mT * scale).masked_fill(future_TT, -math.inf).softmax(-1), share) @ v_BHTE
 
@@ -72,7 +73,8 @@ def test_attention_tile_by_tile_is_the_formula(share: float, tile: int, monkeypa
     for attend in (formula, DroppingAttention.apply):
         torch.manual_seed(1)  # the same masks, where one tile holds all
         qkv_BT3HE.grad = None
-        heads_BHTE = attend(*qkv_BT3HE.permute(2, 0, 3, 1, 4), 0.3, share)
+        q_BHTE, k_BHTE, v_BHTE = qkv_BT3HE.permute(2, 0, 3, 1, 4)
+        heads_BHTE = attend(q_BHTE, k_BHTE, v_BHTE, 0.3, share)
         heads_BHTE.backward(g_BHTE)
         results.append((heads_BHTE.detach(), qkv_BT3HE.grad))
     torch.testing.assert_close(results[1], results[0])
