@@ -150,9 +150,10 @@ def configure(arguments: Namespace, out_dir: str) -> tuple[GPTConfig, TrainConfi
 
 def predict(arguments: Namespace) -> dict[str, Any]:
     """Estimate the case."""
-    from quill.device import resolve_device
+    from quill.device import keep_freed_memory, resolve_device
     from quill.training.estimate import estimate_run
 
+    keep_freed_memory()  # as the command does
     model_config, config, _ = configure(arguments, "out")
     return asdict(estimate_run(model_config, config, device=resolve_device(config.device)))
 
@@ -163,10 +164,11 @@ def train_for_real(arguments: Namespace) -> dict[str, Any]:
     import torch
 
     import quill.training.state  # noqa: F401 - loaded before memory is looked at
-    from quill.device import resolve_device
+    from quill.device import keep_freed_memory, resolve_device
     from quill.training.loop import train
     from quill.training.optimizer import build_optimizer
 
+    keep_freed_memory()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as out_dir:
         model_config, config, steps = configure(arguments, out_dir)
         device = resolve_device(config.device)

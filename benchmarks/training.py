@@ -166,8 +166,10 @@ def work(arguments: Namespace) -> dict[str, Any]:
 
 def train_quill(arguments: Namespace, vocab_size: int, device: torch.device, variant: str) -> dict[str, float]:
     """Train with Quill's own loop for a few steps, and return speed and memory from its events."""
+    from quill.device import keep_freed_memory
     from quill.training.loop import train
 
+    keep_freed_memory()  # as `quill train` does
     events: list[dict[str, Any]] = []
     steps = (1 + arguments.steps) * arguments.interval
     before = peak_megabytes(device)

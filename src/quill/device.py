@@ -78,9 +78,9 @@ def keep_freed_memory() -> bool:
 
     if platform.libc_ver()[0] != "glibc":
         return False
-    libc, most = ctypes.CDLL("libc.so.6"), 2**30
-    trim_threshold, mmap_threshold = -1, -3
-    return bool(libc.mallopt(mmap_threshold, most) and libc.mallopt(trim_threshold, most))
+    libc, trim_threshold, mmap_threshold = ctypes.CDLL("libc.so.6"), -1, -3
+    kept = libc.mallopt(mmap_threshold, 2**30) or libc.mallopt(mmap_threshold, 2**25)  # more than old versions allow
+    return bool(kept and libc.mallopt(trim_threshold, 2**30))
 
 
 def describe_device(device: torch.device) -> str:

@@ -35,9 +35,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Estimate, and print it for people or for programs."""
     settings = settings_of(arguments)
     build_configs(settings)  # impossible values are found before any text is read
-    from quill.device import describe_device, resolve_device
+    from quill.device import describe_device, keep_freed_memory, resolve_device
     from quill.training.estimate import describe_shortage, estimate_run
 
+    keep_freed_memory()  # as `quill train` does
     device = resolve_device(settings["device"])
     vocab_size, val_tokens, note = find_vocabulary(settings)
     model_config, config = build_configs(settings, vocab_size=vocab_size)

@@ -48,8 +48,6 @@ class StepCost:
     optimizer: int
     working: int
     """most that is alive besides these two: activations, and gradients as they take the place of activations"""
-    in_heap: int
-    """the part of it in blocks of less than 32 MiB, which glibc may keep in its heap; on other devices, all"""
     evaluating: int
     """most that is alive besides weights and optimizer state while evaluating"""
     flops: int
@@ -58,16 +56,12 @@ class StepCost:
     """of a micro-batch forward"""
 
 
-MAPPED = 32 * 2**20  # DEFAULT_MMAP_THRESHOLD_MAX in glibc's malloc.c
-
-
 class TensorCounter(TorchDispatchMode):
     """Sees every tensor operation: the bytes of all tensors alive, the most there have been, and the FLOPs."""
 
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = self.flops = 0
-        self.small = self.small_at_peak = 0  # of these, the bytes in blocks that are not mapped one by one
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -75,8 +69,7 @@ class TensorCounter(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor.untyped_storage())
-        if self.live > self.peak:
-            self.peak, self.small_at_peak = self.live, self.small
+        self.peak = max(self.peak, self.live)
         if count := FLOPS.get(func.overloadpacket):
             self.flops += count(*args, **(kwargs or {}), out_val=result)
         return result
@@ -86,16 +79,12 @@ class TensorCounter(TorchDispatchMode):
         if key in self._storages:  # a view, or the result of an operation in place
             return
 
-        small = size if size < MAPPED else 0
-
         def forget(_: object) -> None:
             self.live -= size
-            self.small -= small
             del self._storages[key]
 
         self._storages[key] = weakref.ref(storage, forget)
         self.live += size
-        self.small += small
 
 
 @functools.lru_cache(maxsize=64)
@@ -112,7 +101,7 @@ def trace_step(model_config: ModelConfig, config: TrainConfig, device: torch.dev
             for module in model.modules():
                 if isinstance(module, Attention | ModernAttention):
                     module.dropout = 0.0  # only the CPU's attention stores its weights when there is dropout
-        weights, small_weights = counter.live, counter.small
+        weights = counter.live
         optimizer = build_optimizer(model, config)
         apply_scale(model, config, device)
         tokens_BT = torch.zeros(config.batch_size, model_config.block_size, dtype=torch.long)
@@ -123,7 +112,6 @@ def trace_step(model_config: ModelConfig, config: TrainConfig, device: torch.dev
             loss.backward()
             del loss
         working = counter.peak - weights
-        in_heap = counter.small_at_peak - small_weights if device.type == "cpu" else working
         flops, held = counter.flops, counter.live
         optimizer.step()
         state = counter.live - held
@@ -132,4 +120,4 @@ def trace_step(model_config: ModelConfig, config: TrainConfig, device: torch.dev
         model.eval()
         with torch.no_grad(), autocast:
             cross_entropy(model(tokens_BT), tokens_BT)
-        return StepCost(weights, state, working, in_heap, counter.peak - weights - state, flops, counter.flops)
+        return StepCost(weights, state, working, counter.peak - weights - state, flops, counter.flops)

@@ -59,14 +59,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Overhead:
-    """What a process holds besides tensors: `process` bytes, and in its allocator `waste` for each byte in its heap."""
+    """What a process holds besides tensors: `process` bytes, and in its allocator `waste` for each byte at work."""
 
     process: int
     waste: float
 
     def peak(self, cost: StepCost) -> int:
         """Return the most bytes that a run with such steps holds, whether it trains or evaluates."""
-        working = max(cost.working + round(self.waste * cost.in_heap), cost.evaluating)
+        working = max(cost.working + round(self.waste * cost.working), cost.evaluating)
         return self.process + cost.weights + cost.optimizer + working
 
 
@@ -86,7 +86,7 @@ def estimate_run(
         overhead = replace(overhead, process=measured.bytes_before)
         if device.type == "cuda":  # there PyTorch counts exactly, and a compiled model may need less than was traced
             live = overhead.process + tried.weights + tried.optimizer + tried.working
-            overhead = replace(overhead, waste=(measured.bytes_peak - live) / tried.in_heap)
+            overhead = replace(overhead, waste=(measured.bytes_peak - live) / tried.working)
         seconds = run_times(model_config, config, cost, tried, measured, val_tokens)
     peak = overhead.peak(cost)
     with torch.device("meta"):
@@ -99,7 +99,7 @@ def estimate_run(
         optimizer_bytes=cost.optimizer,
         activations_bytes=cost.working,
         process_bytes=overhead.process,
-        allocator_bytes=round(cost.in_heap * overhead.waste),
+        allocator_bytes=round(cost.working * overhead.waste),
         peak_bytes=peak,
         room_bytes=room,
         fits=peak <= room,
