@@ -35,7 +35,7 @@ def test_more_time_means_a_larger_model_and_more_reading_means_more_forgetting()
     matrices = [s["n_layer"] * s["n_embd"] ** 2 for s in sizes]
     assert matrices == sorted(set(matrices)), "each step of the ladder is larger"
     short, long = choose_recipe(3_000, 10_000_000), choose_recipe(3_000, 100_000)
-    assert short["ngram_dropout"] < long["ngram_dropout"] and short["dropout"] <= long["dropout"]
+    assert short["ngram"] > long["ngram"] and short["weight_decay"] < long["weight_decay"]
     assert epochs_of(PROBE, 100, 204_800) == pytest.approx(1.0)
     assert [each.probe_steps for each in LADDER] == sorted(each.probe_steps for each in LADDER)
 

@@ -121,6 +121,7 @@ def test_an_estimate_adds_up() -> None:
 
 def test_nothing_is_tried_where_not_even_one_window_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimating, "memory_room", lambda device: 1000)
+    monkeypatch.setattr(estimating, "memory_without_model", lambda config, device: 900)
     monkeypatch.setattr("quill.training.trial.build_model", None)  # to try would fail
     found = estimate_run(SHAPE, RECIPE, device=CPU)
     assert (found.fits, found.largest_batch_size, found.measured_batch_size) == (False, 0, 0)
@@ -168,7 +169,7 @@ def test_what_is_advised_fits_and_trains_on_the_same_batch(founding: Callable, r
             **{name: value == "True" if value in ("True", "False") else int(value) for name, value in given.items()},
         )
         assert changed.batch_size * changed.gradient_accumulation_steps == 64
-        peak = typical_overhead(shape, changed, CPU).peak(trace_step(shape, changed, CPU))
+        peak = typical_overhead(changed, CPU).peak(trace_step(shape, changed, CPU))
         assert peak <= room
         assert float(size) * {"GB": 1e9, "MB": 1e6}[unit] == pytest.approx(peak, rel=0.06)
 

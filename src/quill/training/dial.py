@@ -5,8 +5,8 @@ of training splits alone, stands in docs/results.md:
 
 - The more steps the machine could do, the deeper and wider the model, and the longer its context. Short runs live on
   the n-gram tables and need a single block.
-- Rare runs of characters are learnt by heart first, so their tables forget more the oftener the text will be read;
-  the blocks forget only when it is read many times.
+- A text that is read twice or less is best met with tables for runs of up to four characters. Read oftener, rare runs
+  are learnt by heart: pairs then have a table and nothing longer has, and all weights decay.
 - A step has 2,048 tokens: smaller ones leave processors idle, larger ones leave too few steps.
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 
 TOKENS_PER_STEP = 2048
 HEAD_SIZE = 32
+FEW_EPOCHS = 2.5  # there tables of long runs and weights that decay are worth the same
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ LADDER = (
 PROBE = LADDER[0]
 RECIPE: dict[str, Any] = {
     "architecture": "modern", "optimizer": "muon", "learning_rate": 0.01, "embedding_learning_rate": 0.01,
-    "muon_learning_rate": 0.02, "weight_decay": 0.0, "beta2": 0.95, "grad_clip": 0.0, "lr_schedule": "linear",
+    "muon_learning_rate": 0.02, "beta2": 0.95, "grad_clip": 0.0, "lr_schedule": "linear",
     "warmup_iters": 0, "dtype": "fastest", "eval_iters": 16,
 }  # fmt: skip
 
@@ -63,15 +64,15 @@ def choose_recipe(probe_steps: float, train_tokens: int) -> dict[str, Any]:
     size = next(each for each in LADDER if probe_steps <= each.probe_steps)
     longest = max(8, 2 ** int(math.log2(max(8, train_tokens / 8))))
     size = Size(size.probe_steps, size.n_layer, size.n_embd, min(size.block_size, longest))
-    return RECIPE | size.settings() | forgetting(epochs_of(size, probe_steps, train_tokens))
+    return RECIPE | size.settings() | remembering(epochs_of(size, probe_steps, train_tokens))
 
 
-def forgetting(epochs: float) -> dict[str, float]:
-    """Return what a run should drop that reads its text so many times."""
-    return {
-        "ngram_dropout": round(min(0.7, 0.3 * math.log2(1 + epochs)), 2),
-        "dropout": round(min(0.3, max(0.0, 0.1 * math.log2(max(epochs, 1.0) / 2.5))), 2),
-    }
+def remembering(epochs: float) -> dict[str, float]:
+    """Return what a run should remember that reads its text so many times, and what it should forget."""
+    if epochs <= FEW_EPOCHS:
+        return {"ngram": 4, "ngram_dropout": round(0.3 * math.log2(1 + epochs), 2), "weight_decay": 0.0, "dropout": 0.0}
+    decay = round(min(0.6, 0.1 * math.log2(1 + epochs)), 2)
+    return {"ngram": 2, "ngram_dropout": 0.6, "weight_decay": decay, "dropout": 0.0}
 
 
 def epochs_of(size: Size, probe_steps: float, train_tokens: int) -> float:

@@ -20,7 +20,7 @@ from quill.model.build import build_model
 from quill.model.config import ModelConfig
 from quill.training.config import TrainConfig
 from quill.training.cost import StepCost, trace_step
-from quill.training.trial import Measurement, measure
+from quill.training.trial import Measurement, measure, memory_without_model
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,14 @@ def estimate_run(
     `val_tokens`, the length of the validation split, is for the time that evaluations take; without it they are
     taken to have all their `eval_iters` batches.
     """
-    cost, room = trace_step(model_config, config, device), memory_room(device)
-    overhead, seconds = typical_overhead(model_config, config, device), {}
+    room, overhead, seconds = memory_room(device), typical_overhead(config, device), {}
+    overhead = replace(
+        overhead, process=memory_without_model(config, device)
+    )  # before tracing loads what only it needs
+    cost = trace_step(model_config, config, device)
     measured = measure(model_config, config, device, safe_batch_size(cost, config, overhead, room))
     if measured:
         tried = trace_step(model_config, replace(config, batch_size=measured.batch_size), device)
-        overhead = replace(overhead, process=measured.bytes_before)
         if device.type == "cuda":  # there PyTorch counts exactly, and a compiled model may need less than was traced
             live = overhead.process + tried.weights + tried.optimizer + tried.working
             overhead = replace(overhead, waste=(measured.bytes_peak - live) / tried.working)
@@ -111,19 +113,17 @@ def estimate_run(
     )
 
 
-def typical_overhead(model_config: ModelConfig, config: TrainConfig, device: torch.device) -> Overhead:
+def typical_overhead(config: TrainConfig, device: torch.device) -> Overhead:
     """Return what is usual where nothing can be measured.
 
-    glibc's heap cannot use again all that was freed, the less so the more often large blocks come and go. How much
-    differs from run to run of the same program; taken is the middle of what benchmarks/estimate.py sees.
+    glibc's heap cannot use again all that was freed, the less so the more often large blocks come and go. Fitted to
+    what benchmarks/estimate.py measures, with memory kept as commands have it (`keep_freed_memory`).
     """
     if device.type != "cpu":
         return Overhead(0, 0.0)
-    waste = 0.42 if model_config.dropout == 0 else 0.65
-    if config.gradient_checkpointing:
-        waste = 1.0 if model_config.dropout == 0 else 1.6
+    waste = 2.0 if config.gradient_checkpointing else 0.55
     # Python with PyTorch, after its first step; and what other allocators waste is not known.
-    return Overhead(330_000_000, waste if platform.libc_ver()[0] == "glibc" else 0.0)
+    return Overhead(265_000_000, waste if platform.libc_ver()[0] == "glibc" else 0.0)
 
 
 def run_times(
@@ -228,7 +228,7 @@ def foresee_out_of_memory(model_config: ModelConfig, config: TrainConfig, device
     kept = shape.n_layer * (16 * shape.n_embd + 4 * shape.n_head * shape.block_size)
     if 4 * (4 * config.batch_size * shape.block_size * kept) < room:
         return None
-    if typical_overhead(model_config, config, device).peak(trace_step(model_config, config, device)) <= room:
+    if typical_overhead(config, device).peak(trace_step(model_config, config, device)) <= room:
         return None
     return f"memory will hardly be enough: {describe_shortage(model_config, config, device, room)}"
 
@@ -237,7 +237,7 @@ def describe_shortage(model_config: ModelConfig, config: TrainConfig, device: to
     """Return what a run that does not fit into `room` bytes needs, and the flags that make it fit."""
 
     def need(changed: TrainConfig) -> int:
-        return typical_overhead(model_config, changed, device).peak(trace_step(model_config, changed, device))
+        return typical_overhead(changed, device).peak(trace_step(model_config, changed, device))
 
     there = f" and {format_bytes(room)} can be had" if room < need(config) else ""
     room = round(0.85 * min(room, need(config)))  # advice must help though the heap wastes more one time than another
@@ -262,7 +262,7 @@ def describe_shortage(model_config: ModelConfig, config: TrainConfig, device: to
 def split_batch(model_config: ModelConfig, config: TrainConfig, device: torch.device, room: int) -> TrainConfig | None:
     """Return the same batch in as few micro-batches as fit into `room` bytes, or None if single windows do not."""
     several = replace(config, gradient_accumulation_steps=2)  # gradients then stay while the next ones are computed
-    largest = largest_batch_size(model_config, several, device, typical_overhead(model_config, config, device), room)
+    largest = largest_batch_size(model_config, several, device, typical_overhead(config, device), room)
     sizes = [size for size in range(1, min(largest, config.batch_size) + 1) if config.batch_size % size == 0]
     if not sizes:
         return None

@@ -24,14 +24,13 @@ QUICK_SECONDS = 0.25  # a step that takes longer is not tried with twice as many
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a few real steps with `batch_size` windows took: seconds, and bytes before them and at most."""
+    """What a few real steps with `batch_size` windows took: seconds, and bytes at most."""
 
     batch_size: int
     micro_batch_seconds: float
     optimizer_seconds: float
     evaluation_seconds: float
     token_seconds: float
-    bytes_before: int
     bytes_peak: int
 
 
@@ -40,11 +39,6 @@ def measure(model_config: ModelConfig, config: TrainConfig, device: torch.device
     if largest < 1:
         return None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # nobody's random numbers change
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        tiny = GPTConfig(vocab_size=2, block_size=2, n_layer=1, n_head=1, n_embd=2)
-        Trial(tiny, replace(config, compile=False), device).step(1)  # loads what PyTorch loads at its first step
-        before = memory_held(device)
         trial = Trial(model_config, config, device)
         trial.step(1)
         batch_size = min(2, largest)  # a single window is slower than each of several
@@ -59,9 +53,18 @@ def measure(model_config: ModelConfig, config: TrainConfig, device: torch.device
             optimizer_seconds=sum(optimizer_steps) / 2,
             evaluation_seconds=trial.evaluate(batch_size),
             token_seconds=trial.write(min(8, model_config.block_size)),
-            bytes_before=before,
             bytes_peak=memory_held(device),
         )
+
+
+def memory_without_model(config: TrainConfig, device: torch.device) -> int:
+    """Return the bytes that this process holds on the device once it has taken a step, but for that step's tensors."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        tiny = GPTConfig(vocab_size=2, block_size=2, n_layer=1, n_head=1, n_embd=2)
+        Trial(tiny, replace(config, compile=False), device).step(1)  # loads what PyTorch loads at its first step
+        return memory_held(device)
 
 
 class Trial:
