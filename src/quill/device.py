@@ -79,7 +79,7 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     libc, trim_threshold, mmap_threshold = ctypes.CDLL("libc.so.6"), -1, -3
-    kept = libc.mallopt(mmap_threshold, 2**30) or libc.mallopt(mmap_threshold, 2**25)  # more than old versions allow
+    kept = libc.mallopt(mmap_threshold, 2**30) or libc.mallopt(mmap_threshold, 2**25)  # old ones take 32 MiB at most
     return bool(kept and libc.mallopt(trim_threshold, 2**30))
 
 
