@@ -181,22 +181,23 @@ def tile_product(rows, outputs, output_at, weights, weight_at, inputs, input_at,
 @compiled
 def finish(outputs, at, sums, sums_at, bias, bias_at, mode):
     """Put 64 sums where they belong."""
+    to, some, more = outputs[at : at + PANEL], sums[sums_at : sums_at + PANEL], bias[bias_at : bias_at + PANEL]
     if mode == ADD:
         for j in range(PANEL):
-            outputs[at + j] += sums[sums_at + j] + bias[bias_at + j]
+            to[j] += some[j] + more[j]
     elif mode == GELU:
         for j in range(PANEL):
-            outputs[at + j] = gelu(sums[sums_at + j] + bias[bias_at + j])
+            to[j] = gelu(some[j] + more[j])
     elif mode == RELU:
         for j in range(PANEL):
-            outputs[at + j] = max(sums[sums_at + j] + bias[bias_at + j], np.float32(0.0))
+            to[j] = max(some[j] + more[j], np.float32(0.0))
     elif mode == RELU_SQUARED:
         for j in range(PANEL):
-            y = max(sums[sums_at + j] + bias[bias_at + j], np.float32(0.0))
-            outputs[at + j] = y * y
+            y = max(some[j] + more[j], np.float32(0.0))
+            to[j] = y * y
     else:
         for j in range(PANEL):
-            outputs[at + j] = sums[sums_at + j] + bias[bias_at + j]
+            to[j] = some[j] + more[j]
 
 
 def linear(thread, threads, rows, matrix, layer, inputs, stride, outputs, width, mode, work):
@@ -248,9 +249,10 @@ def _linear_int8(thread, threads, rows, matrix, layer, inputs, stride, outputs, 
         for row in range(count):
             scale = work.code_scales[first + row]
             of, columns = tile + row * PANEL, at * PANEL
+            whole, offset = work.whole_sums[of : of + PANEL], matrix.sums[columns : columns + PANEL]
+            sums, scales = work.sums[of : of + PANEL], matrix.scales[columns : columns + PANEL]
             for j in range(PANEL):
-                whole = work.whole_sums[of + j] - matrix.sums[columns + j]
-                work.sums[of + j] = np.float32(whole) * (scale * matrix.scales[columns + j])
+                sums[j] = np.float32(whole[j] - offset[j]) * (scale * scales[j])
             to = (first + row) * width + panel * PANEL
             finish(outputs, to, work.sums, of, matrix.bias, columns, mode)
 
@@ -258,13 +260,14 @@ def _linear_int8(thread, threads, rows, matrix, layer, inputs, stride, outputs, 
 @compiled
 def encode(inputs, at, count, codes, codes_at, scales, row):
     """Write numbers as whole numbers from 1 to 255, which stand for -127 to 127 steps of the row's scale."""
+    numbers, codes = inputs[at : at + count], codes[codes_at : codes_at + count]
     most = np.float32(0.0)
     for i in range(count):
-        most = max(most, abs(inputs[at + i]))
+        most = max(most, abs(numbers[i]))
     scale = most / np.float32(127.0)
     inverse = np.float32(127.0) / most if most > np.float32(0.0) else np.float32(0.0)
     for i in range(count):
-        codes[codes_at + i] = np.uint8(np.int32(np.floor(inputs[at + i] * inverse + np.float32(128.5))))
+        codes[i] = np.uint8(np.int32(np.floor(numbers[i] * inverse + np.float32(128.5))))
     scales[row] = scale
 
 
@@ -275,18 +278,19 @@ def normalize(shape, weights, norm, inputs, outputs, at):
     mean = np.float32(0.0)
     if not shape.modern:
         mean = total(inputs, at, width) / np.float32(D)
+    before, after = inputs[at : at + D], outputs[at : at + D]
     for i in range(D):
-        outputs[at + i] = inputs[at + i] - mean
+        after[i] = before[i] - mean
     variance = total_of_squares(outputs, at, width) / np.float32(D)
     factor = np.float32(1.0) / np.sqrt(variance + np.float32(shape.epsilon))
     if shape.modern:
         for i in range(D):
-            outputs[at + i] *= factor
+            after[i] *= factor
     else:
-        weight = norm * 2 * width
+        of = norm * 2 * width
+        weight, bias = weights.norms[of : of + D], weights.norms[of + width : of + width + D]
         for i in range(D):
-            scaled = outputs[at + i] * factor * weights.norms[weight + i]
-            outputs[at + i] = scaled + weights.norms[weight + width + i]
+            after[i] = after[i] * factor * weight[i] + bias[i]
 
 
 @compiled
@@ -294,14 +298,15 @@ def embed(shape, weights, work, row):
     """Begin a row of the residual stream with what its token, its position and its n-grams mean."""
     token, slot, position = work.tokens[row], work.slots[row], work.positions[row]
     at, D = row * shape.width, shape.n_embd
-    of = token * shape.width
+    means = weights.token_embedding[token * shape.width : token * shape.width + D]
+    stream, start, sums = work.stream[at : at + D], work.start[at : at + D], work.normed[at : at + D]
     if not shape.modern:
-        place = position * shape.width
+        place = weights.position_embedding[position * shape.width : position * shape.width + D]
         for i in range(D):
-            work.stream[at + i] = weights.token_embedding[of + i] + weights.position_embedding[place + i]
+            stream[i] = means[i] + place[i]
         return
     for i in range(D):
-        work.normed[at + i] = weights.token_embedding[of + i]
+        sums[i] = means[i]
     key, factor, first = token, 1, 0
     for back in range(1, len(weights.ngram_rows) + 1):
         before = shape.vocab_size  # nothing yet
@@ -310,12 +315,13 @@ def embed(shape, weights, work, row):
         factor *= shape.vocab_size + 1
         key += before * factor
         of = (first + key % weights.ngram_rows[back - 1]) * shape.width
+        together = weights.ngrams[of : of + D]
         for i in range(D):
-            work.normed[at + i] += weights.ngrams[of + i]
+            sums[i] += together[i]
         first += weights.ngram_rows[back - 1]
     normalize(shape, weights, 0, work.normed, work.stream, at)
     for i in range(D):
-        work.start[at + i] = work.stream[at + i]
+        start[i] = stream[i]
 
 
 @compiled
@@ -344,17 +350,21 @@ def remember(shape, weights, work, layer, row, head):
         turn(shape, weights, work.projected, key, position)
         for query in range(head * group, (head + 1) * group):
             turn(shape, weights, work.projected, at + query * E, position)
-    for i in range(at + head * group * E, at + (head + 1) * group * E):
-        work.projected[i] *= np.float32(shape.scale)
+    queries = work.projected[at + head * group * E : at + (head + 1) * group * E]
+    for i in range(len(queries)):
+        queries[i] *= np.float32(shape.scale)
     place = (work.slots[row] * shape.n_layer + layer) * K + head
     to = place * shape.capacity * E + position // PANEL * E * PANEL + position % PANEL
+    keys, new = work.keys[to : to + (E - 1) * PANEL + 1], work.projected[key : key + E]
     for i in range(E):
-        work.keys[to + i * PANEL] = work.projected[key + i]
+        keys[i * PANEL] = new[i]
     panels = (E + PANEL - 1) // PANEL
-    for i in range(E):
-        panel, column = i // PANEL, i % PANEL
-        to = ((place * panels + panel) * shape.capacity + position) * PANEL + column
-        work.values[to] = work.projected[value + i]
+    for panel in range(panels):
+        count = min(PANEL, E - panel * PANEL)
+        to = ((place * panels + panel) * shape.capacity + position) * PANEL
+        values, new = work.values[to : to + count], work.projected[value + panel * PANEL : value + panel * PANEL + count]
+        for i in range(count):
+            values[i] = new[i]
 
 
 @compiled
@@ -371,8 +381,9 @@ def attend(shape, work, thread, layer, row, head):
     for i in range(seen, last):
         work.attention[weights + i] = -np.inf
     highest = largest(work.attention, weights, last)
+    shares = work.attention[weights : weights + last]
     for i in range(last):
-        work.attention[weights + i] = exponential(work.attention[weights + i] - highest)
+        shares[i] = exponential(shares[i] - highest)
     for i in range(seen, last):
         work.attention[weights + i] = np.float32(0.0)
     share = np.float32(1.0) / total(work.attention, weights, last)
@@ -381,8 +392,9 @@ def attend(shape, work, thread, layer, row, head):
         values = (place * panels + panel) * shape.capacity * PANEL
         product_1(work.sums, tile, work.values, values, work.attention, weights, 0, seen)
         to = row * shape.width + head * E + panel * PANEL
-        for i in range(min(PANEL, E - panel * PANEL)):
-            work.heads[to + i] = work.sums[tile + i] * share
+        heads, sums = work.heads[to : to + min(PANEL, E - panel * PANEL)], work.sums[tile : tile + PANEL]
+        for i in range(len(heads)):
+            heads[i] = sums[i] * share
 
 
 @compiled
@@ -395,8 +407,9 @@ def forward(thread, threads, rows, kept, shape, weights, work):
         for row in range(thread, rows, threads):
             if shape.modern:
                 reminder = weights.reminders[layer]
-                for i in range(row * width, (row + 1) * width):
-                    work.stream[i] += reminder * work.start[i]
+                stream, start = work.stream[row * width : (row + 1) * width], work.start[row * width : (row + 1) * width]
+                for i in range(width):
+                    stream[i] += reminder * start[i]
             normalize(shape, weights, 2 * layer, work.stream, work.normed, row * width)
         wait(counters, thread, threads)
         matrix = weights.query_key_value
