@@ -1,38 +1,112 @@
-"""Writing tokens: read the prompt at once, then add one token after another with the key/value cache.
+"""Writing tokens: requests go in at any time, and come out token by token, many of them computed together.
 
 On the way text → tokens → model → training → generation → people this is the loop of generation. It knows tokens only;
-text, stop strings and prompts belong to `language_model.py`.
+text, stop strings and prompts belong to `language_model.py`. The policy is in `scheduler.py`, the arithmetic in an
+engine.
 
 Past the trained context: positions are learned for `block_size` places and stored inside the cached keys, so a full
-cache cannot slide by one. It is emptied instead, and the last `block_size // 2` tokens are read again at once. Such a
-re-reading comes after every `block_size - block_size // 2` tokens, so the cost a token stays bounded however long the
-text grows, and the model always sees at least that half.
+place cannot slide by one. The last `block_size // 2` tokens are read again at once instead. Such a re-reading comes
+after every `block_size - block_size // 2` tokens, so the cost a token stays bounded however long the text grows, and
+the model always sees at least that half.
 
-Reference: Pope et al., "Efficiently Scaling Transformer Inference" (2022), section 2, for prefill and decode.
+Reference: Yu et al. 2022, "Orca: A Distributed Serving System for Transformer-Based Generative Models", section 3.1.
 
-Shapes: B rows (samples), T tokens, V vocabulary.
+Shapes: T steps, B texts, V vocabulary.
 """
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from quill.errors import CheckpointError, require
-from quill.generation.sampling import SEEDS, SamplingConfig, choose_tokens, uniforms
-from quill.model.build import Model
-from quill.model.cache import KVCache
+from quill.generation.engine import Engine, Written
+from quill.generation.request import Event, Request, Token
+from quill.generation.sampling import SamplingConfig
+from quill.generation.scheduler import Scheduler, Text
 
-_UNIFORMS_AT_ONCE = 256  # tokens; one copy to the device instead of one a token
+
+class Batch:
+    """Texts that are written together by one engine. What a request gets does not depend on the others."""
+
+    def __init__(self, engine: Engine, max_waiting: int | None = None) -> None:
+        self.engine = engine
+        self.scheduler = Scheduler(engine.slots, engine.context, max_waiting, engine.shares_prefixes)
+        self._burst = 1
+
+    def add(self, request: Request) -> int:
+        """Let a request join as soon as there is a place, and return its number. A full queue is a BusyError."""
+        vocab_size = self.engine.config.vocab_size
+        for token in (*request.prompt, *request.logit_bias):
+            require(0 <= token < vocab_size, "token", token, f"from 0 to {vocab_size - 1}")
+        return self.scheduler.add(request)
+
+    def cancel(self, number: int) -> None:
+        """End a request now, whether it writes or waits; one that has ended already stays so."""
+        text = self.scheduler.leave(number)
+        if text is not None:
+            self.engine.forget(text.slot)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything left to write."""
+        return bool(self.scheduler.running or self.scheduler.waiting)
+
+    def step(self) -> list[Event]:
+        """Let those who wait begin, and all write on by one burst of tokens. The events are in the order of writing."""
+        events = []
+        while (admission := self.scheduler.admit()) is not None:
+            self._burst = 1  # whoever begins is shown a first token at once
+            text = admission.text
+            if text.left == 0:
+                events.append(self._end(text))
+                continue
+            self.engine.begin(text.slot, text.request)
+            if admission.shared and admission.source != text.slot:
+                self.engine.copy(admission.source, text.slot, admission.shared)
+            events += self._take([text], self.engine.prefill(text.slot, text.held[admission.shared :], admission.shared))
+        for text in [text for text in self.scheduler.running.values() if len(text.held) > self.engine.context]:
+            text.start = len(text.tokens) - max(1, self.engine.context // 2)
+            events += self._take([text], self.engine.prefill(text.slot, text.held, 0))
+        texts = list(self.scheduler.running.values())
+        if steps := self.scheduler.steps(self._burst):
+            events += self._take(texts, self.engine.decode([text.slot for text in texts], steps))
+            self._burst = min(2 * self._burst, self.engine.burst)
+        return events
+
+    def _take(self, texts: Sequence[Text], written: Written) -> list[Event]:
+        events = []
+        for tokens_B, logits_BV in zip(written.tokens_TB, written.logits_TBV, strict=True):
+            for text, number, logits_V in zip(texts, tokens_B.tolist(), logits_BV, strict=True):
+                if text.written == 0 and not np.isfinite(logits_V).all():
+                    raise CheckpointError(
+                        "the model's scores are not finite numbers: its weights are damaged, use another checkpoint"
+                    )
+                text.tokens.append(number)
+                text.written += 1
+                token = with_logprobs(number, logits_V, text.request.logprobs)
+                events.append(Event(text.number, token) if text.left else self._end(text, token))
+        return events
+
+    def _end(self, text: Text, token: Token | None = None) -> Event:
+        self.cancel(text.number)
+        return Event(text.number, token, "length")
+
+
+def with_logprobs(number: int, logits_V: np.ndarray, top: int | None) -> Token:
+    """Return a token with the log-probabilities that were asked for: log softmax of the model's own scores."""
+    if top is None:
+        return Token(number)
+    logits_V = logits_V.astype(np.float64)
+    logprobs_V = logits_V - logits_V.max()
+    logprobs_V -= np.log(np.exp(logprobs_V).sum())
+    likeliest = np.argsort(-logprobs_V, kind="stable")[:top].tolist()
+    return Token(number, float(logprobs_V[number]), tuple((i, float(logprobs_V[i])) for i in likeliest))
 
 
 def generate_tokens(
-    model: Model,
+    engine: Engine,
     prompt: Sequence[int],
     *,
     max_new_tokens: int,
@@ -42,73 +116,25 @@ def generate_tokens(
 ) -> Iterator[list[int]]:
     """Yield the next token of each of `num_samples` rows, `max_new_tokens` times, all continuing one prompt.
 
-    Row r draws from its own random stream of (seed, r), so it does not depend on how many rows are written. The
-    model's training mode and the global random state stay as they are. Impossible values are a ConfigError.
+    Row r draws from its own random stream of (seed, r), so it does not depend on how many rows are written. All rows
+    need a place at once. Impossible values are a ConfigError.
     """
-    require(len(prompt) > 0, "prompt", list(prompt), "at least one token, there is nothing to continue otherwise")
-    for name, value, least in (("max_new_tokens", max_new_tokens, 0), ("num_samples", num_samples, 1)):
-        require(_is_whole(value) and value >= least, name, value, f"a whole number of at least {least}")
-    require(_is_whole(seed) and 0 <= seed < SEEDS, "seed", seed, "a whole number from 0 to 2**64 - 1")
-    return _write(
-        model, [int(token) for token in prompt], max_new_tokens, num_samples, sampling or SamplingConfig(), seed
-    )
+    slots = engine.slots
+    whole = isinstance(num_samples, int) and not isinstance(num_samples, bool)
+    require(whole and 1 <= num_samples <= slots, "num_samples", num_samples, f"from 1 to the engine's {slots} places")
+    batch, numbers = Batch(engine), tuple(int(token) for token in prompt)
+    sampling = sampling or SamplingConfig()
+    for row in range(num_samples):
+        batch.add(Request(numbers, max_new_tokens, sampling, seed, row))
+    return _rows(batch, num_samples)
 
 
-@torch.inference_mode()  # torch applies this to a generator only while it runs, so the caller's code is left alone
-def _write(
-    model: Model, prompt: list[int], max_new_tokens: int, num_samples: int, sampling: SamplingConfig, seed: int
-) -> Iterator[list[int]]:
-    if max_new_tokens == 0:
-        return
-    weight = model.token_embedding.weight
-    prompt_1T = torch.tensor([prompt[-model.config.block_size :]], device=weight.device)
-    prompt_cache = KVCache(model.config, 1, weight.device, weight.dtype)
-    logits_BV = _read(model, prompt_1T, prompt_cache).expand(num_samples, -1)
-    if not math.isfinite(logits_BV.amax().item()):
-        raise CheckpointError(
-            "the model's scores are not finite numbers: its weights are damaged, use another checkpoint"
-        )
-    cache = prompt_cache.repeat(num_samples) if num_samples > 1 else prompt_cache
-
-    reread = max(1, model.config.block_size // 2)
-    recent = deque(prompt_1T.expand(num_samples, -1).unbind(1), maxlen=reread)
-    uniforms_TB = torch.empty(0)
-    for position in range(max_new_tokens):
-        ahead = position % _UNIFORMS_AT_ONCE
-        if ahead == 0:
-            count = min(_UNIFORMS_AT_ONCE, max_new_tokens - position)
-            block_TB = uniforms(seed, range(num_samples), position, count)
-            uniforms_TB = torch.from_numpy(block_TB).float().to(weight.device)
-        token_B = choose_tokens(logits_BV, sampling, uniforms_TB[ahead])
-        yield token_B.tolist()
-        if position + 1 == max_new_tokens:
-            return
-        recent.append(token_B)
-        if cache.length < cache.capacity:
-            logits_BV = _read(model, token_B.unsqueeze(1), cache)
-        else:
-            cache.truncate(0)
-            logits_BV = _read(model, torch.stack(tuple(recent), dim=1), cache)
-
-
-@contextmanager
-def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Turn dropout off inside the block, and leave every module's training mode as it was."""
-    training = [module for module in model.modules() if module.training] if model.training else []
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _read(model: Model, tokens_BT: Tensor, cache: KVCache) -> Tensor:
-    """Return logits_BV after the last of these tokens, which the cache then holds."""
-    with evaluation_mode(model):
-        return model(tokens_BT, cache)[:, -1]
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _rows(batch: Batch, num_samples: int) -> Iterator[list[int]]:
+    """Yield tokens as soon as each row has its next one."""
+    ready: list[list[int]] = [[] for _ in range(num_samples)]
+    while batch.busy:
+        for event in batch.step():
+            if event.token is not None:
+                ready[event.request].append(event.token.number)
+        while all(ready):
+            yield [row.pop(0) for row in ready]

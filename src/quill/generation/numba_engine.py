@@ -1,85 +1,193 @@
-"""proto"""
+"""The quick engine for CPUs: the whole step of `numba_step.py`, many tokens a call, on all threads at once.
+
+On the way text → tokens → model → training → generation → people this is what `--engine=auto` takes on a CPU. It keeps
+the texts, gives the compiled step its rows, and holds the threads that run it. The step is compiled once for a machine
+and stored in the user's cache folder, under a name made of its own source, so that no old code is ever run.
+
+Reference: Lam, Pitrou & Seibert 2015, "Numba: A LLVM-based Python JIT Compiler". How it is made fast: docs/speed.md.
+
+Shapes: T steps, B texts, V vocabulary.
+"""
+
 from __future__ import annotations
 
+import hashlib
 import math
-from concurrent.futures import ThreadPoolExecutor
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
+import numba
 import numpy as np
+import platformdirs
+import torch
 
-from quill.generation.numba_step import (GELU, RELU, RELU_SQUARED, ROWS_AT_ONCE, Matrix, Shape, Weights, Work, compiled, forward)
-from quill.generation.numba_vectors import PANEL
-from quill.model.config import GPTConfig
+from quill.generation.engine import Written
+from quill.generation.request import Request
+from quill.generation.sampling import uniforms
+from quill.model.build import Model
+
+SOURCES = ("numba_step.py", "numba_sampling.py", "numba_vectors.py")
+SMALLEST_TEMPERATURE = float(np.finfo(np.float32).tiny)
+ROWS = 128  # tokens of a prompt that are read at once: their activations stay in the cache of a core
 
 
-def whole_panels(n): return -(-n // PANEL) * PANEL
+def cache_folder() -> Path:
+    """Return the folder of compiled code for these very sources."""
+    digest = hashlib.sha256(numba.__version__.encode())
+    for name in SOURCES:
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    base = os.environ.get("QUILL_CACHE_DIR") or platformdirs.user_cache_dir("quill")
+    return Path(base) / "compiled" / digest.hexdigest()[:16]
 
-def pack(weights_LNK, bias_LN, kind):
-    L, N, K = weights_LNK.shape
-    panels = -(-N // PANEL)
-    padded = np.zeros((L, panels * PANEL, K), np.float32); padded[:, :N] = weights_LNK
-    bias = np.zeros((L, panels * PANEL), np.float32)
-    if bias_LN is not None: bias[:, :N] = bias_LN
-    if kind == "fp32":
-        values = np.ascontiguousarray(padded.reshape(L, panels, PANEL, K).transpose(0, 1, 3, 2)).ravel()
-        return Matrix(values, np.zeros(1, np.float32), np.zeros(1, np.int32), bias.ravel(), K, panels)
-    scale = np.abs(padded).max(2) / 127
-    codes = np.rint(padded / np.where(scale > 0, scale, 1)[..., None]).astype(np.int8)
-    groups = -(-K // 4)
-    full = np.zeros((L, panels * PANEL, groups * 4), np.int8); full[..., :K] = codes
-    values = np.ascontiguousarray(full.reshape(L, panels, PANEL, groups, 4).transpose(0, 1, 3, 2, 4)).ravel()
-    sums = 128 * codes.astype(np.int32).sum(2)
-    return Matrix(values, scale.astype(np.float32).ravel(), sums.astype(np.int32).ravel(), bias.ravel(), K, panels)
 
-def pad(a, width):
-    out = np.zeros((*a.shape[:-1], width), np.float32); out[..., :a.shape[-1]] = a
-    return out.ravel()
+def import_step():
+    """Import the compiled step with its place for stored code; Numba takes the place where it stands at the import."""
+    before = numba.config.CACHE_DIR  # type: ignore[attr-defined]
+    numba.config.CACHE_DIR = str(cache_folder())  # type: ignore[attr-defined]
+    try:
+        from quill.generation import numba_step
+    finally:
+        numba.config.CACHE_DIR = before  # type: ignore[attr-defined]
+    return numba_step
 
-def build(model, kind, threads, slots, rows):
-    c = model.config
-    modern = not isinstance(c, GPTConfig)
-    p = {n: v.detach().float().numpy() for n, v in model.named_parameters()}
-    L, D, H = c.n_layer, c.n_embd, c.n_head
-    K = (c.n_kv_head or H) if modern else H
-    E = D // H
-    width, projected, hidden = whole_panels(D), whole_panels((H + 2 * K) * E), whole_panels(4 * D)
-    scores, capacity = whole_panels(c.vocab_size), whole_panels(c.block_size)
-    def stack(name):
-        return np.stack([p[f"blocks.{l}.{name}.weight"] for l in range(L)]), (np.stack([p[f"blocks.{l}.{name}.bias"] for l in range(L)]) if f"blocks.0.{name}.bias" in p else None)
-    head = p.get("head.weight", p["token_embedding.weight"])
-    hb = p.get("head.bias")
-    none = np.zeros(0, np.float32)
-    if modern:
-        norms = none; posit = none
-        tables = [p[f"ngram_embedding.tables.{i}.weight"] for i in range(c.ngram - 1)]
-        ngrams = pad(np.concatenate(tables), width) if tables else none
-        nrows = np.array([len(t) for t in tables], np.int64)
-        rot = model.blocks[0].attention.rotary
-        cos, sin = rot.cosines_SE.numpy().ravel(), rot.sines_SE.numpy().ravel()
-        rem = p["reminders"]
-    else:
-        names = [n for l in range(L) for n in (f"blocks.{l}.attention_norm", f"blocks.{l}.feed_forward_norm")] + ["final_norm"]
-        norms = pad(np.stack([np.stack([p[n + ".weight"], p.get(n + ".bias", np.zeros(D, np.float32))]) for n in names]), width)
-        posit = pad(p["position_embedding.weight"], width)
-        ngrams, nrows, rem, cos, sin = none, np.zeros(0, np.int64), none, none, none
-    shape = Shape(modern, L, H, K, E, D, c.vocab_size, RELU_SQUARED if modern else (GELU if c.activation == "gelu" else RELU),
-                  1e-6 if modern else 1e-5, model.blocks[0].attention.scale if modern else 1 / math.sqrt(E),
-                  c.logit_softcap if modern else 0.0, width, projected, hidden, scores, capacity)
-    weights = Weights(pad(p["token_embedding.weight"], width), posit, norms,
-        pack(*stack("attention.query_key_value"), kind), pack(*stack("attention.output"), kind),
-        pack(*stack("feed_forward.hidden"), kind), pack(*stack("feed_forward.output"), kind),
-        pack(head[None], None if hb is None else hb[None], kind), ngrams, nrows, rem, cos, sin)
-    f = lambda *s: np.zeros(math.prod(s), np.float32)
-    work = Work(f(slots, L, K, capacity, E), f(slots, L, K, whole_panels(E), capacity), np.zeros(slots * capacity, np.int64),
-        np.zeros(rows, np.int64), np.zeros(rows, np.int64), np.zeros(rows, np.int64), f(rows, width), f(rows, width), f(rows, width),
-        f(rows, projected), f(rows, width), f(rows, hidden), f(rows, scores), np.zeros(rows * hidden, np.uint8), f(rows),
-        f(threads, ROWS_AT_ONCE * PANEL), np.zeros(threads * ROWS_AT_ONCE * PANEL, np.int32), f(threads, capacity), np.zeros(8 * (threads + 1), np.int64))
-    return shape, weights, work
 
-@compiled
-def run(thread, threads, rows, kept, shape, weights, work):
-    forward(thread, threads, rows, kept, shape, weights, work)
+class NumbaEngine:
+    """Engine by Numba, as `engine.Engine` says: float32 or int8 weights, on as many threads as PyTorch has."""
 
-@compiled
-def loop(steps, thread, threads, rows, kept, shape, weights, work):
-    for s in range(steps):
-        forward(thread, threads, rows, kept, shape, weights, work)
+    burst = 16
+    shares_prefixes = True  # each row is computed by itself
+
+    def __init__(
+        self, model: Model, *, weights: str = "fp32", slots: int = 1, tell: Callable[[str], None] | None = None
+    ) -> None:
+        self.config, self.slots, self.context = model.config, slots, model.config.block_size
+        self._write = import_step().write
+        from quill.generation.numba_sampling import Sampler
+        from quill.generation.packing import make_work, pack_model
+
+        self.threads = torch.get_num_threads()
+        self.shape, self.weights = pack_model(model, weights)
+        self.work = make_work(self.shape, slots, max(ROWS, slots), self.threads)
+        V = self.config.vocab_size
+        numbers = [np.zeros(slots, np.float32) for _ in range(7)]
+        self.sampler = Sampler(
+            *numbers[:1],
+            np.zeros(slots, np.int64),
+            *numbers[1:6],
+            np.ones(slots, np.bool_),
+            np.zeros((slots, V), np.float32),
+            np.zeros((slots, V), np.bool_),
+            np.zeros((slots, V), np.int32),
+        )
+        self._requests: dict[int, tuple[Request, int]] = {}  # and how many tokens each has chosen
+        self._next: dict[int, tuple[int, int]] = {}  # the token chosen last, and its place in the text
+        # The first thread of these is who waits for the others: a Ctrl-C reaches the main thread only, and must never
+        # end one of several threads that wait for each other.
+        self._leader = ThreadPoolExecutor(1, "quill-leader")
+        self._followers = ThreadPoolExecutor(max(1, self.threads - 1), "quill-follower")
+        self._compile(tell)
+
+    def begin(self, slot: int, request: Request) -> None:
+        s, how, V = self.sampler, request.sampling, self.config.vocab_size
+        s.temperature_B[slot] = max(how.temperature, SMALLEST_TEMPERATURE) if how.temperature else 0
+        s.top_k_B[slot] = min(how.top_k or V, V)
+        s.top_p_B[slot] = 1 if how.top_p is None else how.top_p
+        s.min_p_B[slot] = math.log(how.min_p) if how.min_p else -math.inf
+        s.presence_B[slot], s.frequency_B[slot] = how.presence_penalty, how.frequency_penalty
+        s.repetition_B[slot] = how.repetition_penalty
+        penalties = (how.presence_penalty, how.frequency_penalty, how.repetition_penalty - 1)
+        s.plain_B[slot] = not request.logit_bias and not any(penalties)
+        s.bias_BV[slot] = 0
+        for token, bias in request.logit_bias.items():
+            s.bias_BV[slot, token] = bias
+        s.seen_BV[slot] = False
+        s.seen_BV[slot, list(request.prompt)] = True
+        s.counts_BV[slot] = 0
+        self._requests[slot] = (request, 0)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        shape, work = self.shape, self.work
+        sizes = (self.slots, shape.n_layer * shape.n_kv_head)
+        panels = -(-length // 64)
+        keys = work.keys.reshape(*sizes, -1, shape.head_size, 64)
+        values = work.values.reshape(*sizes, -1, shape.capacity, 64)
+        keys[target, :, :panels] = keys[source, :, :panels]
+        values[target, :, :, :length] = values[source, :, :, :length]
+        history = work.history.reshape(self.slots, -1)
+        history[target, :length] = history[source, :length]
+
+    def prefill(self, slot: int, tokens: Sequence[int], start: int) -> Written:
+        history = self.work.history.reshape(self.slots, -1)
+        history[slot, start : start + len(tokens)] = tokens
+        written = None
+        for first in range(0, len(tokens), ROWS):
+            some = tokens[first : first + ROWS]
+            last = first + len(some) == len(tokens)
+            positions = range(start + first, start + first + len(some))
+            kept = [len(some) - 1] if last else []
+            written = self._run(some, [slot] * len(some), positions, kept, 1)
+        assert written is not None
+        self._next[slot] = (int(written.tokens_TB[0, 0]), start + len(tokens))
+        return written
+
+    def decode(self, slots: Sequence[int], steps: int) -> Written:
+        tokens, positions = zip(*(self._next[slot] for slot in slots), strict=True)
+        written = self._run(tokens, slots, positions, list(range(len(slots))), steps)
+        for slot, token, position in zip(slots, written.tokens_TB[-1].tolist(), positions, strict=True):
+            self._next[slot] = (token, position + steps)
+        return written
+
+    def forget(self, slot: int) -> None:
+        self._requests.pop(slot, None)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights as they are read."""
+        matrices = [field for field in self.weights if isinstance(field, tuple)]
+        arrays = [field for field in (*self.weights, *(a for m in matrices for a in m)) if isinstance(field, np.ndarray)]
+        return sum(array.nbytes for array in arrays)
+
+    def _run(
+        self, tokens: Sequence[int], slots: Sequence[int], positions: Sequence[int], kept: list[int], steps: int
+    ) -> Written:
+        work, rows = self.work, len(tokens)
+        work.tokens[:rows], work.slots[:rows], work.positions[:rows] = tokens, slots, positions
+        uniforms_TB = np.zeros((steps, len(kept)))
+        for column, row in enumerate(kept):
+            request, count = self._requests[slots[row]]
+            uniforms_TB[:, column] = uniforms(request.seed, [request.row], count, steps)[:, 0]
+            self._requests[slots[row]] = (request, count + steps)
+        tokens_TB = np.zeros((steps, len(kept)), np.int64)
+        logits_TBV = np.zeros((steps, len(kept), self.config.vocab_size), np.float32)
+        state = (self.shape, self.weights, work, self.sampler)
+        arguments = (steps, rows, np.array(kept, np.int64), uniforms_TB, tokens_TB, logits_TBV, *state)
+        self._leader.submit(self._run_threads, arguments).result()
+        return Written(tokens_TB, logits_TBV)
+
+    def _run_threads(self, arguments: tuple) -> None:
+        others: list[Future] = [
+            self._followers.submit(self._write, thread, self.threads, *arguments) for thread in range(1, self.threads)
+        ]
+        self._write(0, self.threads, *arguments)
+        for other in others:
+            other.result()
+
+    def _compile(self, tell: Callable[[str], None] | None) -> None:
+        """Compile the step, or read it from where it was stored, by asking it for no steps at all."""
+        message = "compiling for this processor, which takes some seconds the first time"
+        timer = threading.Timer(1.0, tell or to_stderr, [message])
+        timer.daemon = True
+        timer.start()
+        try:
+            self._run([], [], [], [], 0)
+        finally:
+            timer.cancel()
+
+
+def to_stderr(message: str) -> None:
+    """Say something to who runs this program."""
+    print(f"quill: {message}", file=sys.stderr, flush=True)

@@ -21,11 +21,11 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
+from quill.generation.numba_sampling import choose, compiled, exponential
 from quill.generation.numba_vectors import (
     PANEL,
     count_up,
     largest,
-    power_of_two,
     product_1,
     product_2,
     product_4,
@@ -106,15 +106,13 @@ class Work(NamedTuple):
     heads: np.ndarray  # R width
     hidden: np.ndarray  # R hidden
     logits: np.ndarray  # R scores
+    scratch: np.ndarray  # thread scores
     codes: np.ndarray  # R, uint8: inputs of an int8 product
     code_scales: np.ndarray  # R
     sums: np.ndarray  # thread: a tile of float32 sums
     whole_sums: np.ndarray  # thread: a tile of int32 sums
     attention: np.ndarray  # thread: the weights of one head
     counters: np.ndarray  # thread: how often each has waited; the first is for all
-
-
-compiled = njit(nogil=True, error_model="numpy", cache=True)
 
 
 @compiled
@@ -128,20 +126,6 @@ def wait(counters, thread, threads):
         spins += 1
         if spins > 4000:  # some 100 microseconds: another program has the other core
             yield_core()
-
-
-@compiled
-def exponential(x):
-    """Return e to the x, as exact as float32 allows: 2 to a whole number times a polynomial (Cephes, expf)."""
-    x = min(max(x, np.float32(-87.0)), np.float32(88.0))
-    whole = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
-    rest = x - whole * np.float32(0.693359375) + whole * np.float32(2.12194440e-4)
-    y = np.float32(1.9875691500e-4) * rest + np.float32(1.3981999507e-3)
-    y = y * rest + np.float32(8.3334519073e-3)
-    y = y * rest + np.float32(4.1665795894e-2)
-    y = y * rest + np.float32(1.6666665459e-1)
-    y = y * rest + np.float32(5.0000001201e-1)
-    return (y * rest * rest + rest + np.float32(1.0)) * power_of_two(whole)
 
 
 @compiled
@@ -463,3 +447,28 @@ def keep(shape, work, kept):
             work.stream[to * shape.width + i] = work.stream[row * shape.width + i]
         for i in range(shape.n_head * shape.head_size):
             work.projected[to * shape.projected + i] = work.projected[row * shape.projected + i]
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def write(thread, threads, steps, rows, kept, uniforms_TB, tokens_TB, logits_TBV, shape, weights, work, sampler):
+    """Read rows and choose the successors of those that are kept; then go on with these, `steps` steps in all.
+
+    This is what Python calls, once a thread, and what is compiled and stored.
+    """
+    V = shape.vocab_size
+    for step in range(steps):
+        forward(thread, threads, rows, kept, shape, weights, work)
+        rows = len(kept)
+        for row in range(thread, rows, threads):
+            slot, position = work.slots[row], work.positions[row] + 1
+            logits = work.logits[row * shape.scores : row * shape.scores + V]
+            scratch = work.scratch[thread * shape.scores : thread * shape.scores + V]
+            token = choose(logits, slot, uniforms_TB[step, row], sampler, scratch)
+            for i in range(V):
+                logits_TBV[step, row, i] = logits[i]
+            tokens_TB[step, row] = token
+            sampler.counts_BV[slot, token] += 1
+            work.tokens[row], work.positions[row] = token, position
+            if position < shape.capacity:
+                work.history[slot * shape.capacity + position] = token
+        wait(work.counters, thread, threads)

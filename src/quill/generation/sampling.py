@@ -4,9 +4,9 @@ On the way text → tokens → model → training → generation → people this
 here is a pure function of logits; the random numbers are an argument, so that every engine and every batch size
 writes the same text for the same seed.
 
-The order is fixed: temperature, then top-k, then top-p, then min-p. Each filter sees what the one before it left
-(as minus infinity where a token was removed), and the best token always survives. Tokens that tie with the last one
-kept are kept too, so that nothing depends on how a sort breaks ties.
+The order is fixed: biases and penalties, temperature, then top-k, then top-p, then min-p. Each filter sees what the one
+before it left (as minus infinity where a token was removed), and the best token always survives. Tokens that tie with
+the last one kept are kept too, so that nothing depends on how a sort breaks ties.
 
 Reference: Holtzman et al., "The Curious Case of Neural Text Degeneration" (2020), arXiv:1904.09751.
 
@@ -40,6 +40,12 @@ class SamplingConfig:
     """Keep only the likeliest tokens that together hold this much probability."""
     min_p: float | None = None
     """Keep only tokens at least this fraction as likely as the likeliest one."""
+    presence_penalty: float = 0.0
+    """Subtracted from the score of every token that was written before; below 0 repetition is welcome."""
+    frequency_penalty: float = 0.0
+    """Subtracted for each time that the token was written before."""
+    repetition_penalty: float = 1.0
+    """Divides positive scores of tokens in the prompt or the text, and multiplies negative ones; 1 changes nothing."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -52,6 +58,25 @@ class SamplingConfig:
         require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "a whole number of at least 1")
         require(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
         require(self.min_p is None or 0 <= self.min_p < 1, "min_p", self.min_p, "at least 0 and below 1")
+        for name in ("presence_penalty", "frequency_penalty"):
+            require(math.isfinite(getattr(self, name)), name, getattr(self, name), "a finite number")
+        repetition = self.repetition_penalty
+        require(0 < repetition < math.inf, "repetition_penalty", repetition, "a number above 0")
+
+
+def adjust(logits_V: Tensor, config: SamplingConfig, bias_V: Tensor, seen_V: Tensor, counts_V: Tensor) -> Tensor:
+    """Return scores of one text after its biases and penalties.
+
+    `seen_V` is above 0 for tokens of the prompt, and `counts_V` says how often each token was written since.
+    """
+    # logits'_i = logits_i / r if logits_i > 0 else logits_i r, for tokens seen      Keskar et al. 2019, section 4.1
+    # logits''_i = logits'_i - presence [counts_i > 0] - frequency counts_i           OpenAI's API, "Frequency penalty"
+    logits_V = logits_V + bias_V
+    if config.repetition_penalty != 1:
+        repetition = config.repetition_penalty
+        penalised_V = torch.where(logits_V > 0, logits_V / repetition, logits_V * repetition)
+        logits_V = torch.where((seen_V > 0) | (counts_V > 0), penalised_V, logits_V)
+    return logits_V - config.presence_penalty * (counts_V > 0) - config.frequency_penalty * counts_V
 
 
 def apply_temperature(logits_BV: Tensor, temperature: float) -> Tensor:

@@ -1,0 +1,114 @@
+"""What every engine can do, and which one to take.
+
+On the way text → tokens → model → training → generation → people an engine is the model as a writer sees it: texts in
+numbered places (slots), read from a prompt and continued token by token. Engines differ in speed, not in what they
+write. `torch_engine.py` is the reference, `numba_engine.py` the quick one for CPUs.
+
+Reference: Pope et al. 2022, "Efficiently Scaling Transformer Inference", section 2, for prefill and decode.
+
+Shapes: T steps, B texts, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from quill.errors import ConfigError, require
+from quill.generation.request import Request
+from quill.model.build import Model
+from quill.model.config import ModelConfig
+
+ENGINES = ("auto", "torch", "numba")
+WEIGHTS = ("fp32", "int8")
+Weights = Literal["fp32", "int8"]
+PROCESSORS = ("x86_64", "AMD64", "arm64", "aarch64")  # for which Numba is published
+
+
+@dataclass(frozen=True)
+class Written:
+    """What an engine wrote in some steps."""
+
+    tokens_TB: np.ndarray
+    logits_TBV: np.ndarray
+    """the model's own scores that each token was chosen from, float32"""
+
+
+class Engine(Protocol):
+    """Texts in numbered places. Whoever calls keeps count of what each place holds, and never exceeds `context`."""
+
+    config: ModelConfig
+    slots: int
+    context: int
+    """how many tokens a place holds"""
+    burst: int
+    """how many steps are worth being asked for at once"""
+    shares_prefixes: bool
+    """whether keys and values of a shared beginning are bit for bit those that reading it again would give"""
+
+    def begin(self, slot: int, request: Request) -> None:
+        """Give a place to a request: how its tokens are chosen, from its first random number on."""
+        ...
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let a place hold what the first `length` tokens of another gave."""
+        ...
+
+    def prefill(self, slot: int, tokens: Sequence[int], start: int) -> Written:
+        """Read tokens into a place behind its first `start` ones, forget what came later, and choose the next one."""
+        ...
+
+    def decode(self, slots: Sequence[int], steps: int) -> Written:
+        """Read the token chosen last in each of these places and choose the next one, `steps` times."""
+        ...
+
+    def forget(self, slot: int) -> None:
+        """Release a place whose text has ended; what it holds may still be copied until `begin`."""
+        ...
+
+
+def make_engine(
+    model: Model,
+    name: str = "auto",
+    *,
+    weights: str = "fp32",
+    slots: int = 1,
+    tell: Callable[[str], None] | None = None,
+) -> Engine:
+    """Return an engine for a model by its name; "auto" is Numba on a CPU that it knows, else PyTorch.
+
+    `tell` is given a sentence where something takes long or is not as wished. What cannot be had is a ConfigError.
+    """
+    require(name in ENGINES, "engine", name, f"one of {', '.join(ENGINES)}")
+    require(weights in WEIGHTS, "weights", weights, f"one of {', '.join(WEIGHTS)}")
+    on_cpu = model.token_embedding.weight.device.type == "cpu"
+    missing = why_not_numba()
+    if name == "numba" and (missing or not on_cpu):
+        raise ConfigError(f"engine='numba' cannot be used: {missing or 'the model is not on the CPU'}; use engine='torch'")
+    if name == "numba" or (name == "auto" and on_cpu and not missing):
+        from quill.generation.numba_engine import NumbaEngine
+
+        return NumbaEngine(model, weights=weights, slots=slots, tell=tell)
+    if weights != "fp32":
+        reason = missing or "the model is not on the CPU" if name == "auto" else "the torch engine has fp32 only"
+        raise ConfigError(f"weights={weights!r} cannot be used: {reason}; use weights='fp32'")
+    if name == "auto" and on_cpu and tell:
+        tell(f"writing with PyTorch, which is slower: {missing}")
+    from quill.generation.torch_engine import TorchEngine
+
+    return TorchEngine(model, slots=slots)
+
+
+def why_not_numba() -> str:
+    """Return why Numba cannot be used on this machine, or an empty string."""
+    if sys.implementation.name != "cpython" or platform.machine() not in PROCESSORS:
+        return f"Numba does not support {sys.implementation.name} on {platform.machine()}"
+    if importlib.util.find_spec("numba") is None:
+        return "Numba is not installed (pip install numba)"
+    return ""

@@ -1,0 +1,119 @@
+"""sampling.py once more, for one row and compiled by Numba: from scores to the next token, inside the step.
+
+On the way text → tokens → model → training → generation → people this is the last thing that happens to a row before
+its token is known. A test compares it with the tensors of `sampling.py`.
+
+Reference: Holtzman et al., "The Curious Case of Neural Text Degeneration" (2020), arXiv:1904.09751.
+
+Shapes: B slots, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from quill.generation.numba_vectors import power_of_two
+
+compiled = njit(nogil=True, error_model="numpy")
+
+
+class Sampler(NamedTuple):
+    """How each slot chooses its tokens."""
+
+    temperature_B: np.ndarray
+    top_k_B: np.ndarray  # V keeps all
+    top_p_B: np.ndarray  # 1 keeps all
+    min_p_B: np.ndarray  # logarithm; minus infinity keeps all
+    presence_B: np.ndarray
+    frequency_B: np.ndarray
+    repetition_B: np.ndarray
+    plain_B: np.ndarray  # neither biases nor penalties
+    bias_BV: np.ndarray
+    seen_BV: np.ndarray  # tokens of the prompt
+    counts_BV: np.ndarray  # how often each was written
+
+
+@compiled
+def exponential(x):
+    """Return e to the x, as exact as float32 allows: 2 to a whole number times a polynomial (Cephes, expf)."""
+    x = min(max(x, np.float32(-87.0)), np.float32(88.0))
+    whole = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
+    rest = x - whole * np.float32(0.693359375) + whole * np.float32(2.12194440e-4)
+    y = np.float32(1.9875691500e-4) * rest + np.float32(1.3981999507e-3)
+    y = y * rest + np.float32(8.3334519073e-3)
+    y = y * rest + np.float32(4.1665795894e-2)
+    y = y * rest + np.float32(1.6666665459e-1)
+    y = y * rest + np.float32(5.0000001201e-1)
+    return (y * rest * rest + rest + np.float32(1.0)) * power_of_two(whole)
+
+
+@compiled
+def adjust(scores, slot, sampler):
+    """Apply biases and penalties to the scores of a text."""
+    repetition = sampler.repetition_B[slot]
+    bias_V, seen_V, counts_V = sampler.bias_BV[slot], sampler.seen_BV[slot], sampler.counts_BV[slot]
+    for i in range(len(scores)):
+        score = scores[i] + bias_V[i]
+        if seen_V[i] or counts_V[i]:
+            score = score / repetition if score > 0 else score * repetition
+        if counts_V[i]:
+            score -= sampler.presence_B[slot] + sampler.frequency_B[slot] * np.float32(counts_V[i])
+        scores[i] = score
+
+
+@compiled
+def nucleus(ordered, first, top_p):
+    """Return the lowest score among the fewest likeliest that hold `top_p`; `ordered` rises, and counts from `first`."""
+    last = len(ordered) - 1
+    whole = 0.0
+    for i in range(first, last + 1):
+        whole += exponential(ordered[i] - ordered[last])
+    held, i = 0.0, last
+    while i > first and held + exponential(ordered[i] - ordered[last]) < top_p * whole:
+        held += exponential(ordered[i] - ordered[last])
+        i -= 1
+    return ordered[i]
+
+
+@compiled
+def choose(logits, slot, uniform, sampler, scores):
+    """Return the next token of a text; `scores` is room for as many numbers."""
+    V = len(logits)
+    for i in range(V):
+        scores[i] = logits[i]
+    if not sampler.plain_B[slot]:
+        adjust(scores, slot, sampler)
+    best = 0
+    for i in range(V):
+        if scores[i] > scores[best]:
+            best = i
+    temperature = sampler.temperature_B[slot]
+    if temperature == 0:
+        return best
+    highest = scores[best]
+    for i in range(V):
+        scores[i] = (scores[i] - highest) / temperature
+    lowest = sampler.min_p_B[slot]
+    first = V - min(V, sampler.top_k_B[slot])
+    if first > 0 or sampler.top_p_B[slot] < 1:
+        ordered = np.sort(scores)
+        while first > 0 and ordered[first - 1] == ordered[first]:
+            first -= 1  # what ties with the last one kept is kept
+        lowest = max(lowest, ordered[first])
+        if sampler.top_p_B[slot] < 1:
+            lowest = max(lowest, nucleus(ordered, first, sampler.top_p_B[slot]))
+    whole = 0.0
+    for i in range(V):
+        scores[i] = exponential(scores[i]) if scores[i] >= lowest else np.float32(0.0)
+        whole += scores[i]
+    reached, token = 0.0, best
+    for i in range(V):
+        reached += scores[i]
+        if scores[i] > 0:
+            token = i
+            if reached > uniform * whole:
+                break
+    return token

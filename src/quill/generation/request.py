@@ -1,0 +1,75 @@
+"""What is asked of an engine, and what it answers: plain data, for every engine and for the scheduler.
+
+On the way text → tokens → model → training → generation → people this is the form that a wish takes once it is tokens.
+
+Reference: Yu et al. 2022, "Orca: A Distributed Serving System for Transformer-Based Generative Models", section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from quill.errors import QuillError, require
+from quill.generation.sampling import SEEDS, SamplingConfig
+
+
+class BusyError(QuillError):
+    """More requests are waiting than may wait."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A text to be written. An impossible value is a ConfigError.
+
+    Its tokens depend on nothing but this and the model: token t is chosen with number t of the random stream of
+    (seed, row), whatever else is written at the same time.
+    """
+
+    prompt: tuple[int, ...]
+    max_new_tokens: int
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    seed: int = 0
+    row: int = 0
+    """which of several texts of one seed this is"""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """what is added to the scores of these tokens before all else"""
+    logprobs: int | None = None
+    """ask for the log-probability of each token, and of this many of the likeliest (None: not even of the token)"""
+
+    def __post_init__(self) -> None:
+        require(len(self.prompt) > 0, "prompt", [], "at least one token, there is nothing to continue otherwise")
+        for name, value, least in (("max_new_tokens", self.max_new_tokens, 0), ("row", self.row, 0)):
+            require(_is_whole(value) and value >= least, name, value, f"a whole number of at least {least}")
+        require(
+            _is_whole(self.seed) and 0 <= self.seed < SEEDS, "seed", self.seed, "a whole number from 0 to 2**64 - 1"
+        )
+        n = self.logprobs
+        require(n is None or (_is_whole(n) and n >= 0), "logprobs", n, "None or a whole number of at least 0")
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of an answer."""
+
+    number: int
+    logprob: float | None = None
+    """log-probability (nats) by the model itself, before penalties, temperature and filters; None if not asked for"""
+    top: tuple[tuple[int, float], ...] = ()
+    """the likeliest tokens and their log-probabilities, as many as were asked for"""
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened to a request: a token was written, or it ended, or both."""
+
+    request: int
+    """the number that `Batch.add` gave it"""
+    token: Token | None
+    reason: Literal["length", "cancelled"] | None = None
+    """why it ended; None while it goes on"""
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

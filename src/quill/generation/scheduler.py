@@ -1,0 +1,127 @@
+"""Who writes when: requests wait in a queue, take a place when one is free, and leave it when they end.
+
+On the way text → tokens → model → training → generation → people this is the policy of generation, plain Python without
+a tensor. A place (slot) holds the keys and values of one text, so their number bounds memory. A place that was left
+keeps its text until another needs the room: a request that begins with the same tokens need not read them again.
+
+Reference: Yu et al. 2022, "Orca", section 3.1 (iteration-level scheduling); Kwon et al. 2023, "PagedAttention",
+section 4.4 (shared prefixes).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from quill.errors import require
+from quill.generation.request import BusyError, Request
+
+
+@dataclass
+class Text:
+    """A request that has a place: all its tokens, and from which of them on the place holds them."""
+
+    number: int
+    request: Request
+    slot: int
+    tokens: list[int]
+    start: int
+    """the first token that the place holds: later ones slide in, earlier ones are forgotten"""
+    written: int = 0
+
+    @property
+    def held(self) -> Sequence[int]:
+        """The tokens that the model sees."""
+        return self.tokens[self.start :]
+
+    @property
+    def left(self) -> int:
+        """How many tokens are still to be written."""
+        return self.request.max_new_tokens - self.written
+
+
+@dataclass(frozen=True)
+class Admission:
+    """A text that begins, and where it may copy its first tokens from."""
+
+    text: Text
+    source: int
+    """a place that holds the same beginning; may be the text's own"""
+    shared: int
+    """how many tokens of it (0: none)"""
+
+
+@dataclass
+class Scheduler:
+    """Places, and who has them. `context` is how many tokens a place holds."""
+
+    slots: int
+    context: int
+    max_waiting: int | None = None
+    """how many requests may wait (None: any number); one more is a BusyError"""
+    shares_prefixes: bool = True
+    running: dict[int, Text] = field(default_factory=dict)
+    waiting: deque[tuple[int, Request]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        require(self.slots >= 1, "slots", self.slots, "at least 1")
+        self._remembered: dict[int, list[int]] = {slot: [] for slot in range(self.slots)}  # the longest left come first
+        self._next = 0
+
+    def add(self, request: Request) -> int:
+        """Let a request wait, and return its number."""
+        if self.max_waiting is not None and len(self.waiting) >= self.max_waiting:
+            raise BusyError(f"{len(self.waiting)} requests are waiting already: try again later")
+        number, self._next = self._next, self._next + 1
+        self.waiting.append((number, request))
+        return number
+
+    def admit(self) -> Admission | None:
+        """Give the request that has waited longest a place, if there is one; None otherwise."""
+        if not self.waiting or not self._remembered:
+            return None
+        number, request = self.waiting.popleft()
+        tokens = list(request.prompt)
+        start = max(0, len(tokens) - self.context)
+        held = tokens[start:]
+        source, shared = self._longest_prefix(held)
+        free = source if shared and source in self._remembered else next(iter(self._remembered))
+        del self._remembered[free]
+        text = self.running[number] = Text(number, request, free, tokens, start)
+        return Admission(text, source, shared)
+
+    def leave(self, number: int) -> Text | None:
+        """End a request and free its place, which keeps what it holds; return None if it still waited or is unknown."""
+        self.waiting = deque(pair for pair in self.waiting if pair[0] != number)
+        text = self.running.pop(number, None)
+        if text is not None:
+            # The last token was chosen, but never read.
+            self._remembered[text.slot] = list(text.held[:-1] if text.written else [])
+        return text
+
+    def steps(self, at_most: int) -> int:
+        """Return how many tokens all running texts can write before one of them ends or is full."""
+        return max(0, min((min(at_most, t.left, self.context - len(t.held) + 1) for t in self.running.values()), default=0))
+
+    def _longest_prefix(self, tokens: list[int]) -> tuple[int, int]:
+        """Return (slot, length) of the longest beginning of these tokens that some place holds, without the last one.
+
+        The last one must be read in any case, because its scores are wanted.
+        """
+        if not self.shares_prefixes:
+            return -1, 0
+        places = {**self._remembered, **{t.slot: list(t.held[:-1]) for t in self.running.values() if t.written}}
+        lengths = {slot: _common(held, tokens[:-1]) for slot, held in places.items()}
+        slot = max(lengths, key=lambda slot: (lengths[slot], slot in self._remembered))
+        return slot, lengths[slot]
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens two texts have in common from their beginning on."""
+    length = 0
+    for a, b in zip(one, other):  # noqa: B905 (the shorter one decides)
+        if a != b:
+            break
+        length += 1
+    return length
