@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
+import torch
 
+from quill.device import available_memory
 from quill.errors import ConfigError, require
 from quill.generation.request import Request
 from quill.model.build import Model
@@ -73,6 +75,13 @@ class Engine(Protocol):
         ...
 
 
+def how_many_slots(config: ModelConfig, device: torch.device, at_most: int = 32) -> int:
+    """Return how many texts may have their keys and values in memory at once: a quarter of what is free, at most 32."""
+    heads = getattr(config, "n_kv_head", None) or config.n_head
+    one = 2 * 4 * config.n_layer * heads * (config.n_embd // config.n_head) * config.block_size
+    return max(1, min(at_most, available_memory(device) // 4 // one))
+
+
 def make_engine(
     model: Model,
     name: str = "auto",
@@ -90,7 +99,9 @@ def make_engine(
     on_cpu = model.token_embedding.weight.device.type == "cpu"
     missing = why_not_numba()
     if name == "numba" and (missing or not on_cpu):
-        raise ConfigError(f"engine='numba' cannot be used: {missing or 'the model is not on the CPU'}; use engine='torch'")
+        raise ConfigError(
+            f"engine='numba' cannot be used: {missing or 'the model is not on the CPU'}; use engine='torch'"
+        )
     if name == "numba" or (name == "auto" and on_cpu and not missing):
         from quill.generation.numba_engine import NumbaEngine
 

@@ -16,6 +16,8 @@ Shapes: T steps, B texts, V vocabulary.
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -34,19 +36,57 @@ class Batch:
         self.engine = engine
         self.scheduler = Scheduler(engine.slots, engine.context, max_waiting, engine.shares_prefixes)
         self._burst = 1
+        self._inboxes: dict[int, deque[Event]] = {}
+        self._lock = threading.RLock()
+
+    def follow(self, requests: Sequence[Request]) -> Iterator[tuple[int, Event]]:
+        """Add requests and yield what happens to them, each as its place in the list and the event, until all ended.
+
+        Whoever asks for the next event lets everybody write on, so that several may follow at once, from several
+        threads too. Requests of one who stops asking are cancelled.
+        """
+        for request in requests:
+            self._check(request)
+        return self._follow(requests)
+
+    def _follow(self, requests: Sequence[Request]) -> Iterator[tuple[int, Event]]:
+        inbox: deque[Event] = deque()
+        places: dict[int, int] = {}
+        try:
+            for place, request in enumerate(requests):
+                with self._lock:
+                    number = self.add(request)
+                    places[number], self._inboxes[number] = place, inbox
+            going = set(places)
+            while going or inbox:
+                with self._lock:
+                    if not inbox:
+                        self.step()
+                while inbox:
+                    event = inbox.popleft()
+                    going -= {event.request} if event.reason else set()
+                    yield places[event.request], event
+        finally:
+            for number in places:
+                self.cancel(number)
+                self._inboxes.pop(number, None)
 
     def add(self, request: Request) -> int:
         """Let a request join as soon as there is a place, and return its number. A full queue is a BusyError."""
+        self._check(request)
+        with self._lock:
+            return self.scheduler.add(request)
+
+    def _check(self, request: Request) -> None:
         vocab_size = self.engine.config.vocab_size
         for token in (*request.prompt, *request.logit_bias):
             require(0 <= token < vocab_size, "token", token, f"from 0 to {vocab_size - 1}")
-        return self.scheduler.add(request)
 
     def cancel(self, number: int) -> None:
-        """End a request now, whether it writes or waits; one that has ended already stays so."""
-        text = self.scheduler.leave(number)
-        if text is not None:
-            self.engine.forget(text.slot)
+        """End a request now, whether it writes or waits; one that has ended already stays as it is."""
+        with self._lock:
+            if self._leave(number):
+                self._tell([Event(number, None, "cancelled")])
 
     @property
     def busy(self) -> bool:
@@ -55,6 +95,12 @@ class Batch:
 
     def step(self) -> list[Event]:
         """Let those who wait begin, and all write on by one burst of tokens. The events are in the order of writing."""
+        with self._lock:
+            events = self._step()
+            self._tell(events)
+            return events
+
+    def _step(self) -> list[Event]:
         events = []
         while (admission := self.scheduler.admit()) is not None:
             self._burst = 1  # whoever begins is shown a first token at once
@@ -65,7 +111,9 @@ class Batch:
             self.engine.begin(text.slot, text.request)
             if admission.shared and admission.source != text.slot:
                 self.engine.copy(admission.source, text.slot, admission.shared)
-            events += self._take([text], self.engine.prefill(text.slot, text.held[admission.shared :], admission.shared))
+            events += self._take(
+                [text], self.engine.prefill(text.slot, text.held[admission.shared :], admission.shared)
+            )
         for text in [text for text in self.scheduler.running.values() if len(text.held) > self.engine.context]:
             text.start = len(text.tokens) - max(1, self.engine.context // 2)
             events += self._take([text], self.engine.prefill(text.slot, text.held, 0))
@@ -90,8 +138,19 @@ class Batch:
         return events
 
     def _end(self, text: Text, token: Token | None = None) -> Event:
-        self.cancel(text.number)
+        self._leave(text.number)
         return Event(text.number, token, "length")
+
+    def _leave(self, number: int) -> bool:
+        known, text = self.scheduler.leave(number)
+        if text is not None:
+            self.engine.forget(text.slot)
+        return known
+
+    def _tell(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if event.request in self._inboxes:
+                self._inboxes[event.request].append(event)
 
 
 def with_logprobs(number: int, logits_V: np.ndarray, top: int | None) -> Token:
@@ -116,25 +175,22 @@ def generate_tokens(
 ) -> Iterator[list[int]]:
     """Yield the next token of each of `num_samples` rows, `max_new_tokens` times, all continuing one prompt.
 
-    Row r draws from its own random stream of (seed, r), so it does not depend on how many rows are written. All rows
-    need a place at once. Impossible values are a ConfigError.
+    Row r draws from its own random stream of (seed, r), so it does not depend on how many rows are written. Impossible
+    values are a ConfigError.
     """
-    slots = engine.slots
     whole = isinstance(num_samples, int) and not isinstance(num_samples, bool)
-    require(whole and 1 <= num_samples <= slots, "num_samples", num_samples, f"from 1 to the engine's {slots} places")
-    batch, numbers = Batch(engine), tuple(int(token) for token in prompt)
-    sampling = sampling or SamplingConfig()
-    for row in range(num_samples):
-        batch.add(Request(numbers, max_new_tokens, sampling, seed, row))
-    return _rows(batch, num_samples)
+    require(whole and num_samples >= 1, "num_samples", num_samples, "a whole number of at least 1")
+    numbers = tuple(int(token) for token in prompt)
+    how = sampling or SamplingConfig()
+    events = Batch(engine).follow([Request(numbers, max_new_tokens, how, seed, row) for row in range(num_samples)])
+    return _rows(events, num_samples)
 
 
-def _rows(batch: Batch, num_samples: int) -> Iterator[list[int]]:
+def _rows(events: Iterator[tuple[int, Event]], num_samples: int) -> Iterator[list[int]]:
     """Yield tokens as soon as each row has its next one."""
-    ready: list[list[int]] = [[] for _ in range(num_samples)]
-    while batch.busy:
-        for event in batch.step():
-            if event.token is not None:
-                ready[event.request].append(event.token.number)
+    ready: list[deque[int]] = [deque() for _ in range(num_samples)]
+    for row, event in events:
+        if event.token is not None:
+            ready[row].append(event.token.number)
         while all(ready):
-            yield [row.pop(0) for row in ready]
+            yield [tokens.popleft() for tokens in ready]

@@ -10,7 +10,9 @@ Reference: Radford et al., "Language Models are Unsupervised Multitask Learners"
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack
@@ -20,10 +22,13 @@ import torch
 from torch import Tensor
 
 from quill.device import resolve_device
-from quill.errors import ConfigError, require
-from quill.generation.generate import evaluation_mode, generate_tokens
+from quill.errors import ConfigError, nearest, require
+from quill.generation.engine import ENGINES, WEIGHTS, how_many_slots, make_engine
+from quill.generation.generate import Batch, with_logprobs
+from quill.generation.request import Event, Request, Token
 from quill.generation.sampling import SEEDS, SamplingConfig
 from quill.generation.text_stream import TextStream, as_stop_strings
+from quill.generation.torch_engine import evaluation_mode
 from quill.model.build import Model
 from quill.text.tokenizer import Tokenizer
 from quill.training.checkpoint import Checkpoint, load_checkpoint, newest_run
@@ -42,6 +47,14 @@ class GenerateOptions(TypedDict, total=False):
     """keep only the likeliest tokens that together hold this much probability (None: all)"""
     min_p: float | None
     """keep only tokens at least this fraction as likely as the likeliest one (None: all)"""
+    presence_penalty: float
+    """taken from the score of every token written before (0)"""
+    frequency_penalty: float
+    """taken from the score of a token for each time it was written before (0)"""
+    repetition_penalty: float
+    """divides the scores of tokens that the prompt or the text has (1: leaves them as they are)"""
+    logit_bias: Mapping[int | str, float] | None
+    """added to the scores of these tokens, given as numbers or as their text (None)"""
     seed: int | None
     """the same seed writes the same text (None: a new one each time)"""
     stop: str | Sequence[str] | None
@@ -50,10 +63,41 @@ class GenerateOptions(TypedDict, total=False):
     """what to do with characters of the prompt that the vocabulary lacks ("error")"""
 
 
-class LanguageModel:
-    """A GPT and its tokenizer, writing text. A request that cannot be met is a ConfigError or TokenizerError."""
+@dataclass(frozen=True)
+class Completion:
+    """A text that was written, whole."""
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, checkpoint: Checkpoint | None = None) -> None:
+    text: str
+    """what was written, without the stop string; with `echo`, the prompt before it"""
+    tokens: tuple[Token, ...]
+    """every token that was chosen, also those of the stop string; with `echo`, those of the prompt before them"""
+    reason: Literal["length", "stop"]
+    """whether it ended at max_new_tokens or at a stop string"""
+
+    @property
+    def mean_logprob(self) -> float:
+        """The mean log-probability of its tokens, in nats, as far as it was asked for."""
+        known = [token.logprob for token in self.tokens if token.logprob is not None]
+        return sum(known) / max(1, len(known))
+
+
+class LanguageModel:
+    """A GPT and its tokenizer, writing text. A request that cannot be met is a ConfigError or TokenizerError.
+
+    `engine` and `weights` say how it writes, as in `quill.generation.engine`. Engines other than torch take the weights
+    as they are when the first text is written. `tell` is given a sentence where something takes long.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        checkpoint: Checkpoint | None = None,
+        *,
+        engine: str = "torch",
+        weights: str = "fp32",
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
         if tokenizer.vocab_size != model.config.vocab_size:
             raise ConfigError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens and the model vocab_size={model.config.vocab_size}:"
@@ -62,6 +106,12 @@ class LanguageModel:
         self.model = model
         self.tokenizer = tokenizer
         self.checkpoint = checkpoint
+        self._make_engine = lambda slots: make_engine(model, engine, weights=weights, slots=slots, tell=tell)
+
+    @cached_property
+    def batch(self) -> Batch:
+        """All texts that are being written, whoever asked for them: one engine computes them together."""
+        return Batch(self._make_engine(how_many_slots(self.model.config, self.model.token_embedding.weight.device)))
 
     def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> str:
         """Write on from the prompt and return what was written, without the prompt."""
@@ -80,31 +130,46 @@ class LanguageModel:
         return (piece for _, piece in self.stream_many(prompt, **options))
 
     def stream_many(
+        self, prompt: str, *, num_samples: int = 1, **options: Unpack[GenerateOptions]
+    ) -> Iterator[tuple[int, str]]:
+        """Yield (row, piece) of several texts as they are written together; each row ends at its own stop string."""
+        events = self._write(prompt, num_samples, None, options)
+        return ((row, piece) for row, piece, _, _ in events if piece)
+
+    def complete(
         self,
         prompt: str,
         *,
         num_samples: int = 1,
-        max_new_tokens: int = 500,
-        temperature: float = 0.8,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        unknown: Literal["error", "skip"] = "error",
-    ) -> Iterator[tuple[int, str]]:
-        """Yield (row, piece) of several texts as they are written together; each row ends at its own stop string."""
-        stop_strings = as_stop_strings(stop)
-        tokens = generate_tokens(
-            self.model,
-            self._encode_prompt(prompt, unknown),
-            max_new_tokens=max_new_tokens,
-            num_samples=num_samples,
-            sampling=SamplingConfig(temperature, top_k, top_p, min_p),
-            seed=secrets.randbelow(SEEDS) if seed is None else seed,
-        )
-        streams = [TextStream(self.tokenizer, stop_strings) for _ in range(num_samples)]
-        return _pieces(tokens, streams)
+        best_of: int | None = None,
+        logprobs: int | None = None,
+        echo: bool = False,
+        **options: Unpack[GenerateOptions],
+    ) -> list[Completion]:
+        """Return whole texts with what is known of each token.
+
+        `logprobs` asks for log-probabilities, and for so many of the likeliest tokens at each place. `best_of` writes so
+        many texts and returns the `num_samples` whose tokens are likeliest on average. `echo` puts the prompt before.
+        """
+        many = num_samples if best_of is None else best_of
+        require(many >= num_samples, "best_of", best_of, f"at least num_samples={num_samples}")
+        asked = logprobs if logprobs is not None or best_of is None else 0
+        texts, reasons = [""] * many, ["length"] * many
+        tokens: list[list[Token]] = [[] for _ in range(many)]
+        for row, piece, event, reason in self._write(prompt, many, asked, options):
+            texts[row] += piece
+            if event is not None and event.token is not None:
+                tokens[row].append(event.token)
+            if reason == "stop":
+                reasons[row] = "stop"
+        completions = [Completion(*each) for each in zip(texts, map(tuple, tokens), reasons, strict=True)]  # type: ignore[arg-type]
+        if best_of is not None:
+            completions = sorted(completions, key=lambda c: -c.mean_logprob)[:num_samples]
+        if echo:
+            read = self._echo(prompt, logprobs, options.get("unknown", "error"))
+            text = self.tokenizer.decode([token.number for token in read])
+            completions = [replace(c, text=text + c.text, tokens=(*read, *c.tokens)) for c in completions]
+        return completions
 
     def logits(self, tokens: str | Sequence[int] | np.ndarray | Tensor) -> Tensor:
         """Return logits_TV: row t scores every token as the successor of token t, given the tokens up to t.
@@ -131,6 +196,62 @@ class LanguageModel:
         with torch.no_grad(), evaluation_mode(self.model):
             return self.model(tokens_T[None])[0].float()
 
+    def _write(
+        self, prompt: str, num_samples: int, logprobs: int | None, options: GenerateOptions
+    ) -> Iterator[tuple[int, str, Event | None, str | None]]:
+        """Check everything now, and return what will be written: (row, piece of text, event, why it ended)."""
+        settings = {"max_new_tokens": 500, "temperature": 0.8, "stop": None, "unknown": "error", **options}
+        if unknown := sorted(settings.keys() - GenerateOptions.__annotations__.keys()):
+            raise TypeError(f"there is no option {unknown[0]!r}{nearest(unknown[0], GenerateOptions.__annotations__)}")
+        whole = isinstance(num_samples, int) and not isinstance(num_samples, bool)
+        require(whole and num_samples >= 1, "num_samples", num_samples, "a whole number of at least 1")
+        stop_strings = as_stop_strings(settings["stop"])
+        names = [field.name for field in fields(SamplingConfig)]
+        sampling = SamplingConfig(**{name: settings[name] for name in names if name in settings})
+        seed = settings.get("seed")
+        first = Request(
+            tuple(self._encode_prompt(prompt, settings["unknown"])),
+            settings["max_new_tokens"],
+            sampling,
+            secrets.randbelow(SEEDS) if seed is None else seed,
+            logit_bias={self._token(key): bias for key, bias in (settings.get("logit_bias") or {}).items()},
+            logprobs=logprobs,
+        )
+        return self._pieces([replace(first, row=row) for row in range(num_samples)], stop_strings)
+
+    def _pieces(
+        self, requests: list[Request], stop_strings: tuple[str, ...]
+    ) -> Iterator[tuple[int, str, Event | None, str | None]]:
+        streams = [TextStream(self.tokenizer, stop_strings) for _ in requests]
+        for row, event in self.batch.follow(requests):
+            stream = streams[row]
+            if stream.stopped:  # of a burst that was on its way
+                continue
+            piece = stream.feed(event.token.number) if event.token is not None else ""
+            if stream.stopped:
+                self.batch.cancel(event.request)
+            elif event.reason is not None:
+                piece += stream.flush()
+            yield row, piece, event, "stop" if stream.stopped else event.reason
+
+    def _echo(self, prompt: str, logprobs: int | None, unknown: str) -> list[Token]:
+        """Return the tokens of a prompt; of the first one, and of those beyond the context, no probability is known."""
+        numbers = self._encode_prompt(prompt, unknown)
+        if logprobs is None:
+            return [Token(number) for number in numbers]
+        seen = numbers[-self.model.config.block_size :]
+        logits_TV = self.logits(seen).cpu().numpy()
+        scored = [with_logprobs(n, logits_V, logprobs) for n, logits_V in zip(seen[1:], logits_TV, strict=False)]
+        return [*(Token(number) for number in numbers[: len(numbers) - len(scored)]), *scored]
+
+    def _token(self, key: int | str) -> int:
+        """Return the number of a token that is given by its number or its text."""
+        if not isinstance(key, str):
+            return key
+        numbers = self.tokenizer.encode(key).tolist()
+        require(len(numbers) == 1, "logit_bias", key, "the text of a single token, or its number")
+        return numbers[0]
+
     def _encode_prompt(self, prompt: str, unknown: str) -> list[int]:
         if not isinstance(prompt, str):
             raise ConfigError(f"prompt={prompt!r} is not text")
@@ -144,24 +265,21 @@ class LanguageModel:
 
 
 def load(
-    path: str | PathLike[str] | None = None, device: str = "auto", which: Literal["best", "last"] = "best"
+    path: str | PathLike[str] | None = None,
+    device: str = "auto",
+    which: Literal["best", "last"] = "best",
+    *,
+    engine: str = "auto",
+    weights: str = "fp32",
+    tell: Callable[[str], None] | None = None,
 ) -> LanguageModel:
     """Load a trained model: from a run directory, a checkpoint folder or a .safetensors file, else the newest run here.
 
-    A run directory holds its `which` checkpoint. What cannot be read is a CheckpointError.
+    A run directory holds its `which` checkpoint. `engine` is auto, torch or numba, and `weights` fp32 or int8 (a quarter
+    of the memory, quicker, and a little less exact). What cannot be read is a CheckpointError.
     """
+    require(engine in ENGINES, "engine", engine, f"one of {', '.join(ENGINES)}")
+    require(weights in WEIGHTS, "weights", weights, f"one of {', '.join(WEIGHTS)}")
     require(which in ("best", "last"), "which", which, "'best' or 'last'")
     checkpoint = load_checkpoint(newest_run() if path is None else Path(path), resolve_device(device), which)
-    return LanguageModel(checkpoint.model, checkpoint.tokenizer, checkpoint)
-
-
-def _pieces(tokens: Iterator[list[int]], streams: list[TextStream]) -> Iterator[tuple[int, str]]:
-    for token_of_row in tokens:
-        for row, (stream, token) in enumerate(zip(streams, token_of_row, strict=True)):
-            if piece := stream.feed(token):
-                yield row, piece
-        if all(stream.stopped for stream in streams):
-            return
-    for row, stream in enumerate(streams):
-        if piece := stream.flush():
-            yield row, piece
+    return LanguageModel(checkpoint.model, checkpoint.tokenizer, checkpoint, engine=engine, weights=weights, tell=tell)

@@ -148,7 +148,9 @@ class NumbaEngine:
     def weight_bytes(self) -> int:
         """Bytes of all weights as they are read."""
         matrices = [field for field in self.weights if isinstance(field, tuple)]
-        arrays = [field for field in (*self.weights, *(a for m in matrices for a in m)) if isinstance(field, np.ndarray)]
+        arrays = [
+            field for field in (*self.weights, *(a for m in matrices for a in m)) if isinstance(field, np.ndarray)
+        ]
         return sum(array.nbytes for array in arrays)
 
     def _run(

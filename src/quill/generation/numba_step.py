@@ -227,9 +227,7 @@ def _linear_int8(thread, threads, rows, matrix, layer, inputs, stride, outputs, 
         count = min(ROWS_AT_ONCE, rows - first)
         at = layer * matrix.panels + panel
         place = at * groups * 4 * PANEL
-        tile_product(
-            count, work.whole_sums, tile, matrix.values, place, work.codes, first * longest, longest, groups
-        )
+        tile_product(count, work.whole_sums, tile, matrix.values, place, work.codes, first * longest, longest, groups)
         for row in range(count):
             scale = work.code_scales[first + row]
             of, columns = tile + row * PANEL, at * PANEL
@@ -346,7 +344,10 @@ def remember(shape, weights, work, layer, row, head):
     for panel in range(panels):
         count = min(PANEL, E - panel * PANEL)
         to = ((place * panels + panel) * shape.capacity + position) * PANEL
-        values, new = work.values[to : to + count], work.projected[value + panel * PANEL : value + panel * PANEL + count]
+        values, new = (
+            work.values[to : to + count],
+            work.projected[value + panel * PANEL : value + panel * PANEL + count],
+        )
         for i in range(count):
             values[i] = new[i]
 
@@ -391,7 +392,10 @@ def forward(thread, threads, rows, kept, shape, weights, work):
         for row in range(thread, rows, threads):
             if shape.modern:
                 reminder = weights.reminders[layer]
-                stream, start = work.stream[row * width : (row + 1) * width], work.start[row * width : (row + 1) * width]
+                stream, start = (
+                    work.stream[row * width : (row + 1) * width],
+                    work.start[row * width : (row + 1) * width],
+                )
                 for i in range(width):
                     stream[i] += reminder * start[i]
             normalize(shape, weights, 2 * layer, work.stream, work.normed, row * width)

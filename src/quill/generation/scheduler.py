@@ -91,18 +91,24 @@ class Scheduler:
         text = self.running[number] = Text(number, request, free, tokens, start)
         return Admission(text, source, shared)
 
-    def leave(self, number: int) -> Text | None:
-        """End a request and free its place, which keeps what it holds; return None if it still waited or is unknown."""
+    def leave(self, number: int) -> tuple[bool, Text | None]:
+        """End a request and free its place, which keeps what it holds.
+
+        Return whether it was there, and its text if it had begun.
+        """
+        waited = len(self.waiting)
         self.waiting = deque(pair for pair in self.waiting if pair[0] != number)
         text = self.running.pop(number, None)
         if text is not None:
             # The last token was chosen, but never read.
             self._remembered[text.slot] = list(text.held[:-1] if text.written else [])
-        return text
+        return text is not None or len(self.waiting) < waited, text
 
     def steps(self, at_most: int) -> int:
         """Return how many tokens all running texts can write before one of them ends or is full."""
-        return max(0, min((min(at_most, t.left, self.context - len(t.held) + 1) for t in self.running.values()), default=0))
+        return max(
+            0, min((min(at_most, t.left, self.context - len(t.held) + 1) for t in self.running.values()), default=0)
+        )
 
     def _longest_prefix(self, tokens: list[int]) -> tuple[int, int]:
         """Return (slot, length) of the longest beginning of these tokens that some place holds, without the last one.
