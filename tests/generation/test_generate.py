@@ -7,34 +7,40 @@ import pytest
 import torch
 
 from quill.errors import CheckpointError, ConfigError
-from quill.generation.generate import evaluation_mode, generate_tokens
+from quill.generation.engine import Engine, make_engine
+from quill.generation.generate import generate_tokens
 from quill.generation.sampling import SamplingConfig, choose_tokens, uniforms
-from quill.model.config import GPTConfig
-from quill.model.gpt import GPT
+from quill.generation.torch_engine import TorchEngine, evaluation_mode
+from quill.model.build import Model, build_model
+from quill.model.config import GPTConfig, ModelConfig
 
 PROMPT = [3, 1, 4, 1, 5]
 
 
-def tiny_model(block_size: int = 16, dropout: float = 0.0) -> GPT:
+def tiny_model(block_size: int = 16, dropout: float = 0.0, config: ModelConfig | None = None) -> Model:
     """A random model whose scores are spread wide enough that its choices matter."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = GPTConfig(vocab_size=11, block_size=block_size, n_layer=2, n_head=2, n_embd=16, dropout=dropout)
-        model = GPT(config).eval()
-        for parameter in model.parameters():
-            parameter.data.mul_(8)
+        classic = GPTConfig(vocab_size=11, block_size=block_size, n_layer=2, n_head=2, n_embd=16, dropout=dropout)
+        model = build_model(config or classic).eval()
+        for name, parameter in model.named_parameters():
+            if isinstance(model.config, GPTConfig):
+                parameter.data.mul_(8)
+            elif name != "reminders":
+                parameter.data.normal_(std=0.5)
     return model
 
 
-def write(model: GPT, prompt: list[int], count: int, **options) -> list[list[int]]:
+def write(model: Model | Engine, prompt: list[int], count: int, **options) -> list[list[int]]:
     """Return one list of tokens a row."""
-    steps = list(generate_tokens(model, prompt, max_new_tokens=count, **options))
+    engine = TorchEngine(model, slots=4) if isinstance(model, torch.nn.Module) else model
+    steps = list(generate_tokens(engine, prompt, max_new_tokens=count, **options))
     return [list(row) for row in zip(*steps, strict=True)]
 
 
 @torch.no_grad()
 def write_without_cache(
-    model: GPT, prompt: list[int], count: int, sampling: SamplingConfig, seed: int, row: int
+    model: Model, prompt: list[int], count: int, sampling: SamplingConfig, seed: int, row: int
 ) -> list[int]:
     """Write with the windows that `generate.py` documents, reading each of them anew for every token."""
     block_size = model.config.block_size
@@ -50,17 +56,19 @@ def write_without_cache(
 
 @pytest.mark.parametrize("sampling", [SamplingConfig(), SamplingConfig(0), SamplingConfig(0.8, top_k=5, top_p=0.9)])
 @pytest.mark.parametrize("prompt_length", [1, 5, 15, 16, 17, 40])
-def test_tokens_with_the_cache_equal_tokens_without_it(sampling: SamplingConfig, prompt_length: int):
+@pytest.mark.parametrize("engine", ["torch", "numba"])
+def test_tokens_with_the_cache_equal_tokens_without_it(sampling: SamplingConfig, prompt_length: int, engine: str):
     model, prompt = tiny_model(), (PROMPT * 8)[:prompt_length]
-    rows = write(model, prompt, 60, num_samples=3, sampling=sampling, seed=9)
+    rows = write(make_engine(model, engine, slots=2), prompt, 60, num_samples=3, sampling=sampling, seed=9)
     assert rows == [write_without_cache(model, prompt, 60, sampling, 9, row) for row in range(3)]
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 3])
-def test_writing_goes_on_past_even_the_smallest_context(block_size: int):
+@pytest.mark.parametrize("engine", ["torch", "numba"])
+def test_writing_goes_on_past_even_the_smallest_context(block_size: int, engine: str):
     model = tiny_model(block_size)
     expected = write_without_cache(model, PROMPT, 20, SamplingConfig(), 0, 0)
-    assert write(model, PROMPT, 20) == [expected]
+    assert write(make_engine(model, engine), PROMPT, 20) == [expected]
 
 
 def test_past_the_context_each_token_costs_a_bounded_amount():
@@ -75,7 +83,7 @@ def test_the_prompt_is_read_once_for_all_samples():
     model, batches = tiny_model(), []
     model.register_forward_pre_hook(lambda _, arguments: batches.append(tuple(arguments[0].shape)))
     write(model, PROMPT, 3, num_samples=4)
-    assert batches == [(1, len(PROMPT)), (4, 1), (4, 1)]
+    assert batches == [(1, len(PROMPT)), *[(1, 1)] * 4 * 2]
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it():
@@ -116,11 +124,11 @@ def test_training_mode_dropout_and_global_random_state_are_left_as_they_were():
     model = tiny_model(dropout=0.5)
     expected = write(model, PROMPT, 20)
     model.train()
-    model.final_norm.eval()  # a part that someone froze stays frozen
+    model.get_submodule("final_norm").eval()  # a part that someone froze stays frozen
     before = [module.training for module in model.modules()]
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy()
     assert write(model, PROMPT, 20) == expected
-    for _ in islice(generate_tokens(model, PROMPT, max_new_tokens=20), 3):  # also when left half-way
+    for _ in islice(generate_tokens(TorchEngine(model), PROMPT, max_new_tokens=20), 3):  # also when left half-way
         assert [module.training for module in model.modules()] == before
         assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
     assert [module.training for module in model.modules()] == before
@@ -137,7 +145,7 @@ def test_training_mode_returns_after_an_error():
 
 
 def test_no_new_tokens_is_no_work():
-    assert list(generate_tokens(tiny_model(), PROMPT, max_new_tokens=0)) == []
+    assert list(generate_tokens(TorchEngine(tiny_model()), PROMPT, max_new_tokens=0)) == []
 
 
 @pytest.mark.parametrize(
@@ -150,15 +158,17 @@ def test_no_new_tokens_is_no_work():
         ("seed", {"seed": -1}),
         ("seed", {"seed": 2**64}),
         ("prompt", {"prompt": []}),
+        ("token", {"prompt": [11]}),
+        ("token", {"prompt": [-1]}),
     ],
 )
 def test_an_impossible_request_fails_at_the_call(name: str, options: dict):
     with pytest.raises(ConfigError, match=f"{name}="):
-        generate_tokens(tiny_model(), **{"prompt": PROMPT, "max_new_tokens": 1} | options)
+        generate_tokens(TorchEngine(tiny_model()), **{"prompt": PROMPT, "max_new_tokens": 1} | options)
 
 
 def test_a_model_whose_scores_are_not_numbers_is_an_error():
     model = tiny_model()
-    model.final_norm.weight.data.fill_(float("nan"))
+    model.get_parameter("final_norm.weight").data.fill_(float("nan"))
     with pytest.raises(CheckpointError, match="finite"):
         write(model, PROMPT, 1)

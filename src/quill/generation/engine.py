@@ -99,9 +99,8 @@ def make_engine(
     on_cpu = model.token_embedding.weight.device.type == "cpu"
     missing = why_not_numba()
     if name == "numba" and (missing or not on_cpu):
-        raise ConfigError(
-            f"engine='numba' cannot be used: {missing or 'the model is not on the CPU'}; use engine='torch'"
-        )
+        reason = missing or "the model is not on the CPU"
+        raise ConfigError(f"engine='numba' cannot be used: {reason}; use engine='torch'")
     if name == "numba" or (name == "auto" and on_cpu and not missing):
         from quill.generation.numba_engine import NumbaEngine
 

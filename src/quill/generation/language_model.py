@@ -148,8 +148,9 @@ class LanguageModel:
     ) -> list[Completion]:
         """Return whole texts with what is known of each token.
 
-        `logprobs` asks for log-probabilities, and for so many of the likeliest tokens at each place. `best_of` writes so
-        many texts and returns the `num_samples` whose tokens are likeliest on average. `echo` puts the prompt before.
+        `logprobs` asks for log-probabilities, and for so many of the likeliest tokens at each place. `best_of` writes
+        so many texts and returns the `num_samples` whose tokens are likeliest on average. `echo` puts the prompt
+        before.
         """
         many = num_samples if best_of is None else best_of
         require(many >= num_samples, "best_of", best_of, f"at least num_samples={num_samples}")
@@ -275,8 +276,8 @@ def load(
 ) -> LanguageModel:
     """Load a trained model: from a run directory, a checkpoint folder or a .safetensors file, else the newest run here.
 
-    A run directory holds its `which` checkpoint. `engine` is auto, torch or numba, and `weights` fp32 or int8 (a quarter
-    of the memory, quicker, and a little less exact). What cannot be read is a CheckpointError.
+    A run directory holds its `which` checkpoint. `engine` is auto, torch or numba, and `weights` fp32 or int8 (a
+    quarter of the memory, quicker, and a little less exact). What cannot be read is a CheckpointError.
     """
     require(engine in ENGINES, "engine", engine, f"one of {', '.join(ENGINES)}")
     require(weights in WEIGHTS, "weights", weights, f"one of {', '.join(WEIGHTS)}")

@@ -1,4 +1,4 @@
-"""The quick engine for CPUs: the whole step of `numba_step.py`, many tokens a call, on all threads at once.
+"""The quick engine for CPUs: the whole step of `compiled/step.py`, many tokens a call, on all threads at once.
 
 On the way text → tokens → model → training → generation → people this is what `--engine=auto` takes on a CPU. It keeps
 the texts, gives the compiled step its rows, and holds the threads that run it. The step is compiled once for a machine
@@ -30,7 +30,6 @@ from quill.generation.request import Request
 from quill.generation.sampling import uniforms
 from quill.model.build import Model
 
-SOURCES = ("numba_step.py", "numba_sampling.py", "numba_vectors.py")
 SMALLEST_TEMPERATURE = float(np.finfo(np.float32).tiny)
 ROWS = 128  # tokens of a prompt that are read at once: their activations stay in the cache of a core
 
@@ -38,8 +37,8 @@ ROWS = 128  # tokens of a prompt that are read at once: their activations stay i
 def cache_folder() -> Path:
     """Return the folder of compiled code for these very sources."""
     digest = hashlib.sha256(numba.__version__.encode())
-    for name in SOURCES:
-        digest.update(Path(__file__).with_name(name).read_bytes())
+    for source in sorted(Path(__file__).with_name("compiled").glob("*.py")):
+        digest.update(source.read_bytes())
     base = os.environ.get("QUILL_CACHE_DIR") or platformdirs.user_cache_dir("quill")
     return Path(base) / "compiled" / digest.hexdigest()[:16]
 
@@ -49,10 +48,10 @@ def import_step():
     before = numba.config.CACHE_DIR  # type: ignore[attr-defined]
     numba.config.CACHE_DIR = str(cache_folder())  # type: ignore[attr-defined]
     try:
-        from quill.generation import numba_step
+        from quill.generation.compiled import step
     finally:
         numba.config.CACHE_DIR = before  # type: ignore[attr-defined]
-    return numba_step
+    return step
 
 
 class NumbaEngine:
@@ -66,22 +65,25 @@ class NumbaEngine:
     ) -> None:
         self.config, self.slots, self.context = model.config, slots, model.config.block_size
         self._write = import_step().write
-        from quill.generation.numba_sampling import Sampler
-        from quill.generation.packing import make_work, pack_model
+        from quill.generation.compiled.packing import make_work, pack_model
+        from quill.generation.compiled.sampling import Sampler
 
         self.threads = torch.get_num_threads()
         self.shape, self.weights = pack_model(model, weights)
         self.work = make_work(self.shape, slots, max(ROWS, slots), self.threads)
         V = self.config.vocab_size
-        numbers = [np.zeros(slots, np.float32) for _ in range(7)]
         self.sampler = Sampler(
-            *numbers[:1],
-            np.zeros(slots, np.int64),
-            *numbers[1:6],
-            np.ones(slots, np.bool_),
-            np.zeros((slots, V), np.float32),
-            np.zeros((slots, V), np.bool_),
-            np.zeros((slots, V), np.int32),
+            temperature_B=np.zeros(slots, np.float32),
+            top_k_B=np.zeros(slots, np.int64),
+            top_p_B=np.zeros(slots, np.float32),
+            min_p_B=np.zeros(slots, np.float32),
+            presence_B=np.zeros(slots, np.float32),
+            frequency_B=np.zeros(slots, np.float32),
+            repetition_B=np.zeros(slots, np.float32),
+            plain_B=np.ones(slots, np.bool_),
+            bias_BV=np.zeros((slots, V), np.float32),
+            seen_BV=np.zeros((slots, V), np.bool_),
+            counts_BV=np.zeros((slots, V), np.int32),
         )
         self._requests: dict[int, tuple[Request, int]] = {}  # and how many tokens each has chosen
         self._next: dict[int, tuple[int, int]] = {}  # the token chosen last, and its place in the text

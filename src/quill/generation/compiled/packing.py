@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 
-from quill.generation.numba_step import (
+from quill.generation.compiled.state import (
     GELU,
     RELU,
     RELU_SQUARED,
@@ -25,10 +25,10 @@ from quill.generation.numba_step import (
     Weights,
     Work,
 )
-from quill.generation.numba_vectors import PANEL
+from quill.generation.compiled.vectors import PANEL
 from quill.model.build import Model
 from quill.model.config import GPTConfig
-from quill.model.modern import ModernGPT
+from quill.model.modern import SHARPNESS, ModernGPT
 
 Arrays = dict[str, np.ndarray]
 NONE = np.zeros(0, np.float32)
@@ -44,27 +44,35 @@ def pack_model(model: Model, kind: str) -> tuple[Shape, Weights]:
     head = arrays.get("head.weight", arrays["token_embedding.weight"])
     bias = arrays["head.bias"][None] if "head.bias" in arrays else None
     if isinstance(model, ModernGPT):
-        tables = [table.weight.detach().float().numpy() for table in model.ngram_embedding.tables]
-        rotary = model.blocks[0].attention.rotary  # type: ignore[union-attr]
+        tables = [arrays[f"ngram_embedding.tables.{i}.weight"] for i in range(model.config.ngram - 1)]
+        rotary = model.get_submodule("blocks.0.attention.rotary")
+        angles = [buffer.float().numpy().ravel() for buffer in rotary.buffers()]
         positions, norms, reminders = NONE, NONE, arrays["reminders"]
-        cosines, sines = rotary.cosines_SE.float().numpy().ravel(), rotary.sines_SE.float().numpy().ravel()
     else:
         names = [f"blocks.{i}.{norm}" for i in range(shape.n_layer) for norm in ("attention_norm", "feed_forward_norm")]
         zeros = np.zeros(shape.n_embd, np.float32)
         pairs = [[arrays[f"{n}.weight"], arrays.get(f"{n}.bias", zeros)] for n in (*names, "final_norm")]
-        tables, cosines, sines, reminders = [], NONE, NONE, NONE
+        tables, angles, reminders = [], [NONE, NONE], NONE
         positions, norms = pad(arrays["position_embedding.weight"], D), pad(np.array(pairs), D)
+    ngrams = np.concatenate(tables) if tables else np.zeros((0, shape.n_embd), np.float32)
+    ngram_scales = np.ones(len(ngrams), np.float32)
+    if kind == "int8":
+        ngrams, ngram_scales = quantize(ngrams)
     return shape, Weights(
-        pad(arrays["token_embedding.weight"], D),
-        positions,
-        norms,
-        *matrices,
-        pack(head[None], bias, kind),
-        pad(np.concatenate(tables), D) if tables else NONE,
-        np.array([len(table) for table in tables], np.int64),
-        reminders,
-        cosines,
-        sines,
+        token_embedding=pad(arrays["token_embedding.weight"], D),
+        position_embedding=positions,
+        norms=norms,
+        query_key_value=matrices[0],
+        attention_output=matrices[1],
+        feed_forward_hidden=matrices[2],
+        feed_forward_output=matrices[3],
+        head=pack(head[None], bias, kind),
+        ngrams=pad(ngrams, D),
+        ngram_scales=ngram_scales,
+        ngram_rows=np.array([len(table) for table in tables], np.int64),
+        reminders=reminders,
+        cosines=angles[0],
+        sines=angles[1],
     )
 
 
@@ -84,7 +92,7 @@ def shape_of(model: Model) -> Shape:
         vocab_size=config.vocab_size,
         activation=RELU_SQUARED if not classic else GELU if config.activation == "gelu" else RELU,
         epsilon=1e-5 if classic else 1e-6,
-        scale=1 / math.sqrt(E) if classic else model.blocks[0].attention.scale,  # type: ignore[union-attr, arg-type]
+        scale=(1 if classic else SHARPNESS**2) / math.sqrt(E),
         softcap=0.0 if classic else config.logit_softcap,
         width=whole_panels(D),
         projected=whole_panels((H + 2 * K) * E),
@@ -113,16 +121,20 @@ def pack(weights_LNK: np.ndarray, bias_LN: np.ndarray | None, kind: str) -> Matr
     if kind == "fp32":
         values = padded.reshape(L, panels, PANEL, K).transpose(0, 1, 3, 2)
         return Matrix(np.ascontiguousarray(values).ravel(), NONE, np.zeros(0, np.int32), bias.ravel(), K, panels)
-    # d = round(w / u) with u = max |w| / 127, so that no code is lost to a sign
-    scales = np.abs(padded).max(2) / 127
+    codes, scales = quantize(padded)
     groups = -(-K // 4)
-    codes = np.zeros((L, panels * PANEL, groups * 4), np.int8)
-    codes[..., :K] = np.rint(padded / np.where(scales > 0, scales, 1)[..., None])
-    values = codes.reshape(L, panels, PANEL, groups, 4).transpose(0, 1, 3, 2, 4)
+    grouped = np.zeros((L, panels * PANEL, groups * 4), np.int8)
+    grouped[..., :K] = codes
+    values = np.ascontiguousarray(grouped.reshape(L, panels, PANEL, groups, 4).transpose(0, 1, 3, 2, 4))
     sums = 128 * codes.sum(2, dtype=np.int32)
-    return Matrix(
-        np.ascontiguousarray(values).ravel(), scales.astype(np.float32).ravel(), sums.ravel(), bias.ravel(), K, panels
-    )
+    return Matrix(values.ravel(), scales.ravel(), sums.ravel(), bias.ravel(), K, panels)
+
+
+def quantize(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows as int8 codes, and for each row what one step is worth."""
+    # d = round(w / u)  with  u = max |w| / 127
+    scales = (np.abs(rows).max(-1, initial=0) / 127).astype(np.float32)
+    return np.rint(rows / np.where(scales > 0, scales, 1)[..., None]).astype(np.int8), scales
 
 
 def make_work(shape: Shape, slots: int, rows: int, threads: int) -> Work:
@@ -159,7 +171,7 @@ def make_work(shape: Shape, slots: int, rows: int, threads: int) -> Work:
 
 def pad(rows: np.ndarray, width: int) -> np.ndarray:
     """Lengthen rows with zeros, and lay them end to end."""
-    padded = np.zeros((*rows.shape[:-1], width), np.float32)
+    padded = np.zeros((*rows.shape[:-1], width), rows.dtype)
     padded[..., : rows.shape[-1]] = rows
     return padded.ravel()
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from quill.generation.numba_vectors import power_of_two
+from quill.generation.compiled.vectors import power_of_two
 
 compiled = njit(nogil=True, error_model="numpy")
 
@@ -66,7 +66,7 @@ def adjust(scores, slot, sampler):
 
 @compiled
 def nucleus(ordered, first, top_p):
-    """Return the lowest score among the fewest likeliest that hold `top_p`; `ordered` rises, and counts from `first`."""
+    """Return the lowest score of the nucleus; `ordered` rises, and what stands before `first` does not count."""
     last = len(ordered) - 1
     whole = 0.0
     for i in range(first, last + 1):

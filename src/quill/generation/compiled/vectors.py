@@ -10,12 +10,14 @@ Reference: LLVM Language Reference Manual, sections "Vector Type", "llvm.fma" an
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic as numba_intrinsic
 
 LANES = 16  # numbers in a vector
 PANEL = 64  # outputs that are computed side by side: four vectors
@@ -23,6 +25,11 @@ F32, I32, I8, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(8), ir.IntType(64
 FEATURES = llvm.get_host_cpu_features()
 HAS_AVX512 = bool(FEATURES.get("avx512f"))
 HAS_VNNI = bool(FEATURES.get("avx512vnni"))
+
+
+def intrinsic(function: Callable[..., Any]) -> Any:
+    """Make a function of compiled code from one that writes LLVM's language; it is called without `typing`."""
+    return numba_intrinsic(function)
 
 
 def _data(context, builder, signature, arguments, index):
@@ -50,11 +57,11 @@ def _broadcast(builder, value):
     )
 
 
-def _fma(builder, a, b, c):
-    function = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(a.type, [a.type] * 3), f"llvm.fma.v{LANES}f32"
-    )
-    return builder.call(function, [a, b, c])
+def _add_product(builder, total, value, weights):
+    """Return total + value · weights, rounded once, in each of 16 lanes."""
+    kind = ir.FunctionType(total.type, [total.type] * 3)
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
+    return builder.call(function, [value, weights, total])
 
 
 def _add_dot4(builder, total, codes, weights):
@@ -104,10 +111,8 @@ def _product(rows):
                     value = builder.load(builder.gep(data, [place]), align=1)
                     value = _broadcast(builder, value)
                     for total, column in zip(sums[row], columns, strict=True):
-                        step = _add_dot4 if whole else None
-                        old = builder.load(total)
-                        new = step(builder, old, value, column) if step else _fma(builder, value, column, old)
-                        builder.store(new, total)
+                        step = _add_dot4 if whole else _add_product
+                        builder.store(step(builder, builder.load(total), value, column), total)
             for row in range(rows):
                 for v, total in enumerate(sums[row]):
                     at = builder.add(output_at, I64(row * PANEL + v * LANES))

@@ -1,0 +1,164 @@
+"""Linear maps of the compiled step, in float32 or int8, with what follows them: a bias, an addition, a non-linearity.
+
+On the way text → tokens → model → training → generation → people this is where nearly all the time of writing goes. A thread takes
+panels of 64 outputs; each panel is read once for up to six rows.
+
+Reference: Goto & van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication", section 5.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from quill.generation.compiled.sampling import compiled, exponential
+from quill.generation.compiled.state import ADD, GELU, RELU, RELU_SQUARED, ROWS_AT_ONCE
+from quill.generation.compiled.vectors import (
+    PANEL,
+    count_up,
+    product_1,
+    product_2,
+    product_4,
+    product_6,
+    read_counter,
+    yield_core,
+)
+
+
+@compiled
+def wait(counters, thread, threads):
+    """Wait until all threads are here."""
+    counters[8 * (thread + 1)] += 1
+    goal = counters[8 * (thread + 1)] * threads
+    count_up(counters, 0)
+    spins = 0
+    while read_counter(counters, 0) < goal:
+        spins += 1
+        if spins > 4000:  # some 100 microseconds: another program has the other core
+            yield_core()
+
+
+@compiled
+def gelu(x):
+    """x Φ(x), with the error function to 1.5e-7 (Abramowitz & Stegun 1964, 7.1.26)."""
+    z = abs(x) * np.float32(0.70710678)
+    t = np.float32(1.0) / (np.float32(1.0) + np.float32(0.3275911) * z)
+    y = np.float32(1.061405429) * t - np.float32(1.453152027)
+    y = y * t + np.float32(1.421413741)
+    y = y * t - np.float32(0.284496736)
+    y = (y * t + np.float32(0.254829592)) * t * exponential(-z * z)
+    below = np.float32(0.5) * y  # Φ(-|x|)
+    return x * (below if x < np.float32(0.0) else np.float32(1.0) - below)
+
+
+@compiled
+def tile_product(rows, outputs, output_at, weights, weight_at, inputs, input_at, stride, depth):
+    """Multiply a panel by up to 6 rows of inputs."""
+    row = 0
+    while row < rows:
+        left = rows - row
+        to, of = output_at + row * PANEL, input_at + row * stride
+        if left >= 6:
+            product_6(outputs, to, weights, weight_at, inputs, of, stride, depth)
+            row += 6
+        elif left >= 4:
+            product_4(outputs, to, weights, weight_at, inputs, of, stride, depth)
+            row += 4
+        elif left >= 2:
+            product_2(outputs, to, weights, weight_at, inputs, of, stride, depth)
+            row += 2
+        else:
+            product_1(outputs, to, weights, weight_at, inputs, of, stride, depth)
+            row += 1
+
+
+@compiled
+def finish(outputs, at, sums, sums_at, bias, bias_at, mode):
+    """Put 64 sums where they belong."""
+    to, some, more = outputs[at : at + PANEL], sums[sums_at : sums_at + PANEL], bias[bias_at : bias_at + PANEL]
+    if mode == ADD:
+        for j in range(PANEL):
+            to[j] += some[j] + more[j]
+    elif mode == GELU:
+        for j in range(PANEL):
+            to[j] = gelu(some[j] + more[j])
+    elif mode == RELU:
+        for j in range(PANEL):
+            to[j] = max(some[j] + more[j], np.float32(0.0))
+    elif mode == RELU_SQUARED:
+        for j in range(PANEL):
+            y = max(some[j] + more[j], np.float32(0.0))
+            to[j] = y * y
+    else:
+        for j in range(PANEL):
+            to[j] = some[j] + more[j]
+
+
+def linear(thread, threads, rows, matrix, layer, inputs, stride, outputs, width, mode, work):
+    """outputs = inputs · matrix + bias, this thread's panels of it; inputs are done, outputs are not waited for."""
+
+
+@overload(linear, jit_options={"nogil": True, "error_model": "numpy"})
+def _linear(thread, threads, rows, matrix, layer, inputs, stride, outputs, width, mode, work):
+    if matrix.types[0].dtype == types.int8:
+        return _linear_int8
+    return _linear_float32
+
+
+def _linear_float32(thread, threads, rows, matrix, layer, inputs, stride, outputs, width, mode, work):
+    blocks = (rows + ROWS_AT_ONCE - 1) // ROWS_AT_ONCE
+    items = matrix.panels * blocks
+    tile = thread * ROWS_AT_ONCE * PANEL
+    for item in range(thread * items // threads, (thread + 1) * items // threads):
+        panel, block = item // blocks, item % blocks
+        first = block * ROWS_AT_ONCE
+        count = min(ROWS_AT_ONCE, rows - first)
+        at = layer * matrix.panels + panel
+        place = at * matrix.depth * PANEL
+        tile_product(count, work.sums, tile, matrix.values, place, inputs, first * stride, stride, matrix.depth)
+        for row in range(count):
+            to = (first + row) * width + panel * PANEL
+            finish(outputs, to, work.sums, tile + row * PANEL, matrix.bias, at * PANEL, mode)
+
+
+def _linear_int8(thread, threads, rows, matrix, layer, inputs, stride, outputs, width, mode, work):
+    # x ≈ s (c - 128) and w ≈ u d, with codes c and d and a scale a row and an output:  Σ x w ≈ s u (Σ c d - 128 Σ d)
+    longest = len(work.codes) // len(work.code_scales)
+    for row in range(thread, rows, threads):
+        encode(inputs, row * stride, matrix.depth, work.codes, row * longest, work.code_scales, row)
+    wait(work.counters, thread, threads)
+    blocks = (rows + ROWS_AT_ONCE - 1) // ROWS_AT_ONCE
+    items = matrix.panels * blocks
+    groups = (matrix.depth + 3) // 4
+    tile = thread * ROWS_AT_ONCE * PANEL
+    for item in range(thread * items // threads, (thread + 1) * items // threads):
+        panel, block = item // blocks, item % blocks
+        first = block * ROWS_AT_ONCE
+        count = min(ROWS_AT_ONCE, rows - first)
+        at = layer * matrix.panels + panel
+        place = at * groups * 4 * PANEL
+        tile_product(count, work.whole_sums, tile, matrix.values, place, work.codes, first * longest, longest, groups)
+        for row in range(count):
+            scale = work.code_scales[first + row]
+            of, columns = tile + row * PANEL, at * PANEL
+            whole, offset = work.whole_sums[of : of + PANEL], matrix.sums[columns : columns + PANEL]
+            sums, scales = work.sums[of : of + PANEL], matrix.scales[columns : columns + PANEL]
+            for j in range(PANEL):
+                sums[j] = np.float32(whole[j] - offset[j]) * (scale * scales[j])
+            to = (first + row) * width + panel * PANEL
+            finish(outputs, to, work.sums, of, matrix.bias, columns, mode)
+
+
+@compiled
+def encode(inputs, at, count, codes, codes_at, scales, row):
+    """Write numbers as whole numbers from 1 to 255, which stand for -127 to 127 steps of the row's scale."""
+    numbers, codes = inputs[at : at + count], codes[codes_at : codes_at + count]
+    most = np.float32(0.0)
+    for i in range(count):
+        most = max(most, abs(numbers[i]))
+    scale = most / np.float32(127.0)
+    inverse = np.float32(127.0) / most if most > np.float32(0.0) else np.float32(0.0)
+    for i in range(count):
+        codes[i] = np.uint8(np.int32(np.floor(numbers[i] * inverse + np.float32(128.5))))
+    scales[row] = scale
