@@ -27,13 +27,22 @@ def add_arguments(parser: Parser) -> None:
         "--batch_size", type=int, default=64, help="windows scored together; changes speed, not the result"
     )
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+    parser.add_argument(
+        "--weights",
+        type=Literal["fp32", "int8"],
+        default="fp32",
+        help="int8 measures what quill generate --weights=int8 writes with",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, and print the result for people or for programs."""
+    import torch
+
     from quill.device import resolve_device
     from quill.errors import require
+    from quill.generation.engine import make_engine
     from quill.text.dataset import prepare_dataset
     from quill.training.checkpoint import load_checkpoint, newest_run
     from quill.training.evaluation import evaluate_split
@@ -51,7 +60,16 @@ def run(arguments: argparse.Namespace) -> int:
             "train again, or put the old text back"
         )
     tokens = dataset.val if arguments.split == "val" else dataset.train
-    result = evaluate_split(checkpoint.model, tokens, dataset.tokenizer, batch_size=arguments.batch_size)
+    forward = None
+    if arguments.weights != "fp32":
+        engine = make_engine(checkpoint.model, weights=arguments.weights)
+
+        def forward(tokens_BT: torch.Tensor) -> torch.Tensor:
+            return torch.stack([torch.from_numpy(engine.logits(tokens_T.tolist())) for tokens_T in tokens_BT])
+
+    result = evaluate_split(
+        checkpoint.model, tokens, dataset.tokenizer, batch_size=arguments.batch_size, forward=forward
+    )
     if arguments.json:
         facts = {
             f"{arguments.split}_loss": result.loss,

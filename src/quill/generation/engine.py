@@ -70,6 +70,10 @@ class Engine(Protocol):
         """Read the token chosen last in each of these places and choose the next one, `steps` times."""
         ...
 
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """Return logits_TV of up to `context` tokens, each scored from those before it; every place stays as it is."""
+        ...
+
     def forget(self, slot: int) -> None:
         """Release a place whose text has ended; what it holds may still be copied until `begin`."""
         ...
@@ -106,7 +110,7 @@ def make_engine(
 
         return NumbaEngine(model, weights=weights, slots=slots, tell=tell)
     if weights != "fp32":
-        reason = missing or "the model is not on the CPU" if name == "auto" else "the torch engine has fp32 only"
+        reason = "the torch engine has fp32 only" if name == "torch" else missing or "the model is not on the CPU"
         raise ConfigError(f"weights={weights!r} cannot be used: {reason}; use weights='fp32'")
     if name == "auto" and on_cpu and tell:
         tell(f"writing with PyTorch, which is slower: {missing}")

@@ -16,7 +16,7 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -70,20 +70,20 @@ class NumbaEngine:
 
         self.threads = torch.get_num_threads()
         self.shape, self.weights = pack_model(model, weights)
-        self.work = make_work(self.shape, slots, max(ROWS, slots), self.threads)
-        V = self.config.vocab_size
+        self.work = make_work(self.shape, slots + 1, max(ROWS, slots), self.threads)
+        V, places = self.config.vocab_size, slots + 1
         self.sampler = Sampler(
-            temperature_B=np.zeros(slots, np.float32),
-            top_k_B=np.zeros(slots, np.int64),
-            top_p_B=np.zeros(slots, np.float32),
-            min_p_B=np.zeros(slots, np.float32),
-            presence_B=np.zeros(slots, np.float32),
-            frequency_B=np.zeros(slots, np.float32),
-            repetition_B=np.zeros(slots, np.float32),
-            plain_B=np.ones(slots, np.bool_),
-            bias_BV=np.zeros((slots, V), np.float32),
-            seen_BV=np.zeros((slots, V), np.bool_),
-            counts_BV=np.zeros((slots, V), np.int32),
+            temperature_B=np.zeros(places, np.float32),
+            top_k_B=np.zeros(places, np.int64),
+            top_p_B=np.zeros(places, np.float32),
+            min_p_B=np.zeros(places, np.float32),
+            presence_B=np.zeros(places, np.float32),
+            frequency_B=np.zeros(places, np.float32),
+            repetition_B=np.zeros(places, np.float32),
+            plain_B=np.ones(places, np.bool_),
+            bias_BV=np.zeros((places, V), np.float32),
+            seen_BV=np.zeros((places, V), np.bool_),
+            counts_BV=np.zeros((places, V), np.int32),
         )
         self._requests: dict[int, tuple[Request, int]] = {}  # and how many tokens each has chosen
         self._next: dict[int, tuple[int, int]] = {}  # the token chosen last, and its place in the text
@@ -113,28 +113,29 @@ class NumbaEngine:
 
     def copy(self, source: int, target: int, length: int) -> None:
         shape, work = self.shape, self.work
-        sizes = (self.slots, shape.n_layer * shape.n_kv_head)
+        sizes = (-1, shape.n_layer * shape.n_kv_head)
         panels = -(-length // 64)
-        keys = work.keys.reshape(*sizes, -1, shape.head_size, 64)
-        values = work.values.reshape(*sizes, -1, shape.capacity, 64)
+        keys = work.keys.reshape(*sizes, shape.capacity // 64, shape.head_size, 64)
+        values = work.values.reshape(*sizes, -(-shape.head_size // 64), shape.capacity, 64)
         keys[target, :, :panels] = keys[source, :, :panels]
         values[target, :, :, :length] = values[source, :, :, :length]
-        history = work.history.reshape(self.slots, -1)
+        history = work.history.reshape(-1, shape.capacity)
         history[target, :length] = history[source, :length]
 
     def prefill(self, slot: int, tokens: Sequence[int], start: int) -> Written:
-        history = self.work.history.reshape(self.slots, -1)
-        history[slot, start : start + len(tokens)] = tokens
-        written = None
-        for first in range(0, len(tokens), ROWS):
-            some = tokens[first : first + ROWS]
-            last = first + len(some) == len(tokens)
-            positions = range(start + first, start + first + len(some))
-            kept = [len(some) - 1] if last else []
-            written = self._run(some, [slot] * len(some), positions, kept, 1)
-        assert written is not None
+        *_, written = self._read(slot, tokens, start)
         self._next[slot] = (int(written.tokens_TB[0, 0]), start + len(tokens))
         return written
+
+    def _read(self, slot: int, tokens: Sequence[int], start: int, whole: bool = False) -> Iterator[Written]:
+        """Read tokens into a place, some at a time; keep the scores of all of them, or of the last one only."""
+        history = self.work.history.reshape(-1, self.shape.capacity)[slot, start:]
+        for first in range(0, len(tokens), ROWS):
+            some = tokens[first : first + ROWS]
+            history[: first + len(some)] = tokens[: first + len(some)]
+            positions = range(start + first, start + first + len(some))
+            last = [len(some) - 1] if first + len(some) == len(tokens) else []
+            yield self._run(some, [slot] * len(some), positions, list(range(len(some))) if whole else last, 1)
 
     def decode(self, slots: Sequence[int], steps: int) -> Written:
         tokens, positions = zip(*(self._next[slot] for slot in slots), strict=True)
@@ -142,6 +143,10 @@ class NumbaEngine:
         for slot, token, position in zip(slots, written.tokens_TB[-1].tolist(), positions, strict=True):
             self._next[slot] = (token, position + steps)
         return written
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        # The last place of all is nobody's.
+        return np.concatenate([written.logits_TBV[0] for written in self._read(self.slots, tokens, 0, whole=True)])
 
     def forget(self, slot: int) -> None:
         self._requests.pop(slot, None)
@@ -162,6 +167,8 @@ class NumbaEngine:
         work.tokens[:rows], work.slots[:rows], work.positions[:rows] = tokens, slots, positions
         uniforms_TB = np.zeros((steps, len(kept)))
         for column, row in enumerate(kept):
+            if slots[row] == self.slots:
+                continue
             request, count = self._requests[slots[row]]
             uniforms_TB[:, column] = uniforms(request.seed, [request.row], count, steps)[:, 0]
             self._requests[slots[row]] = (request, count + steps)

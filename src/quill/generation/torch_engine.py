@@ -96,6 +96,11 @@ class TorchEngine:
         tokens_TB = np.concatenate([one.tokens_TB for one in written])
         return Written(tokens_TB, np.concatenate([one.logits_TBV for one in written]))
 
+    @torch.inference_mode()
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        with evaluation_mode(self.model):
+            return self.model(torch.tensor([list(tokens)], device=self.device))[0].float().cpu().numpy()
+
     def forget(self, slot: int) -> None:
         self.places.pop(slot, None)
 

@@ -9,6 +9,7 @@ Consecutive windows of `block_size`, no overlap, no dropout, no randomness: two 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,10 +50,12 @@ def evaluate_split(
     batch_size: int = 64,
     max_windows: int | None = None,
     dtype: torch.dtype = torch.float32,
+    forward: Callable[[Tensor], Tensor] | None = None,
 ) -> Evaluation:
     """Score a split with the model as it is, in consecutive windows; with `max_windows`, only so many of them.
 
-    The model's device and mode are left as they were. A split shorter than two tokens is a CorpusError.
+    `forward` makes logits_BTV of tokens_BT in the model's stead, for what computes with its weights in another way. The
+    model's device and mode are left as they were. A split shorter than two tokens is a CorpusError.
     """
     device = model.token_embedding.weight.device
     was_training = model.training
@@ -64,7 +67,7 @@ def evaluate_split(
     )
     for inputs_BT, targets_BT in windows:
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            logits_BTV = model(torch.from_numpy(inputs_BT).to(device))
+            logits_BTV = (forward or model)(torch.from_numpy(inputs_BT).to(device))
         nats += cross_entropy(logits_BTV, torch.from_numpy(targets_BT).to(device), reduction="sum")
         scored += targets_BT.size
         characters += tokenizer.count_characters(targets_BT.ravel())

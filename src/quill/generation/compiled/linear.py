@@ -1,7 +1,7 @@
 """Linear maps of the compiled step, in float32 or int8, with what follows them: a bias, an addition, a non-linearity.
 
-On the way text → tokens → model → training → generation → people this is where nearly all the time of writing goes. A thread takes
-panels of 64 outputs; each panel is read once for up to six rows.
+On the way text → tokens → model → training → generation → people nearly all the time of writing goes into these. A
+thread takes panels of 64 outputs; each panel is read once for up to six rows.
 
 Reference: Goto & van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication", section 5.
 """

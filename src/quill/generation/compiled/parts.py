@@ -1,6 +1,7 @@
 """The parts of a block for one row, as the compiled step takes them: embedding, norm, positions, cache, attention.
 
-On the way text → tokens → model → training → generation → people these are the lines of model/gpt.py and model/modern.py in loops.
+On the way text → tokens → model → training → generation → people these are the lines of model/gpt.py and
+model/modern.py in loops.
 
 Reference: Vaswani et al. 2017, "Attention Is All You Need", section 3.2; for the rest, the two model files.
 

@@ -1,7 +1,7 @@
 """What the compiled step reads and writes: sizes, weights and room for all that comes between, as plain arrays.
 
-On the way text → tokens → model → training → generation → people this is the data of the inside of the quickest CPU engine. Arrays are
-flat; widths are rounded up to whole panels of 64, and what is beyond the end of a row is always 0.
+On the way text → tokens → model → training → generation → people this is the data of the quickest CPU engine. Arrays
+are flat; widths are rounded up to whole panels of 64, and what is beyond the end of a row is always 0.
 
 Reference: Goto & van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication", section 4, for panels.
 
