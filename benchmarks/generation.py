@@ -1,151 +1,227 @@
-"""How fast text is written: Quill, transformers and nanoGPT at the founding size, in turn in the same process.
+"""How fast text is written at the founding size: Quill's engines and its peers, in turn in the same process.
 
-    python benchmarks/generation.py --nanogpt=PATH --json=generation.json
+    python benchmarks/generation.py --nanogpt=PATH --json=generation.json --plot=generation.png
 
-Each contestant has a model of the same shape with random weights (speed does not depend on them), reads a prompt of
-16 tokens and samples with top-k 40 by its own `generate`. Quill is measured from text to text, the others from tokens
-to tokens. 240 new tokens fit the context of 256, 500 do not: Quill reads half a window again, nanoGPT reads a whole
-window for each token, and transformers, which cannot go past its positions, gets a longer position table.
+    one        one text of 240 tokens behind a prompt of 16: inside the context of 256
+    long       one text of 500 tokens: Quill reads half a window again now and then, nanoGPT a whole one for each token,
+               and transformers, which cannot go past its positions, gets a longer table of them
+    sixteen    sixteen texts at once, all tokens counted
+    prefill    a prompt of 255 tokens, until the first token is there
+    shell      from the shell's prompt until a process has written one character and ended, with everything in caches
+    memory     bytes of the weights as each engine reads them, and how fast this machine's memory can be read: no engine
+               can write more tokens a second than its weights can be read in
+
+Prompts are drawn anew for each turn, so that nobody can remember one. Peers: transformers where it is installed,
+nanoGPT with --nanogpt, llama.cpp where llama-cpp-python and gguf are installed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
+import pickle
+import random
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from measure import Figures, alternate, argument_parser, describe_hardware, print_table, write_json
+import writers
+from measure import Figures, alternate, argument_parser, describe_hardware, print_table, run_process, write_json
+from startup import quill_command
+from writers import CONFIG, TOP_K, Writer
 
-from quill.generation.language_model import LanguageModel
-from quill.model.config import GPTConfig
+from quill.generation.engine import make_engine
+from quill.generation.numba_engine import NumbaEngine
 from quill.model.gpt import GPT
 from quill.text.tokenizer import CharTokenizer
+from quill.training.checkpoint import save_checkpoint
 
-CHARACTERS = "\n" + "".join(map(chr, range(ord(" "), ord(" ") + 64)))
-PROMPT = "KING RICHARD III"
-CONFIG = GPTConfig(vocab_size=len(CHARACTERS), dropout=0.0)
-TOP_K = 40
-
-Contestant = Callable[[int, int], None]
-"""Writes this many texts of this many new tokens, all of one prompt."""
+CASES = {"one": (1, 16, 240), "long": (1, 16, 500), "sixteen": (16, 16, 240), "prefill": (1, 255, 1)}
+PARTS = (*CASES, "shell", "memory")
 
 
 def main() -> int:
-    """Measure every combination of batch size and length, print a table and write JSON."""
-    parser = argument_parser(__doc__ or "", runs=3)
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 16], help="texts at once (%(default)s)")
-    parser.add_argument("--new_tokens", type=int, nargs="+", default=[240, 500], help="tokens a text (%(default)s)")
+    """Measure what is asked for, print a table each, and write JSON and the picture."""
+    parser = argument_parser("How fast text is written at the founding size.", runs=5)
+    parser.add_argument("--only", default=",".join(PARTS), help="which parts (%(default)s)")
+    parser.add_argument("--plot", metavar="FILE", help="also draw the speeds of one text into this PNG")
     arguments = parser.parse_args()
+    parts = arguments.only.split(",")
+    if unknown := [part for part in parts if part not in PARTS]:
+        parser.error(f"--only: there is no {unknown[0]!r}, only {', '.join(PARTS)}")
     if arguments.nanogpt and not (arguments.nanogpt / "model.py").is_file():
         parser.error(f"--nanogpt={arguments.nanogpt} has no model.py: give a checkout of nanoGPT")
-
-    torch.manual_seed(0)
-    contestants: dict[str, Contestant] = {"Quill": quill_contestant()}
-    if importlib.util.find_spec("transformers"):
-        contestants["transformers"] = transformers_contestant(len(PROMPT) + max(arguments.new_tokens))
-    if arguments.nanogpt:
-        contestants["nanoGPT"] = nanogpt_contestant(arguments.nanogpt)
-
-    rows, results = [], {}
-    for batch_size in arguments.batch_sizes:
-        for new_tokens in arguments.new_tokens:
-            work = {name: timed(write, batch_size, new_tokens) for name, write in contestants.items()}
-            case = f"batch {batch_size}, {new_tokens} new tokens"
-            print(case, file=sys.stderr, flush=True)
-            summaries = results[case] = alternate(work, arguments.runs)
-            ours = summaries["Quill"]["tokens_per_second"].median
-            for name, figures in summaries.items():
-                speed = figures["tokens_per_second"]
-                rows.append([name, batch_size, new_tokens, str(speed), f"{ours / speed.median:.2f}"])
     print(describe_hardware())
-    title = f"Generation, {GPT(CONFIG).count_parameters() / 1e6:.2f} M parameters, float32, top-k {TOP_K}"
-    columns = ["contestant", "batch", "new tokens", "tokens/s: median (range)", "Quill is × as fast"]
-    print_table(title, columns, rows)
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        model = writers.founding_model()
+        if "memory" in parts:  # first, while nobody else has filled the caches
+            results["memory"] = measure_memory(model)
+        contestants = all_writers(model, arguments.nanogpt, Path(folder)) if set(parts) & set(CASES) else {}
+        for part in [part for part in CASES if part in parts]:
+            results[part] = measure_writing(part, contestants, arguments.runs)
+        if "shell" in parts:
+            results["shell"] = measure_shell(model, arguments.nanogpt, Path(folder), arguments.runs)
+    if arguments.plot and "one" in results:
+        draw(results["one"], arguments.plot)
     if arguments.json:
         write_json(arguments.json, "generation", results, torch_threads=torch.get_num_threads(), runs=arguments.runs)
     return 0
 
 
-def timed(write: Contestant, batch_size: int, new_tokens: int) -> Callable[[], Figures]:
+def all_writers(model: GPT, nanogpt: Path | None, folder: Path) -> dict[str, Writer]:
+    """Return everybody who is on this machine."""
+    contestants = {
+        "Quill": writers.quill_writer(model, "numba"),
+        "Quill, int8": writers.quill_writer(model, "numba", "int8"),
+        "Quill, torch": writers.quill_writer(model, "torch"),
+    }
+    if writers.has_llama():
+        for kind in ("F32", "Q8_0"):
+            contestants[f"llama.cpp {kind}"] = writers.llama_writer(model, kind, folder, torch.get_num_threads())
+    if importlib.util.find_spec("transformers"):
+        contestants["transformers"] = writers.transformers_writer(model, 520)
+    if nanogpt:
+        contestants["nanoGPT"] = writers.nanogpt_writer(nanogpt)
+    return contestants
+
+
+def measure_writing(part: str, contestants: dict[str, Writer], runs: int) -> dict[str, Any]:
+    """Let everybody who can write so, and print tokens a second, or milliseconds to the first token."""
+    texts, prompt, new_tokens = CASES[part]
+    fits = prompt + new_tokens <= CONFIG.block_size and texts == 1  # what llama.cpp is asked for here
+    work = {
+        name: timed(write, texts, prompt, new_tokens)
+        for name, write in contestants.items()
+        if fits or not name.startswith("llama.cpp")
+    }
+    print(part, file=sys.stderr, flush=True)
+    results = alternate(work, runs, quiet=True)
+    figure = "milliseconds" if part == "prefill" else "tokens_per_second"
+    speeds = {name: figures[figure] for name, figures in results.items()}
+    rows = []
+    for name, speed in speeds.items():
+        ratios = [speeds[ours].median / speed.median for ours in ("Quill", "Quill, int8")]
+        rows.append([name, str(speed), *(f"{1 / r if part == 'prefill' else r:.2f}" for r in ratios)])
+    asked = f"{texts} × {new_tokens} new tokens" if part != "prefill" else "the first token behind 255"
+    title = f"{part}: {asked}, {CONFIG.n_layer} × {CONFIG.n_embd}, top-k {TOP_K}"
+    columns = ["contestant", f"{figure.replace('_', ' ')}: median (range)", "Quill is × as fast", "Quill, int8"]
+    print_table(title, columns, rows)
+    return results
+
+
+def timed(write: Writer, texts: int, prompt: int, new_tokens: int) -> Callable[[], Figures]:
     """Return one turn of a contestant: a short warm-up that is not counted, then the work."""
 
+    def prompts(length: int) -> list[list[int]]:
+        return [[random.randrange(CONFIG.vocab_size) for _ in range(length)] for _ in range(texts)]
+
     def turn() -> Figures:
-        write(batch_size, 8)
+        write(prompts(prompt), min(8, new_tokens))
+        mine = prompts(prompt)
         started = time.perf_counter()
-        write(batch_size, new_tokens)
-        return {"tokens_per_second": batch_size * new_tokens / (time.perf_counter() - started)}
+        write(mine, new_tokens)
+        seconds = time.perf_counter() - started
+        return {"tokens_per_second": texts * new_tokens / seconds, "milliseconds": seconds * 1e3}
 
     return turn
 
 
-def quill_contestant() -> Contestant:
-    """Return Quill's `generate_many`, tokenizer included."""
-    language_model = LanguageModel(GPT(CONFIG).eval(), CharTokenizer(CHARACTERS))
-
-    def write(batch_size: int, new_tokens: int) -> None:
-        texts = language_model.generate_many(
-            PROMPT, num_samples=batch_size, max_new_tokens=new_tokens, top_k=TOP_K, seed=0
+def measure_memory(model: GPT) -> dict[str, Any]:
+    """Print the bytes of the weights, and how often a second memory can be read through for so many bytes."""
+    exact = sum(parameter.numel() * 4 for parameter in model.parameters())
+    rows, results = [], {}
+    for weights in ("fp32", "int8"):
+        engine = make_engine(model, "numba", weights=weights)
+        assert isinstance(engine, NumbaEngine)
+        data = torch.ones(engine.weight_bytes // 4)
+        seconds = []
+        for _ in range(60):
+            started = time.perf_counter()
+            data.sum()
+            seconds.append(time.perf_counter() - started)
+        roof = 1 / float(np.median(seconds))
+        results[weights] = {
+            "bytes": engine.weight_bytes,
+            "share": engine.weight_bytes / exact,
+            "reads_per_second": roof,
+        }
+        gigabytes = engine.weight_bytes * roof / 1e9
+        rows.append(
+            [weights, f"{engine.weight_bytes / 1e6:.2f}", f"{engine.weight_bytes / exact:.3f}", gigabytes, roof]
         )
-        assert [len(text) for text in texts] == [new_tokens] * batch_size
+    columns = ["weights", "MB", "of fp32", "GB/s that a sum reads", "roof, tokens/s"]
+    print_table("memory: the weights of one token", columns, rows)
+    return results
 
-    return write
 
-
-def transformers_contestant(positions: int) -> Contestant:
-    """Return the `generate` of transformers' GPT-2, with its own cache and its default attention."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    config = GPT2Config(
-        vocab_size=CONFIG.vocab_size,
-        n_positions=max(CONFIG.block_size, positions),
-        n_embd=CONFIG.n_embd,
-        n_layer=CONFIG.n_layer,
-        n_head=CONFIG.n_head,
-        bos_token_id=None,
-        eos_token_id=None,  # else a random model may end early
-        pad_token_id=0,
+def measure_shell(model: GPT, nanogpt: Path | None, folder: Path, runs: int) -> dict[str, Any]:
+    """Print how long whole processes take until one character is written."""
+    tokenizer = CharTokenizer("\n" + "".join(map(chr, range(ord(" "), ord(" ") + 64))))
+    out_dir = folder / "out"
+    save_checkpoint(
+        out_dir, model, tokenizer, step=1, val_loss=1.0, best=True, training_tensors={}, training_metadata={}
     )
-    model: Any = GPT2LMHeadModel(config).eval()
+    write = ["generate", f"--out_dir={out_dir}", "--prompt=K", "--max_new_tokens=1"]
+    commands = {
+        "Quill": [*quill_command(), *write],
+        "Quill, int8": [*quill_command(), *write, "--weights=int8"],
+        "Quill, torch": [*quill_command(), *write, "--engine=torch"],
+    }
+    if nanogpt:
+        theirs = folder / "nanogpt"
+        theirs.mkdir()
+        letters = tokenizer.decode(range(CONFIG.vocab_size))
+        meta = {"stoi": {c: i for i, c in enumerate(letters)}, "itos": dict(enumerate(letters))}
+        (theirs / "meta.pkl").write_bytes(pickle.dumps(meta))
+        state = {
+            "model": writers.nanogpt_model(nanogpt).state_dict(),
+            "model_args": writers.nanogpt_shape(),
+            "config": {"dataset": str(theirs)},
+        }
+        torch.save(state, theirs / "ckpt.pt")
+        flags = [f"--out_dir={theirs}", "--device=cpu", "--num_samples=1", "--max_new_tokens=1", "--start=K"]
+        commands["nanoGPT"] = [sys.executable, "sample.py", *flags, "--dtype=float32"]
+    places = {"nanoGPT": nanogpt}
+    turns = {name: shell_turn(command, places.get(name)) for name, command in commands.items()}
+    for once in turns.values():
+        once()  # fills caches
+    print("shell", file=sys.stderr, flush=True)
+    results = alternate(turns, runs, quiet=True)
+    ours = results["Quill"]["seconds"].median
+    rows = [[name, str(f["seconds"]), f"{f['seconds'].median / ours:.2f}"] for name, f in results.items()]
+    print_table(
+        "shell: a process that writes one character", ["command", "seconds: median (range)", "Quill is × as fast"], rows
+    )
+    return results
 
-    def write(batch_size: int, new_tokens: int) -> None:
-        prompt_BT = prompt_tokens(batch_size)
-        mask_BT = torch.ones_like(prompt_BT)
-        tokens_BT = model.generate(
-            prompt_BT, attention_mask=mask_BT, do_sample=True, top_k=TOP_K, max_new_tokens=new_tokens
-        )
-        assert tokens_BT.shape == (batch_size, len(PROMPT) + new_tokens)
 
-    return write
+def shell_turn(command: list[str], cwd: Path | None) -> Callable[[], Figures]:
+    """Return one turn of a whole process."""
+    return lambda: {"seconds": run_process(command, cwd=cwd).seconds}
 
 
-def nanogpt_contestant(checkout: Path) -> Contestant:
-    """Return the `generate` of a nanoGPT checkout, whose model file is imported from where it lies."""
-    spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
-    assert spec and spec.loader
-    module = sys.modules["nanogpt_model"] = importlib.util.module_from_spec(spec)  # dataclasses look modules up there
-    spec.loader.exec_module(module)
-    shape = {name: getattr(CONFIG, name) for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")}
-    with contextlib.redirect_stdout(io.StringIO()):
-        model = module.GPT(module.GPTConfig(**shape, dropout=0.0, bias=False)).eval()
+def draw(results: dict[str, Any], file: str) -> None:
+    """Draw the speeds of one text as bars."""
+    import matplotlib
 
-    def write(batch_size: int, new_tokens: int) -> None:
-        tokens_BT = model.generate(prompt_tokens(batch_size), new_tokens, top_k=TOP_K)
-        assert tokens_BT.shape == (batch_size, len(PROMPT) + new_tokens)
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
 
-    return write
-
-
-def prompt_tokens(batch_size: int) -> torch.Tensor:
-    """Return the prompt's tokens for each text, shape (B, T)."""
-    return torch.from_numpy(CharTokenizer(CHARACTERS).encode(PROMPT)).long().expand(batch_size, -1)
+    names = list(results)[::-1]
+    speeds = [results[name]["tokens_per_second"].median for name in names]
+    figure, axes = pyplot.subplots(figsize=(7.5, 0.5 + 0.42 * len(names)), layout="constrained")
+    bars = axes.barh(names, speeds, color=["#d95f02" if name.startswith("Quill") else "#8da0cb" for name in names])
+    axes.bar_label(bars, [f"{speed:,.0f}" for speed in speeds], padding=4)
+    axes.set_xlabel("tokens a second: one text, 10.65 million parameters, two CPU cores")
+    axes.margins(x=0.12)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=150)
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":
