@@ -31,7 +31,7 @@ from quill.generation.sampling import uniforms
 from quill.model.build import Model
 
 SMALLEST_TEMPERATURE = float(np.finfo(np.float32).tiny)
-ROWS = 128  # tokens of a prompt that are read at once: their activations stay in the cache of a core
+ROWS = 256  # tokens of a prompt that are read at once, so that each weight is fetched once for all of them
 
 
 def cache_folder() -> Path:

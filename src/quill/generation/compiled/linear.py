@@ -13,7 +13,7 @@ from numba import types
 from numba.extending import overload
 
 from quill.generation.compiled.sampling import compiled, exponential
-from quill.generation.compiled.state import ADD, GELU, RELU, RELU_SQUARED, ROWS_AT_ONCE
+from quill.generation.compiled.state import ADD, FEW, GELU, RELU, RELU_SQUARED, ROWS_AT_ONCE
 from quill.generation.compiled.vectors import (
     PANEL,
     count_up,
@@ -95,18 +95,24 @@ def finish(outputs, at, sums, sums_at, bias, bias_at, mode):
             to[j] = some[j] + more[j]
 
 
-def linear(thread, threads, rows, matrix, layer, inputs, stride, outputs, width, mode, work):
+@compiled
+def own_rows(thread, threads, work):
+    """Return the first of the few rows that only this thread writes, behind those that are for all."""
+    return len(work.code_scales) - (threads - thread) * FEW
+
+
+def linear(thread, threads, rows, matrix, layer, inputs, first_input, stride, outputs, width, mode, work):
     """outputs = inputs · matrix + bias, this thread's panels of it; inputs are done, outputs are not waited for."""
 
 
 @overload(linear, jit_options={"nogil": True, "error_model": "numpy"})
-def _linear(thread, threads, rows, matrix, layer, inputs, stride, outputs, width, mode, work):
+def _linear(thread, threads, rows, matrix, layer, inputs, first_input, stride, outputs, width, mode, work):
     if matrix.types[0].dtype == types.int8:
         return _linear_int8
     return _linear_float32
 
 
-def _linear_float32(thread, threads, rows, matrix, layer, inputs, stride, outputs, width, mode, work):
+def _linear_float32(thread, threads, rows, matrix, layer, inputs, first_input, stride, outputs, width, mode, work):
     blocks = (rows + ROWS_AT_ONCE - 1) // ROWS_AT_ONCE
     items = matrix.panels * blocks
     tile = thread * ROWS_AT_ONCE * PANEL
@@ -116,18 +122,27 @@ def _linear_float32(thread, threads, rows, matrix, layer, inputs, stride, output
         count = min(ROWS_AT_ONCE, rows - first)
         at = layer * matrix.panels + panel
         place = at * matrix.depth * PANEL
-        tile_product(count, work.sums, tile, matrix.values, place, inputs, first * stride, stride, matrix.depth)
+        of = (first_input + first) * stride
+        tile_product(count, work.sums, tile, matrix.values, place, inputs, of, stride, matrix.depth)
         for row in range(count):
             to = (first + row) * width + panel * PANEL
             finish(outputs, to, work.sums, tile + row * PANEL, matrix.bias, at * PANEL, mode)
 
 
-def _linear_int8(thread, threads, rows, matrix, layer, inputs, stride, outputs, width, mode, work):
+def _linear_int8(thread, threads, rows, matrix, layer, inputs, first_input, stride, outputs, width, mode, work):
     # x ≈ s (c - 128) and w ≈ u d, with codes c and d and a scale a row and an output:  Σ x w ≈ s u (Σ c d - 128 Σ d)
     longest = len(work.codes) // len(work.code_scales)
-    for row in range(thread, rows, threads):
-        encode(inputs, row * stride, matrix.depth, work.codes, row * longest, work.code_scales, row)
-    wait(work.counters, thread, threads)
+    first_code = 0
+    if rows <= FEW:
+        first_code = own_rows(thread, threads, work)
+        for row in range(rows):
+            of, to = (first_input + row) * stride, first_code + row
+            encode(inputs, of, matrix.depth, work.codes, to * longest, work.code_scales, to)
+    else:
+        for row in range(thread, rows, threads):
+            of = (first_input + row) * stride
+            encode(inputs, of, matrix.depth, work.codes, row * longest, work.code_scales, row)
+        wait(work.counters, thread, threads)
     blocks = (rows + ROWS_AT_ONCE - 1) // ROWS_AT_ONCE
     items = matrix.panels * blocks
     groups = (matrix.depth + 3) // 4
@@ -138,16 +153,17 @@ def _linear_int8(thread, threads, rows, matrix, layer, inputs, stride, outputs, 
         count = min(ROWS_AT_ONCE, rows - first)
         at = layer * matrix.panels + panel
         place = at * groups * 4 * PANEL
-        tile_product(count, work.whole_sums, tile, matrix.values, place, work.codes, first * longest, longest, groups)
+        of = (first_code + first) * longest
+        tile_product(count, work.whole_sums, tile, matrix.values, place, work.codes, of, longest, groups)
         for row in range(count):
-            scale = work.code_scales[first + row]
-            of, columns = tile + row * PANEL, at * PANEL
-            whole, offset = work.whole_sums[of : of + PANEL], matrix.sums[columns : columns + PANEL]
-            sums, scales = work.sums[of : of + PANEL], matrix.scales[columns : columns + PANEL]
+            scale = work.code_scales[first_code + first + row]
+            place, columns = tile + row * PANEL, at * PANEL
+            whole, offset = work.whole_sums[place : place + PANEL], matrix.sums[columns : columns + PANEL]
+            sums, scales = work.sums[place : place + PANEL], matrix.scales[columns : columns + PANEL]
             for j in range(PANEL):
                 sums[j] = np.float32(whole[j] - offset[j]) * (scale * scales[j])
             to = (first + row) * width + panel * PANEL
-            finish(outputs, to, work.sums, of, matrix.bias, columns, mode)
+            finish(outputs, to, work.sums, place, matrix.bias, columns, mode)
 
 
 @compiled

@@ -16,6 +16,7 @@ import math
 import numpy as np
 
 from quill.generation.compiled.state import (
+    FEW,
     GELU,
     RELU,
     RELU_SQUARED,
@@ -154,17 +155,17 @@ def make_work(shape: Shape, slots: int, rows: int, threads: int) -> Work:
         positions=zeros(rows, dtype=np.int64),
         stream=zeros(rows, shape.width),
         start=zeros(rows, shape.width),
-        normed=zeros(rows, shape.width),
+        normed=zeros(rows + threads * FEW, shape.width),
         projected=zeros(rows, shape.projected),
         heads=zeros(rows, shape.width),
         hidden=zeros(rows, shape.hidden),
         logits=zeros(rows, shape.scores),
         scratch=zeros(threads, shape.scores),
-        codes=zeros(rows, shape.hidden, dtype=np.uint8),
-        code_scales=zeros(rows),
+        codes=zeros(rows + threads * FEW, shape.hidden, dtype=np.uint8),
+        code_scales=zeros(rows + threads * FEW),
         sums=zeros(threads, tile),
         whole_sums=zeros(threads, tile, dtype=np.int32),
-        attention=zeros(threads, shape.capacity),
+        attention=zeros(threads * ROWS_AT_ONCE, shape.capacity),
         counters=zeros(8, threads + 1, dtype=np.int64),
     )
 

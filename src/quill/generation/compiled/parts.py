@@ -12,29 +12,30 @@ from __future__ import annotations
 
 import numpy as np
 
+from quill.generation.compiled.linear import tile_product
 from quill.generation.compiled.sampling import compiled, exponential
 from quill.generation.compiled.state import ROWS_AT_ONCE
-from quill.generation.compiled.vectors import PANEL, largest, product_1, total, total_of_squares
+from quill.generation.compiled.vectors import LANES, PANEL, largest, total, total_of_squares
 
 
 @compiled
-def normalize(shape, weights, norm, inputs, outputs, at):
+def normalize(shape, weights, norm, inputs, of, outputs, to):
     """Return a row at unit size: LayerNorm with its weights, or RMSNorm without any."""
     D, width = shape.n_embd, shape.width
     mean = np.float32(0.0)
     if not shape.modern:
-        mean = total(inputs, at, width) / np.float32(D)
-    before, after = inputs[at : at + D], outputs[at : at + D]
+        mean = total(inputs, of, width) / np.float32(D)
+    before, after = inputs[of : of + D], outputs[to : to + D]
     for i in range(D):
         after[i] = before[i] - mean
-    variance = total_of_squares(outputs, at, width) / np.float32(D)
+    variance = total_of_squares(outputs, to, width) / np.float32(D)
     factor = np.float32(1.0) / np.sqrt(variance + np.float32(shape.epsilon))
     if shape.modern:
         for i in range(D):
             after[i] *= factor
     else:
-        of = norm * 2 * width
-        weight, bias = weights.norms[of : of + D], weights.norms[of + width : of + width + D]
+        at = norm * 2 * width
+        weight, bias = weights.norms[at : at + D], weights.norms[at + width : at + width + D]
         for i in range(D):
             after[i] = after[i] * factor * weight[i] + bias[i]
 
@@ -66,9 +67,18 @@ def embed(shape, weights, work, row):
         for i in range(D):
             sums[i] += np.float32(together[i]) * scale
         first += weights.ngram_rows[back - 1]
-    normalize(shape, weights, 0, work.normed, work.stream, at)
+    normalize(shape, weights, 0, work.normed, at, work.stream, at)
     for i in range(D):
         start[i] = stream[i]
+
+
+@compiled
+def remind(shape, weights, work, layer, row):
+    """Add to a row again what it began with, as a modern model's blocks do."""
+    at, reminder = row * shape.width, weights.reminders[layer]
+    stream, start = work.stream[at : at + shape.width], work.start[at : at + shape.width]
+    for i in range(shape.width):
+        stream[i] += reminder * start[i]
 
 
 @compiled
@@ -118,30 +128,43 @@ def remember(shape, weights, work, layer, row, head):
 
 
 @compiled
-def attend(shape, work, thread, layer, row, head):
-    """heads = softmax(query · keys) · values, over this token and all before it."""
-    E, seen = shape.head_size, work.positions[row] + 1
-    place = (work.slots[row] * shape.n_layer + layer) * shape.n_kv_head + head // (shape.n_head // shape.n_kv_head)
-    weights, tile = thread * shape.capacity, thread * ROWS_AT_ONCE * PANEL
-    query = row * shape.projected + head * E
+def attend(shape, work, thread, layer, first, count, head):
+    """heads = softmax(query · keys) · values, over each row's token and all before it.
+
+    The `count` rows (at most 6) from `first` on are of one text, so that they share every key and value that is read.
+    """
+    E, capacity, seen = shape.head_size, shape.capacity, work.positions[first + count - 1] + 1
+    place = (work.slots[first] * shape.n_layer + layer) * shape.n_kv_head + head // (shape.n_head // shape.n_kv_head)
+    shares_at, tile = thread * ROWS_AT_ONCE * capacity, thread * ROWS_AT_ONCE * PANEL
+    query = first * shape.projected + head * E
     for panel in range((seen + PANEL - 1) // PANEL):
-        keys = (place * shape.capacity + panel * PANEL) * E
-        product_1(work.attention, weights + panel * PANEL, work.keys, keys, work.projected, query, 0, E)
-    last = (seen + 15) // 16 * 16
-    for i in range(seen, last):
-        work.attention[weights + i] = -np.inf
-    highest = largest(work.attention, weights, last)
-    shares = work.attention[weights : weights + last]
-    for i in range(last):
-        shares[i] = exponential(shares[i] - highest)
-    for i in range(seen, last):
-        work.attention[weights + i] = np.float32(0.0)
-    share = np.float32(1.0) / total(work.attention, weights, last)
+        keys = (place * capacity + panel * PANEL) * E
+        tile_product(count, work.sums, tile, work.keys, keys, work.projected, query, shape.projected, E)
+        for row in range(count):
+            to, of = shares_at + row * capacity + panel * PANEL, tile + row * PANEL
+            work.attention[to : to + PANEL] = work.sums[of : of + PANEL]
+    for row in range(count):
+        soften(work.attention, shares_at + row * capacity, work.positions[first + row] + 1, seen)
     panels = (E + PANEL - 1) // PANEL
     for panel in range(panels):
-        values = (place * panels + panel) * shape.capacity * PANEL
-        product_1(work.sums, tile, work.values, values, work.attention, weights, 0, seen)
-        to = row * shape.width + head * E + panel * PANEL
-        heads, sums = work.heads[to : to + min(PANEL, E - panel * PANEL)], work.sums[tile : tile + PANEL]
-        for i in range(len(heads)):
-            heads[i] = sums[i] * share
+        values = (place * panels + panel) * capacity * PANEL
+        tile_product(count, work.sums, tile, work.values, values, work.attention, shares_at, capacity, seen)
+        for row in range(count):
+            to, of = (first + row) * shape.width + head * E + panel * PANEL, tile + row * PANEL
+            width = min(PANEL, E - panel * PANEL)
+            work.heads[to : to + width] = work.sums[of : of + width]
+
+
+@compiled
+def soften(scores, at, seen, longest):
+    """Turn `seen` scores into shares of 1, and those after them, up to `longest`, into 0."""
+    last = (seen + LANES - 1) // LANES * LANES
+    scores[at + seen : at + max(last, longest)] = -np.inf
+    highest = largest(scores, at, last)
+    shares = scores[at : at + last]
+    for i in range(last):
+        shares[i] = exponential(shares[i] - highest)
+    scores[at + seen : at + max(last, longest)] = 0.0
+    whole = total(scores, at, last)
+    for i in range(last):
+        shares[i] /= whole

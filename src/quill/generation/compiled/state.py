@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 ROWS_AT_ONCE = 6  # rows that share each weight they load: 24 sums and 4 weights fit the 32 registers of AVX-512
+FEW = 2  # rows that each thread prepares for itself
 STORE, ADD, GELU, RELU, RELU_SQUARED = range(5)  # what becomes of a product
 
 
@@ -80,15 +81,15 @@ class Work(NamedTuple):
     positions: np.ndarray  # R
     stream: np.ndarray  # R width: the residual stream
     start: np.ndarray  # R width: what it began with
-    normed: np.ndarray  # R width
+    normed: np.ndarray  # R width, and then FEW rows for each thread
     projected: np.ndarray  # R queries, keys, values
     heads: np.ndarray  # R width
     hidden: np.ndarray  # R hidden
     logits: np.ndarray  # R scores
     scratch: np.ndarray  # thread scores
-    codes: np.ndarray  # R, uint8: inputs of an int8 product
-    code_scales: np.ndarray  # R
+    codes: np.ndarray  # as many, uint8: inputs of an int8 product
+    code_scales: np.ndarray  # as many
     sums: np.ndarray  # thread: a tile of float32 sums
     whole_sums: np.ndarray  # thread: a tile of int32 sums
-    attention: np.ndarray  # thread: the weights of one head
+    attention: np.ndarray  # thread: the shares of a tile of rows, S each
     counters: np.ndarray  # thread: how often each has waited; the first is for all

@@ -15,62 +15,45 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from quill.generation.compiled.linear import linear, wait
-from quill.generation.compiled.parts import attend, embed, normalize, remember
+from quill.generation.compiled.linear import linear, own_rows, wait
+from quill.generation.compiled.parts import attend, embed, normalize, remember, remind
 from quill.generation.compiled.sampling import choose, compiled
-from quill.generation.compiled.state import ADD, STORE
+from quill.generation.compiled.state import ADD, FEW, ROWS_AT_ONCE, STORE
 
 
 @compiled
 def forward(thread, threads, rows, kept, shape, weights, work):
     """Read `rows` tokens, and leave the logits of the rows whose numbers are in `kept`, in that order, in `logits`."""
     width, counters = shape.width, work.counters
+    apart = len(kept) == rows  # whether each row is of another text, so that none looks at what another brings
+    for row in range(1, rows):
+        apart = apart and work.slots[row] != work.slots[row - 1]
     for row in range(thread, rows, threads):
         embed(shape, weights, work, row)
+    wait(counters, thread, threads)
     for layer in range(shape.n_layer):
-        for row in range(thread, rows, threads):
-            if shape.modern:
-                reminder = weights.reminders[layer]
-                stream, start = (
-                    work.stream[row * width : (row + 1) * width],
-                    work.start[row * width : (row + 1) * width],
-                )
-                for i in range(width):
-                    stream[i] += reminder * start[i]
-            normalize(shape, weights, 2 * layer, work.stream, work.normed, row * width)
-        wait(counters, thread, threads)
-        matrix = weights.query_key_value
-        linear(thread, threads, rows, matrix, layer, work.normed, width, work.projected, shape.projected, STORE, work)
-        wait(counters, thread, threads)
-        items = rows * shape.n_kv_head
-        for item in range(thread * items // threads, (thread + 1) * items // threads):
-            remember(shape, weights, work, layer, item // shape.n_kv_head, item % shape.n_kv_head)
-        wait(counters, thread, threads)
-        if layer == shape.n_layer - 1 and len(kept) < rows:  # nobody asks what the other rows would say
-            if thread == 0:
-                keep(shape, work, kept)
-            rows = len(kept)
+        if shape.modern:
+            for row in range(thread, rows, threads):
+                remind(shape, weights, work, layer, row)
             wait(counters, thread, threads)
-        items = rows * shape.n_head
-        for item in range(thread * items // threads, (thread + 1) * items // threads):
-            attend(shape, work, thread, layer, item // shape.n_head, item % shape.n_head)
+        first = prepare(thread, threads, rows, shape, weights, work, 2 * layer)
+        matrix, inputs = weights.query_key_value, work.normed
+        linear(thread, threads, rows, matrix, layer, inputs, first, width, work.projected, shape.projected, STORE, work)
+        wait(counters, thread, threads)
+        rows = look(thread, threads, rows, kept, apart, layer, shape, weights, work)
         wait(counters, thread, threads)
         matrix = weights.attention_output
-        linear(thread, threads, rows, matrix, layer, work.heads, width, work.stream, width, ADD, work)
+        linear(thread, threads, rows, matrix, layer, work.heads, 0, width, work.stream, width, ADD, work)
         wait(counters, thread, threads)
-        for row in range(thread, rows, threads):
-            normalize(shape, weights, 2 * layer + 1, work.stream, work.normed, row * width)
-        wait(counters, thread, threads)
+        first = prepare(thread, threads, rows, shape, weights, work, 2 * layer + 1)
         matrix, mode = weights.feed_forward_hidden, shape.activation
-        linear(thread, threads, rows, matrix, layer, work.normed, width, work.hidden, shape.hidden, mode, work)
+        linear(thread, threads, rows, matrix, layer, inputs, first, width, work.hidden, shape.hidden, mode, work)
         wait(counters, thread, threads)
         matrix = weights.feed_forward_output
-        linear(thread, threads, rows, matrix, layer, work.hidden, shape.hidden, work.stream, width, ADD, work)
+        linear(thread, threads, rows, matrix, layer, work.hidden, 0, shape.hidden, work.stream, width, ADD, work)
         wait(counters, thread, threads)
-    for row in range(thread, rows, threads):
-        normalize(shape, weights, 2 * shape.n_layer, work.stream, work.normed, row * width)
-    wait(counters, thread, threads)
-    linear(thread, threads, rows, weights.head, 0, work.normed, width, work.logits, shape.scores, STORE, work)
+    first = prepare(thread, threads, rows, shape, weights, work, 2 * shape.n_layer)
+    linear(thread, threads, rows, weights.head, 0, work.normed, first, width, work.logits, shape.scores, STORE, work)
     wait(counters, thread, threads)
     if shape.softcap > 0:
         cap = np.float32(shape.softcap)
@@ -78,6 +61,57 @@ def forward(thread, threads, rows, kept, shape, weights, work):
             for i in range(row * shape.scores, row * shape.scores + shape.vocab_size):
                 work.logits[i] = cap * np.tanh(work.logits[i] / cap)
         wait(counters, thread, threads)
+
+
+@compiled
+def prepare(thread, threads, rows, shape, weights, work, norm):
+    """Normalise all rows for the map that comes next, and return the first row of `normed` that holds them.
+
+    Of few rows each thread makes its own: to wait for another would take longer.
+    """
+    width = shape.width
+    if rows <= FEW:
+        first = own_rows(thread, threads, work)
+        for row in range(rows):
+            normalize(shape, weights, norm, work.stream, row * width, work.normed, (first + row) * width)
+        return first
+    for row in range(thread, rows, threads):
+        normalize(shape, weights, norm, work.stream, row * width, work.normed, row * width)
+    wait(work.counters, thread, threads)
+    return 0
+
+
+@compiled
+def look(thread, threads, rows, kept, apart, layer, shape, weights, work):
+    """Let all rows attend to the texts before them, and return how many rows go on: after the last layer those kept."""
+    group = shape.n_head // shape.n_kv_head
+    items = rows * shape.n_kv_head
+    for item in range(thread, items, threads):
+        row, head = item // shape.n_kv_head, item % shape.n_kv_head
+        remember(shape, weights, work, layer, row, head)
+        if apart:
+            for query in range(head * group, (head + 1) * group):
+                attend(shape, work, thread, layer, row, 1, query)
+    if apart:
+        return rows
+    wait(work.counters, thread, threads)
+    if layer == shape.n_layer - 1 and len(kept) < rows:  # nobody asks what the other rows would say
+        if thread == 0:
+            keep(shape, work, kept)
+        rows = len(kept)
+        wait(work.counters, thread, threads)
+    # Blocks in turn, because later rows look at more: equal parts of the rows would not be equal work.
+    item = first = 0
+    while first < rows:
+        count = 1
+        while count < ROWS_AT_ONCE and first + count < rows and work.slots[first + count] == work.slots[first]:
+            count += 1
+        for head in range(shape.n_head):
+            if item % threads == thread:
+                attend(shape, work, thread, layer, first, count, head)
+            item += 1
+        first += count
+    return rows
 
 
 @compiled
