@@ -16,7 +16,7 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -42,6 +42,15 @@ class Written:
     """the model's own scores that each token was chosen from, float32"""
 
 
+class Prompt(NamedTuple):
+    """What is to be read into a place."""
+
+    slot: int
+    tokens: Sequence[int]
+    start: int
+    """how many tokens of the same text the place holds before them"""
+
+
 class Engine(Protocol):
     """Texts in numbered places. Whoever calls keeps count of what each place holds, and never exceeds `context`."""
 
@@ -62,8 +71,8 @@ class Engine(Protocol):
         """Let a place hold what the first `length` tokens of another gave."""
         ...
 
-    def prefill(self, slot: int, tokens: Sequence[int], start: int) -> Written:
-        """Read tokens into a place behind its first `start` ones, forget what came later, and choose the next one."""
+    def prefill(self, prompts: Sequence[Prompt]) -> Written:
+        """Read each of these into its place, which forgets what came later there, and choose the next token of each."""
         ...
 
     def decode(self, slots: Sequence[int], steps: int) -> Written:

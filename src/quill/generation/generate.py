@@ -23,10 +23,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from quill.errors import CheckpointError, require
-from quill.generation.engine import Engine, Written
+from quill.generation.engine import Engine, Prompt, Written
 from quill.generation.request import Event, Request, Token
 from quill.generation.sampling import SamplingConfig
-from quill.generation.scheduler import Scheduler, Text
+from quill.generation.scheduler import Admission, Scheduler, Text
 
 
 class Batch:
@@ -102,26 +102,34 @@ class Batch:
 
     def _step(self) -> list[Event]:
         events = []
-        while (admission := self.scheduler.admit()) is not None:
+        while beginning := list(iter(self.scheduler.admit, None)):
             self._burst = 1  # whoever begins is shown a first token at once
-            text = admission.text
-            if text.left == 0:
-                events.append(self._end(text))
-                continue
-            self.engine.begin(text.slot, text.request)
-            if admission.shared and admission.source != text.slot:
-                self.engine.copy(admission.source, text.slot, admission.shared)
-            events += self._take(
-                [text], self.engine.prefill(text.slot, text.held[admission.shared :], admission.shared)
-            )
-        for text in [text for text in self.scheduler.running.values() if len(text.held) > self.engine.context]:
+            events += [self._end(admission.text) for admission in beginning if admission.text.left == 0]
+            events += self._read([self._begin(admission) for admission in beginning if admission.text.left])
+        full = [text for text in self.scheduler.running.values() if len(text.held) > self.engine.context]
+        for text in full:
             text.start = len(text.tokens) - max(1, self.engine.context // 2)
-            events += self._take([text], self.engine.prefill(text.slot, text.held, 0))
+        events += self._read([(text, 0) for text in full])
         texts = list(self.scheduler.running.values())
         if steps := self.scheduler.steps(self._burst):
             events += self._take(texts, self.engine.decode([text.slot for text in texts], steps))
             self._burst = min(2 * self._burst, self.engine.burst)
         return events
+
+    def _begin(self, admission: Admission) -> tuple[Text, int]:
+        """Give a place to a text; return it and how many of its tokens the place holds by then."""
+        text = admission.text
+        self.engine.begin(text.slot, text.request)
+        if admission.shared and admission.source != text.slot:
+            self.engine.copy(admission.source, text.slot, admission.shared)
+        return text, admission.shared
+
+    def _read(self, texts: Sequence[tuple[Text, int]]) -> list[Event]:
+        """Read texts behind what their places hold, all at once."""
+        if not texts:
+            return []
+        prompts = [Prompt(text.slot, text.held[known:], known) for text, known in texts]
+        return self._take([text for text, _ in texts], self.engine.prefill(prompts))
 
     def _take(self, texts: Sequence[Text], written: Written) -> list[Event]:
         events = []

@@ -25,7 +25,7 @@ import numpy as np
 import platformdirs
 import torch
 
-from quill.generation.engine import Written
+from quill.generation.engine import Prompt, Written
 from quill.generation.request import Request
 from quill.generation.sampling import uniforms
 from quill.model.build import Model
@@ -122,20 +122,26 @@ class NumbaEngine:
         history = work.history.reshape(-1, shape.capacity)
         history[target, :length] = history[source, :length]
 
-    def prefill(self, slot: int, tokens: Sequence[int], start: int) -> Written:
-        *_, written = self._read(slot, tokens, start)
-        self._next[slot] = (int(written.tokens_TB[0, 0]), start + len(tokens))
-        return written
+    def prefill(self, prompts: Sequence[Prompt]) -> Written:
+        read = list(self._read(prompts, whole=False))
+        tokens_1B = np.concatenate([written.tokens_TB for written in read], axis=1)
+        for prompt, token in zip(prompts, tokens_1B[0].tolist(), strict=True):
+            self._next[prompt.slot] = (token, prompt.start + len(prompt.tokens))
+        return Written(tokens_1B, np.concatenate([written.logits_TBV for written in read], axis=1))
 
-    def _read(self, slot: int, tokens: Sequence[int], start: int, whole: bool = False) -> Iterator[Written]:
-        """Read tokens into a place, some at a time; keep the scores of all of them, or of the last one only."""
-        history = self.work.history.reshape(-1, self.shape.capacity)[slot, start:]
-        for first in range(0, len(tokens), ROWS):
-            some = tokens[first : first + ROWS]
-            history[: first + len(some)] = tokens[: first + len(some)]
-            positions = range(start + first, start + first + len(some))
-            last = [len(some) - 1] if first + len(some) == len(tokens) else []
-            yield self._run(some, [slot] * len(some), positions, list(range(len(some))) if whole else last, 1)
+    def _read(self, prompts: Sequence[Prompt], whole: bool) -> Iterator[Written]:
+        """Read texts end to end, some rows at a time; keep the scores of all tokens, or of each text's last one."""
+        rows: list[tuple[int, int, int, bool]] = []
+        for slot, tokens, start in prompts:
+            places = range(start, start + len(tokens))
+            rows += [(token, slot, place, whole) for token, place in zip(tokens, places, strict=True)]
+            rows[-1] = (*rows[-1][:3], True)
+        history = self.work.history.reshape(-1, self.shape.capacity)
+        for first in range(0, len(rows), ROWS):
+            for token, slot, place, _ in rows[max(0, first - self.context) : first + ROWS]:
+                history[slot, place] = token
+            tokens, slots, places, kept = zip(*rows[first : first + ROWS], strict=True)
+            yield self._run(tokens, slots, places, [row for row, wanted in enumerate(kept) if wanted], 1)
 
     def decode(self, slots: Sequence[int], steps: int) -> Written:
         tokens, positions = zip(*(self._next[slot] for slot in slots), strict=True)
@@ -146,7 +152,7 @@ class NumbaEngine:
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         # The last place of all is nobody's.
-        return np.concatenate([written.logits_TBV[0] for written in self._read(self.slots, tokens, 0, whole=True)])
+        return np.concatenate([written.logits_TBV[0] for written in self._read([Prompt(self.slots, tokens, 0)], True)])
 
     def forget(self, slot: int) -> None:
         self._requests.pop(slot, None)

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from quill.errors import require
 from quill.generation.request import BusyError, Request
 
+WORTH = 8  # tokens: to read fewer again is quicker than to wait for them
+
 
 @dataclass
 class Text:
@@ -78,14 +80,21 @@ class Scheduler:
         return number
 
     def admit(self) -> Admission | None:
-        """Give the request that has waited longest a place, if there is one; None otherwise."""
+        """Give the request that has waited longest a place, if there is one; None otherwise.
+
+        None also where it begins like a text that has a place but was not read yet: read that one first.
+        """
         if not self.waiting or not self._remembered:
             return None
-        number, request = self.waiting.popleft()
+        number, request = self.waiting[0]
         tokens = list(request.prompt)
         start = max(0, len(tokens) - self.context)
         held = tokens[start:]
         source, shared = self._longest_prefix(held)
+        unread = [_common(text.held, held[:-1]) for text in self.running.values() if not text.written]
+        if self.shares_prefixes and max(unread, default=0) >= shared + WORTH:
+            return None
+        self.waiting.popleft()
         free = source if shared and source in self._remembered else next(iter(self._remembered))
         del self._remembered[free]
         text = self.running[number] = Text(number, request, free, tokens, start)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quill.generation.engine import Written
+from quill.generation.engine import Prompt, Written
 from quill.generation.request import Request
 from quill.generation.sampling import SamplingConfig, adjust, choose_tokens, uniforms
 from quill.model.build import Model
@@ -80,15 +80,21 @@ class TorchEngine:
         raise NotImplementedError  # shares_prefixes is False
 
     @torch.inference_mode()
-    def prefill(self, slot: int, tokens: Sequence[int], start: int) -> Written:
-        place, key = self.places[slot], tuple(tokens)
+    def prefill(self, prompts: Sequence[Prompt]) -> Written:
+        places = [self.places[prompt.slot] for prompt in prompts]
+        logits_BV = torch.cat([self._read_prompt(p, prompt.tokens) for p, prompt in zip(places, prompts, strict=True)])
+        return self._choose(places, logits_BV)
+
+    def _read_prompt(self, place: _Place, tokens: Sequence[int]) -> Tensor:
+        """Read a whole text, unless it is the one that was read last, and return logits_1V."""
+        key = tuple(tokens)
         if self.last_prompt is None or self.last_prompt[0] != key:
             cache = KVCache(self.config, 1, self.device, self.dtype)
-            tokens_1T = torch.tensor([list(tokens)], device=self.device)
+            tokens_1T = torch.tensor([key], device=self.device)
             self.last_prompt = (key, cache, self._read(tokens_1T, cache))
         _, cache, logits_1V = self.last_prompt
         place.cache, place.row = cache.repeat(1), 0
-        return self._choose([place], logits_1V)
+        return logits_1V
 
     @torch.inference_mode()
     def decode(self, slots: Sequence[int], steps: int) -> Written:
