@@ -1,4 +1,4 @@
-"""Who can write text at the founding size: Quill's engines, transformers, nanoGPT and llama.cpp, all with the same weights.
+"""Who can write text at the founding size: Quill's engines, transformers, nanoGPT and llama.cpp, all of one shape.
 
 A writer takes token numbers and writes on with its own sampler (top-k 40, temperature 0.8), each in the way its own
 users would call it: from tokens to tokens, without a tokenizer. llama.cpp reads the weights from a GGUF file that is
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import importlib.util
 import io
 from collections.abc import Callable
@@ -110,7 +111,7 @@ def has_llama() -> bool:
 
 def llama_writer(model: GPT, kind: str, folder: Path, threads: int) -> Writer:
     """Return llama.cpp with this model's weights, `kind` F32 or Q8_0; one text at a time, inside the context."""
-    import llama_cpp
+    llama_cpp: Any = importlib.import_module("llama_cpp")  # it is compiled where it is installed, so few have it
 
     file = write_gguf(model, kind, folder / f"founding-{kind}.gguf")
     settings = llama_cpp.llama_context_default_params()
@@ -142,7 +143,7 @@ def llama_writer(model: GPT, kind: str, folder: Path, threads: int) -> Writer:
 
 def write_gguf(model: GPT, kind: str, file: Path) -> Path:
     """Write a classic model as a GPT-2 in GGUF; what it has no biases for gets zeros, which llama.cpp asks for."""
-    import gguf
+    gguf: Any = importlib.import_module("gguf")
 
     c = model.config
     writer = gguf.GGUFWriter(file, "gpt2")

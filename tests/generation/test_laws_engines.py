@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -218,9 +219,8 @@ def test_the_compiled_choice_is_the_choice_of_sampling(data: st.DataObject) -> N
     bias = np.zeros(V, np.float32)
     bias[0] = data.draw(st.sampled_from([0.0, 3.0]))
     uniform = (data.draw(st.integers(0, 999)) + 0.5) / 1000
-    adjusted_V = adjust(
-        *(torch.from_numpy(x) if i != 1 else how for i, x in enumerate((logits, None, bias, seen, counts)))
-    )  # type: ignore[arg-type]
+    logits_V, bias_V, seen_V, counts_V = map(torch.from_numpy, (logits, bias, seen, counts))
+    adjusted_V = adjust(logits_V, how, bias_V, seen_V, counts_V)
     expected = int(choose_tokens(adjusted_V[None], how, torch.tensor([uniform])))
 
     def one(value: float, kind: type = np.float32) -> np.ndarray:
@@ -260,7 +260,7 @@ def test_who_stops_asking_gives_its_place_back() -> None:
     batch = Batch(make_engine(random_model(SHAPES["classic"]), "torch", slots=1))
     left = batch.follow([Request((1,), 1000)])
     assert len(list(islice(left, 2))) == 2
-    left.close()
+    del left
     assert not batch.busy and len(list(batch.follow([Request((1,), 3)]))) == 3
 
 
@@ -315,7 +315,7 @@ def test_auto_takes_numba_on_a_cpu_and_says_why_where_it_cannot(monkeypatch: pyt
         ("weights", {"name": "torch", "weights": "int8"}),
     ],
 )
-def test_an_engine_that_there_is_not_is_an_error(name: str, options: dict[str, str]) -> None:
+def test_an_engine_that_there_is_not_is_an_error(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"{name}="):
         make_engine(random_model(SHAPES["classic"]), **options)
 

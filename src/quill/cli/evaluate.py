@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from quill.cli.arguments import Parser
 from quill.cli.train import stored_settings
 from quill.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quill.generation.engine import Engine
 
 
 def add_arguments(parser: Parser) -> None:
@@ -38,8 +44,6 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, and print the result for people or for programs."""
-    import torch
-
     from quill.device import resolve_device
     from quill.errors import require
     from quill.generation.engine import make_engine
@@ -60,13 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
             "train again, or put the old text back"
         )
     tokens = dataset.val if arguments.split == "val" else dataset.train
-    forward = None
-    if arguments.weights != "fp32":
-        engine = make_engine(checkpoint.model, weights=arguments.weights)
-
-        def forward(tokens_BT: torch.Tensor) -> torch.Tensor:
-            return torch.stack([torch.from_numpy(engine.logits(tokens_T.tolist())) for tokens_T in tokens_BT])
-
+    forward = None if arguments.weights == "fp32" else scorer(make_engine(checkpoint.model, weights=arguments.weights))
     result = evaluate_split(
         checkpoint.model, tokens, dataset.tokenizer, batch_size=arguments.batch_size, forward=forward
     )
@@ -84,3 +82,10 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"bits per character   {result.bits_per_character:.4f}")
     print(f"measured             {checkpoint.path}, step {checkpoint.step}")
     return 0
+
+
+def scorer(engine: Engine) -> Callable[[Tensor], Tensor]:
+    """Return what makes logits_BTV of tokens_BT with an engine's own weights."""
+    import torch
+
+    return lambda tokens_BT: torch.stack([torch.from_numpy(engine.logits(tokens_T.tolist())) for tokens_T in tokens_BT])
