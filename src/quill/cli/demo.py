@@ -93,7 +93,7 @@ def write_sample(out_dir: Path, device: str, seed: int) -> None:
     from quill.generation.language_model import load
     from quill.training.display import printable
 
-    model = load(out_dir, device=device)
+    model = load(out_dir, device=device, engine="torch")  # one short text is not worth compiling for
     print("\nThis is how it writes now:\n", flush=True)
     for piece in model.stream(opening(model.tokenizer), max_new_tokens=500, temperature=0.8, seed=seed + 1):
         print(printable(piece), end="", flush=True)

@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     result = train.train_run(arguments)
     if result is not None and result.reason == "interrupted":
         return train.say_how_to_go_on("v2", arguments.out_dir)
-    model = load(arguments.out_dir, device=arguments.device)
+    model = load(arguments.out_dir, device=arguments.device, engine="torch")
     pieces = []
     print(f"\nwhat it writes, {LENGTH} characters:\n", flush=True)
     start = opening(model.tokenizer)
