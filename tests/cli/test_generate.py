@@ -14,11 +14,13 @@ LENGTH = "--max_new_tokens=20"
 
 @pytest.fixture(scope="module")
 def model(trained):
-    return library.load(trained.out, device="cpu")
+    model = library.load(trained.out, device="cpu")
+    model.generate("K", max_new_tokens=1)  # compiles, or says that it does, here and not in a test
+    return model
 
 
 @pytest.fixture
-def write(quill, trained, monkeypatch):
+def write(quill, trained, model, monkeypatch):
     """Run `quill generate` with this on its standard input (None: a terminal)."""
 
     def run(*argv: str, typed: str | None = None):
@@ -46,8 +48,21 @@ def test_the_seed_in_the_notes_writes_the_same_again(write):
 
 def test_every_sampling_flag_reaches_the_model(write, model):
     flags = {"temperature": 1.5, "top_k": 7, "top_p": 0.9, "min_p": 0.01}
+    flags |= {"presence_penalty": 0.4, "frequency_penalty": -0.1, "repetition_penalty": 1.1}
     _, out, _ = write("--prompt=KING", LENGTH, "--seed=2", *(f"--{name}={value}" for name, value in flags.items()))
     assert out.rstrip("\n") == ("KING" + model.generate("KING", max_new_tokens=20, seed=2, **flags)).rstrip("\n")
+
+
+def test_every_engine_writes_the_same_text(write):
+    texts = {write("--prompt=KING", LENGTH, "--seed=2", f"--engine={name}")[1] for name in ("auto", "torch", "numba")}
+    assert len(texts) == 1
+
+
+def test_int8_writes_a_text_and_torch_says_that_it_has_none(write):
+    code, out, _ = write("--prompt=KING", LENGTH, "--seed=2", "--weights=int8")
+    assert code == 0 and len(out.rstrip("\n")) > 10
+    code, out, error = write("--prompt=KING", "--engine=torch", "--weights=int8")
+    assert (code, out) == (2, "") and "weights='int8' cannot be used: the torch engine has fp32 only" in error
 
 
 def test_the_prompt_comes_from_a_file_or_standard_input_without_its_last_line_end(write, here):

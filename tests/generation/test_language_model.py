@@ -198,3 +198,68 @@ def test_loading_nothing_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyP
             load(path)
     with pytest.raises(ConfigError, match="which"):
         load("absent", which="first")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_completion_knows_its_tokens_and_why_it_ended():
+    model = tiny()
+    [completion] = model.complete("bad", max_new_tokens=30, seed=3, logprobs=2)
+    assert completion.text == model.generate("bad", max_new_tokens=30, seed=3) and completion.reason == "length"
+    assert model.tokenizer.decode([token.number for token in completion.tokens]) == completion.text
+    logprobs_TV = model.logits("bad" + completion.text[:13]).log_softmax(-1)  # what fits the context
+    for token, logprobs_V in zip(completion.tokens[:14], logprobs_TV[2:], strict=True):
+        assert token.logprob == pytest.approx(logprobs_V[token.number].item(), abs=1e-4) and len(token.top) == 2
+    stop = completion.text[5]
+    [stopped] = model.complete("bad", max_new_tokens=30, seed=3, stop=stop)
+    assert stopped.reason == "stop" and stopped.text == completion.text[: completion.text.index(stop)]
+    assert stopped.tokens[0].logprob is None
+
+
+def test_echo_puts_the_prompt_before_with_its_probabilities():
+    model = tiny()
+    [plain] = model.complete("bad", max_new_tokens=5, seed=3, logprobs=0)
+    [echo] = model.complete("bad", max_new_tokens=5, seed=3, logprobs=0, echo=True)
+    assert echo.text == "bad" + plain.text and echo.tokens[3:] == plain.tokens
+    logprobs_TV = model.logits("bad").log_softmax(-1)
+    expected = [logprobs_TV[t, token.number].item() for t, token in enumerate(echo.tokens[1:3])]
+    assert echo.tokens[0].logprob is None
+    assert [token.logprob for token in echo.tokens[1:3]] == pytest.approx(expected, abs=1e-5)
+    [long] = model.complete("bad" * 10, max_new_tokens=1, seed=3, logprobs=0, echo=True)
+    assert [token.logprob is None for token in long.tokens] == [True] * 15 + [False] * 16
+
+
+def test_best_of_returns_the_likeliest_texts():
+    model = tiny()
+    every = model.complete("bad", num_samples=6, max_new_tokens=12, seed=3, logprobs=0)
+    best = model.complete("bad", num_samples=2, best_of=6, max_new_tokens=12, seed=3)
+    assert best == sorted(every, key=lambda completion: -completion.mean_logprob)[:2]
+    with pytest.raises(ConfigError, match="best_of=1"):
+        model.complete("bad", num_samples=2, best_of=1)
+
+
+def test_a_bias_forbids_or_forces_a_character():
+    model = tiny()
+    assert model.generate("bad", max_new_tokens=9, logit_bias={"é": 1e4}) == "é" * 9
+    assert "a" not in model.generate("bad", max_new_tokens=300, temperature=2.0, logit_bias={"a": -1e4})
+    number = int(model.tokenizer.encode("é")[0])
+    assert model.generate("bad", max_new_tokens=9, logit_bias={number: 1e4}) == "é" * 9
+    with pytest.raises(ConfigError, match="logit_bias='ab'"):
+        model.generate("bad", logit_bias={"ab": 1.0})
+    with pytest.raises(ConfigError, match="token=99"):
+        model.generate("bad", logit_bias={99: 1.0})
+
+
+def test_penalties_make_a_text_say_something_else():
+    model = tiny()
+    plain = model.generate("a", max_new_tokens=12, temperature=0)
+    for penalty in ("presence_penalty", "frequency_penalty"):
+        options: GenerateOptions = {"max_new_tokens": 12, "temperature": 0, penalty: 1e4}  # type: ignore[misc]
+        assert len(set(plain)) < len(set(model.generate("a", **options))) == 12  # no character twice
+    once = model.generate("a", max_new_tokens=11, temperature=0, repetition_penalty=1e9)
+    assert "a" not in once  # the prompt counts
+
+
+def test_two_streams_of_one_model_may_be_read_in_turn():
+    model = tiny()
+    expected = [model.generate("a", max_new_tokens=40, seed=seed) for seed in (1, 2)]
+    streams = [model.stream("a", max_new_tokens=40, seed=seed) for seed in (1, 2)]
+    assert ["".join(pieces) for pieces in zip(*zip(*streams, strict=True), strict=True)] == expected

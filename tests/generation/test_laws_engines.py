@@ -17,7 +17,7 @@ from quill.errors import ConfigError
 from quill.generation import engine as engine_module
 from quill.generation.engine import Engine, make_engine
 from quill.generation.generate import Batch, generate_tokens
-from quill.generation.numba_engine import NumbaEngine, cache_folder
+from quill.generation.numba_engine import NumbaEngine, code_folder
 from quill.generation.request import BusyError, Request, Token
 from quill.generation.sampling import SamplingConfig, adjust, choose_tokens
 from quill.model.build import Model, build_model
@@ -322,4 +322,4 @@ def test_an_engine_that_there_is_not_is_an_error(name: str, options: dict[str, A
 
 def test_compiled_code_is_stored_for_the_next_process() -> None:
     make_engine(random_model(SHAPES["classic"]), "numba")
-    assert list(cache_folder().rglob("*.nbi"))
+    assert list(code_folder().rglob("*.nbi"))

@@ -15,7 +15,7 @@ from quill.cli.arguments import Parser, add_configuration, build_configs, settin
 if TYPE_CHECKING:
     from quill.text.dataset import Dataset
 
-MARGIN = 0.95  # of the time: other programs also want the processor now and then
+MARGIN = 0.9  # of the time: other programs also want the processor now and then
 EVALUATIONS = 6
 FEWEST_STEPS, MOST_STEPS = 20, 1_000_000
 

@@ -218,13 +218,13 @@ class LanguageModel:
             logit_bias={self._token(key): bias for key, bias in (settings.get("logit_bias") or {}).items()},
             logprobs=logprobs,
         )
-        return self._pieces([replace(first, row=row) for row in range(num_samples)], stop_strings)
+        events = self.batch.follow([replace(first, row=row) for row in range(num_samples)])
+        return self._pieces(events, [TextStream(self.tokenizer, stop_strings) for _ in range(num_samples)])
 
     def _pieces(
-        self, requests: list[Request], stop_strings: tuple[str, ...]
+        self, events: Iterator[tuple[int, Event]], streams: list[TextStream]
     ) -> Iterator[tuple[int, str, Event | None, str | None]]:
-        streams = [TextStream(self.tokenizer, stop_strings) for _ in requests]
-        for row, event in self.batch.follow(requests):
+        for row, event in events:
             stream = streams[row]
             if stream.stopped:  # of a burst that was on its way
                 continue

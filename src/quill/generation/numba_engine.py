@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -22,31 +21,30 @@ from pathlib import Path
 
 import numba
 import numpy as np
-import platformdirs
 import torch
 
 from quill.generation.engine import Prompt, Written
 from quill.generation.request import Request
 from quill.generation.sampling import uniforms
 from quill.model.build import Model
+from quill.text.corpus import cache_folder as users_cache
 
 SMALLEST_TEMPERATURE = float(np.finfo(np.float32).tiny)
 ROWS = 256  # tokens of a prompt that are read at once, so that each weight is fetched once for all of them
 
 
-def cache_folder() -> Path:
+def code_folder() -> Path:
     """Return the folder of compiled code for these very sources."""
     digest = hashlib.sha256(numba.__version__.encode())
     for source in sorted(Path(__file__).with_name("compiled").glob("*.py")):
         digest.update(source.read_bytes())
-    base = os.environ.get("QUILL_CACHE_DIR") or platformdirs.user_cache_dir("quill")
-    return Path(base) / "compiled" / digest.hexdigest()[:16]
+    return users_cache() / "compiled" / digest.hexdigest()[:16]
 
 
 def import_step():
     """Import the compiled step with its place for stored code; Numba takes the place where it stands at the import."""
     before = numba.config.CACHE_DIR  # type: ignore[attr-defined]
-    numba.config.CACHE_DIR = str(cache_folder())  # type: ignore[attr-defined]
+    numba.config.CACHE_DIR = str(code_folder())  # type: ignore[attr-defined]
     try:
         from quill.generation.compiled import step
     finally:
