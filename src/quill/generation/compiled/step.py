@@ -21,7 +21,10 @@ from quill.generation.compiled.sampling import choose, compiled
 from quill.generation.compiled.state import ADD, FEW, ROWS_AT_ONCE, STORE
 
 
-@compiled
+inlined = njit(nogil=True, error_model="numpy", inline="always")  # they pass hundreds of arrays on: slow to compile
+
+
+@inlined
 def forward(thread, threads, rows, kept, shape, weights, work):
     """Read `rows` tokens, and leave the logits of the rows whose numbers are in `kept`, in that order, in `logits`."""
     width, counters = shape.width, work.counters
@@ -63,7 +66,7 @@ def forward(thread, threads, rows, kept, shape, weights, work):
         wait(counters, thread, threads)
 
 
-@compiled
+@inlined
 def prepare(thread, threads, rows, shape, weights, work, norm):
     """Normalise all rows for the map that comes next, and return the first row of `normed` that holds them.
 
@@ -81,7 +84,7 @@ def prepare(thread, threads, rows, shape, weights, work, norm):
     return 0
 
 
-@compiled
+@inlined
 def look(thread, threads, rows, kept, apart, layer, shape, weights, work):
     """Let all rows attend to the texts before them, and return how many rows go on: after the last layer those kept."""
     group = shape.n_head // shape.n_kv_head
@@ -114,7 +117,7 @@ def look(thread, threads, rows, kept, apart, layer, shape, weights, work):
     return rows
 
 
-@compiled
+@inlined
 def keep(shape, work, kept):
     """Move the rows that are wanted to the front."""
     for to in range(len(kept)):
