@@ -17,9 +17,8 @@ from numba import njit
 
 from quill.generation.compiled.linear import linear, own_rows, wait
 from quill.generation.compiled.parts import attend, embed, normalize, remember, remind
-from quill.generation.compiled.sampling import choose, compiled
+from quill.generation.compiled.sampling import choose
 from quill.generation.compiled.state import ADD, FEW, ROWS_AT_ONCE, STORE
-
 
 inlined = njit(nogil=True, error_model="numpy", inline="always")  # they pass hundreds of arrays on: slow to compile
 
