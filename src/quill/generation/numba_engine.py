@@ -16,7 +16,7 @@ import math
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numba
@@ -66,8 +66,8 @@ class NumbaEngine:
         from quill.generation.compiled.packing import make_work, pack_model
         from quill.generation.compiled.sampling import Sampler
 
-        self.threads = torch.get_num_threads()
         self.shape, self.weights = pack_model(model, weights)
+        self.threads = min(torch.get_num_threads(), self.weights.feed_forward_hidden.panels)  # more would only wait
         self.work = make_work(self.shape, slots + 1, max(ROWS, slots), self.threads)
         V, places = self.config.vocab_size, slots + 1
         self.sampler = Sampler(
@@ -180,7 +180,12 @@ class NumbaEngine:
         logits_TBV = np.zeros((steps, len(kept), self.config.vocab_size), np.float32)
         state = (self.shape, self.weights, work, self.sampler)
         arguments = (steps, rows, np.array(kept, np.int64), uniforms_TB, tokens_TB, logits_TBV, *state)
-        self._leader.submit(self._run_threads, arguments).result()
+        running = self._leader.submit(self._run_threads, arguments)
+        try:
+            running.result()
+        except BaseException:  # Ctrl-C comes here; what runs still writes into the arrays that the next call fills
+            wait([running])
+            raise
         return Written(tokens_TB, logits_TBV)
 
     def _run_threads(self, arguments: tuple) -> None:
