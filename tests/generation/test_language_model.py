@@ -263,3 +263,13 @@ def test_two_streams_of_one_model_may_be_read_in_turn():
     expected = [model.generate("a", max_new_tokens=40, seed=seed) for seed in (1, 2)]
     streams = [model.stream("a", max_new_tokens=40, seed=seed) for seed in (1, 2)]
     assert ["".join(pieces) for pieces in zip(*zip(*streams, strict=True), strict=True)] == expected
+
+
+def test_a_model_that_trains_on_writes_with_the_weights_it_has_now():
+    model = tiny()
+    before = model.generate("bad", max_new_tokens=20, temperature=0)
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            parameter.mul_(-1)
+    now = LanguageModel(model.model, model.tokenizer).generate("bad", max_new_tokens=20, temperature=0)
+    assert model.generate("bad", max_new_tokens=20, temperature=0) == now != before

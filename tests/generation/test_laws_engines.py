@@ -93,9 +93,7 @@ def test_every_engine_writes_the_same_thousand_tokens_with_trained_weights(train
     assert len(texts[0]) == 1000 and texts[0] == texts[1]
 
 
-def test_int8_costs_less_than_half_a_percent_of_loss_and_a_quarter_of_the_memory(
-    trained: Model, dataset: Dataset
-) -> None:
+def test_int8_costs_less_than_half_a_percent_of_loss(trained: Model, dataset: Dataset) -> None:
     engine = make_engine(trained, "numba", weights="int8")
 
     def forward(tokens_BT: torch.Tensor) -> torch.Tensor:

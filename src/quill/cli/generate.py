@@ -50,8 +50,13 @@ def add_arguments(parser: Parser) -> None:
         type=float | None,
         help="choose among tokens at least this fraction as likely as the likeliest",
     )
-    add("--presence_penalty", type=float, default=0.0, help="taken from the score of each token written before")
-    add("--frequency_penalty", type=float, default=0.0, help="taken from it for each time it was written")
+    add("--presence_penalty", type=float, default=0.0, help="taken from the score of a token that was written before")
+    add(
+        "--frequency_penalty",
+        type=float,
+        default=0.0,
+        help="taken from a token's score for each time that it was written before",
+    )
     add("--repetition_penalty", type=float, default=1.0, help="divides scores of tokens in the prompt or the text")
     add("--num_samples", type=int, default=1, help="how many texts to write, together as one batch")
     add(

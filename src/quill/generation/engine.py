@@ -16,7 +16,7 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -29,7 +29,6 @@ from quill.model.config import ModelConfig
 
 ENGINES = ("auto", "torch", "numba")
 WEIGHTS = ("fp32", "int8")
-Weights = Literal["fp32", "int8"]
 PROCESSORS = ("x86_64", "AMD64", "arm64", "aarch64")  # for which Numba is published
 
 
@@ -60,15 +59,17 @@ class Engine(Protocol):
     """how many tokens a place holds"""
     burst: int
     """how many steps are worth being asked for at once"""
-    shares_prefixes: bool
-    """whether keys and values of a shared beginning are bit for bit those that reading it again would give"""
 
     def begin(self, slot: int, request: Request) -> None:
         """Give a place to a request: how its tokens are chosen, from its first random number on."""
         ...
 
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Let a place hold what the first `length` tokens of another gave."""
+    @property
+    def copy(self) -> Callable[[int, int, int], None] | None:
+        """`copy(source, target, length)` lets a place hold what the first tokens of another gave.
+
+        None where that would not be bit for bit what reading them again gives.
+        """
         ...
 
     def prefill(self, prompts: Sequence[Prompt]) -> Written:

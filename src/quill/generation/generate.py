@@ -34,7 +34,7 @@ class Batch:
 
     def __init__(self, engine: Engine, max_waiting: int | None = None) -> None:
         self.engine = engine
-        self.scheduler = Scheduler(engine.slots, engine.context, max_waiting, engine.shares_prefixes)
+        self.scheduler = Scheduler(engine.slots, engine.context, max_waiting, shares_prefixes=engine.copy is not None)
         self._burst = 1
         self._inboxes: dict[int, deque[Event]] = {}
         self._lock = threading.RLock()
@@ -121,6 +121,7 @@ class Batch:
         text = admission.text
         self.engine.begin(text.slot, text.request)
         if admission.shared and admission.source != text.slot:
+            assert self.engine.copy is not None  # or nothing would be shared
             self.engine.copy(admission.source, text.slot, admission.shared)
         return text, admission.shared
 

@@ -218,11 +218,12 @@ class LanguageModel:
             logit_bias={self._token(key): bias for key, bias in (settings.get("logit_bias") or {}).items()},
             logprobs=logprobs,
         )
-        events = self.batch.follow([replace(first, row=row) for row in range(num_samples)])
-        return self._pieces(events, [TextStream(self.tokenizer, stop_strings) for _ in range(num_samples)])
+        batch = self.batch
+        events = batch.follow([replace(first, row=row) for row in range(num_samples)])
+        return self._pieces(batch, events, [TextStream(self.tokenizer, stop_strings) for _ in range(num_samples)])
 
     def _pieces(
-        self, events: Iterator[tuple[int, Event]], streams: list[TextStream]
+        self, batch: Batch, events: Iterator[tuple[int, Event]], streams: list[TextStream]
     ) -> Iterator[tuple[int, str, Event | None, str | None]]:
         for row, event in events:
             stream = streams[row]
@@ -230,7 +231,7 @@ class LanguageModel:
                 continue
             piece = stream.feed(event.token.number) if event.token is not None else ""
             if stream.stopped:
-                self.batch.cancel(event.request)
+                batch.cancel(event.request)
             elif event.reason is not None:
                 piece += stream.flush()
             yield row, piece, event, "stop" if stream.stopped else event.reason

@@ -23,6 +23,9 @@ import numba
 import numpy as np
 import torch
 
+from quill.generation.compiled.packing import make_work, pack_model, whole_panels
+from quill.generation.compiled.sampling import Sampler
+from quill.generation.compiled.vectors import PANEL
 from quill.generation.engine import Prompt, Written
 from quill.generation.request import Request
 from quill.generation.sampling import uniforms
@@ -56,16 +59,12 @@ class NumbaEngine:
     """Engine by Numba, as `engine.Engine` says: float32 or int8 weights, on as many threads as PyTorch has."""
 
     burst = 16
-    shares_prefixes = True  # each row is computed by itself
 
     def __init__(
         self, model: Model, *, weights: str = "fp32", slots: int = 1, tell: Callable[[str], None] | None = None
     ) -> None:
         self.config, self.slots, self.context = model.config, slots, model.config.block_size
         self._write = import_step().write
-        from quill.generation.compiled.packing import make_work, pack_model
-        from quill.generation.compiled.sampling import Sampler
-
         self.shape, self.weights = pack_model(model, weights)
         self.threads = min(torch.get_num_threads(), self.weights.feed_forward_hidden.panels)  # more would only wait
         self.work = make_work(self.shape, slots + 1, max(ROWS, slots), self.threads)
@@ -109,12 +108,13 @@ class NumbaEngine:
         s.counts_BV[slot] = 0
         self._requests[slot] = (request, 0)
 
+    # Each row is computed by itself, so what is copied is bit for bit what would be computed again.
     def copy(self, source: int, target: int, length: int) -> None:
         shape, work = self.shape, self.work
         sizes = (-1, shape.n_layer * shape.n_kv_head)
-        panels = -(-length // 64)
-        keys = work.keys.reshape(*sizes, shape.capacity // 64, shape.head_size, 64)
-        values = work.values.reshape(*sizes, -(-shape.head_size // 64), shape.capacity, 64)
+        panels = whole_panels(length) // PANEL
+        keys = work.keys.reshape(*sizes, shape.capacity // PANEL, shape.head_size, PANEL)
+        values = work.values.reshape(*sizes, whole_panels(shape.head_size) // PANEL, shape.capacity, PANEL)
         keys[target, :, :panels] = keys[source, :, :panels]
         values[target, :, :, :length] = values[source, :, :, :length]
         history = work.history.reshape(-1, shape.capacity)

@@ -59,14 +59,13 @@ class TorchEngine:
     """Engine by PyTorch, as `engine.Engine` says."""
 
     burst = 1
-    shares_prefixes = False  # a matrix product of other size may round differently; whole prompts are shared though
+    copy = None  # a matrix product of another size may round differently; whole prompts are read once though
 
     def __init__(self, model: Model, slots: int = 1) -> None:
         weight = model.token_embedding.weight
         self.model, self.config, self.slots, self.context = model, model.config, slots, model.config.block_size
         self.device, self.dtype = weight.device, weight.dtype
         self.places: dict[int, _Place] = {}
-        self.last_prompt: tuple[tuple[int, ...], KVCache, Tensor] | None = None
 
     def begin(self, slot: int, request: Request) -> None:
         V = self.config.vocab_size
@@ -76,25 +75,17 @@ class TorchEngine:
         seen_V[list(request.prompt)] = 1
         self.places[slot] = _Place(request, bias_V, seen_V, counts_V)
 
-    def copy(self, source: int, target: int, length: int) -> None:
-        raise NotImplementedError  # shares_prefixes is False
-
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Prompt]) -> Written:
-        places = [self.places[prompt.slot] for prompt in prompts]
-        logits_BV = torch.cat([self._read_prompt(p, prompt.tokens) for p, prompt in zip(places, prompts, strict=True)])
-        return self._choose(places, logits_BV)
-
-    def _read_prompt(self, place: _Place, tokens: Sequence[int]) -> Tensor:
-        """Read a whole text, unless it is the one that was read last, and return logits_1V."""
-        key = tuple(tokens)
-        if self.last_prompt is None or self.last_prompt[0] != key:
-            cache = KVCache(self.config, 1, self.device, self.dtype)
-            tokens_1T = torch.tensor([key], device=self.device)
-            self.last_prompt = (key, cache, self._read(tokens_1T, cache))
-        _, cache, logits_1V = self.last_prompt
-        place.cache, place.row = cache.repeat(1), 0
-        return logits_1V
+        read: dict[tuple[int, ...], tuple[KVCache, Tensor]] = {}
+        for prompt in prompts:
+            if (key := tuple(prompt.tokens)) not in read:
+                cache = KVCache(self.config, 1, self.device, self.dtype)
+                read[key] = cache, self._read(torch.tensor([key], device=self.device), cache)
+            place = self.places[prompt.slot]
+            place.cache, place.row = read[key][0].repeat(1), 0
+        logits_BV = torch.cat([read[tuple(prompt.tokens)][1] for prompt in prompts])
+        return self._choose([self.places[prompt.slot] for prompt in prompts], logits_BV)
 
     @torch.inference_mode()
     def decode(self, slots: Sequence[int], steps: int) -> Written:

@@ -96,6 +96,13 @@ def finish(outputs, at, sums, sums_at, bias, bias_at, mode):
 
 
 @compiled
+def block_of(item, blocks, rows):
+    """Return what one item of a product's work is: its panel, its first row, and how many rows it has."""
+    first = item % blocks * ROWS_AT_ONCE
+    return item // blocks, first, min(ROWS_AT_ONCE, rows - first)
+
+
+@compiled
 def own_rows(thread, threads, work):
     """Return the first of the few rows that only this thread writes, behind those that are for all."""
     return len(work.code_scales) - (threads - thread) * FEW
@@ -117,9 +124,7 @@ def _linear_float32(thread, threads, rows, matrix, layer, inputs, first_input, s
     items = matrix.panels * blocks
     tile = thread * ROWS_AT_ONCE * PANEL
     for item in range(thread * items // threads, (thread + 1) * items // threads):
-        panel, block = item // blocks, item % blocks
-        first = block * ROWS_AT_ONCE
-        count = min(ROWS_AT_ONCE, rows - first)
+        panel, first, count = block_of(item, blocks, rows)
         at = layer * matrix.panels + panel
         place = at * matrix.depth * PANEL
         of = (first_input + first) * stride
@@ -148,9 +153,7 @@ def _linear_int8(thread, threads, rows, matrix, layer, inputs, first_input, stri
     groups = (matrix.depth + 3) // 4
     tile = thread * ROWS_AT_ONCE * PANEL
     for item in range(thread * items // threads, (thread + 1) * items // threads):
-        panel, block = item // blocks, item % blocks
-        first = block * ROWS_AT_ONCE
-        count = min(ROWS_AT_ONCE, rows - first)
+        panel, first, count = block_of(item, blocks, rows)
         at = layer * matrix.panels + panel
         place = at * groups * 4 * PANEL
         of = (first_code + first) * longest
