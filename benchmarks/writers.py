@@ -22,8 +22,7 @@ from measure import import_file
 
 from quill.generation.engine import make_engine
 from quill.generation.generate import Batch
-from quill.generation.request import Request
-from quill.generation.sampling import SamplingConfig
+from quill.generation.request import Request, SamplingConfig
 from quill.model.config import GPTConfig
 from quill.model.gpt import GPT
 

@@ -6,6 +6,12 @@ because importing PyTorch takes over a second.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import os
+import re
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quill.errors import ConfigError
@@ -35,6 +41,35 @@ def resolve_device(name: str = "auto") -> torch.device:
     if device is None or device.type not in available or (device.index or 0) >= count:
         raise ConfigError(f"device={name!r} is not on this machine: use one of auto, {', '.join(available)}")
     return device
+
+
+def means_cpu(name: str) -> bool:
+    """Say whether a device of this name is the CPU, as far as that can be known without importing PyTorch.
+
+    "auto" is the CPU where PyTorch was built for nothing else, or where the driver of a GPU is missing.
+    """
+    if name != "auto" or sys.platform == "darwin":
+        return name == "cpu"
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        return False
+    built_for = Path(found.origin).with_name("version.py").read_text(encoding="utf-8")
+    if not re.search(r"^(cuda|hip|xpu)\b[^=]*= *['\"]", built_for, re.MULTILINE):
+        return True
+    drivers = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/dri")
+    return sys.platform == "linux" and not any(Path(driver).exists() for driver in drivers)
+
+
+def cpu_threads() -> int:
+    """Return how many threads compute on the CPU: as many as PyTorch has or would have."""
+    if "torch" in sys.modules:
+        return sys.modules["torch"].get_num_threads()
+    with contextlib.suppress(KeyError, ValueError):
+        return max(1, int(os.environ["OMP_NUM_THREADS"].split(",")[0]))
+    import psutil
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -95,11 +130,11 @@ def describe_device(device: torch.device) -> str:
     return device.type
 
 
-def available_memory(device: torch.device) -> int:
+def available_memory(device: torch.device | str) -> int:
     """Return the bytes that a new run could still take on this device."""
-    import torch
+    if str(device).startswith("cuda"):
+        import torch
 
-    if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     import psutil
 

@@ -9,7 +9,9 @@ import torch
 from quill.errors import CheckpointError, ConfigError
 from quill.generation.engine import Engine, make_engine
 from quill.generation.generate import generate_tokens
-from quill.generation.sampling import SamplingConfig, choose_tokens, uniforms
+from quill.generation.random_numbers import uniforms
+from quill.generation.request import SamplingConfig
+from quill.generation.sampling import choose_tokens
 from quill.generation.torch_engine import TorchEngine, evaluation_mode
 from quill.model.build import Model, build_model
 from quill.model.config import GPTConfig, ModelConfig

@@ -17,9 +17,9 @@ from quill.errors import ConfigError
 from quill.generation import engine as engine_module
 from quill.generation.engine import Engine, make_engine
 from quill.generation.generate import Batch, generate_tokens
-from quill.generation.numba_engine import NumbaEngine, code_folder
-from quill.generation.request import BusyError, Request, Token
-from quill.generation.sampling import SamplingConfig, adjust, choose_tokens
+from quill.generation.numba_engine import NumbaEngine
+from quill.generation.request import BusyError, Request, SamplingConfig, Token
+from quill.generation.sampling import adjust, choose_tokens
 from quill.model.build import Model, build_model
 from quill.model.config import GPTConfig, ModelConfig, ModernConfig
 from quill.text.dataset import Dataset, prepare_dataset
@@ -197,7 +197,8 @@ def test_a_shared_beginning_is_read_once(monkeypatch: pytest.MonkeyPatch) -> Non
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_the_compiled_choice_is_the_choice_of_sampling(data: st.DataObject) -> None:
-    from quill.generation.compiled.sampling import Sampler, choose
+    from quill.generation.compiled.sampling import choose
+    from quill.generation.compiled.state import Sampler
 
     V = data.draw(st.integers(1, 40), "V")
     # Scores on a grid, so that ties are common and rounding cannot make one; uniforms away from where two tokens meet.
@@ -237,7 +238,8 @@ def test_the_compiled_choice_is_the_choice_of_sampling(data: st.DataObject) -> N
         seen_BV=seen[None],
         counts_BV=counts[None],
     )
-    assert choose(logits, 0, uniform, sampler, np.zeros(V, np.float32)) == expected
+    scores, ordered = np.zeros((2, V), np.float32)
+    assert choose(logits, 0, uniform, sampler, scores, ordered) == expected
 
 
 def test_requests_wait_for_a_place_and_a_full_queue_says_so() -> None:
@@ -316,8 +318,3 @@ def test_auto_takes_numba_on_a_cpu_and_says_why_where_it_cannot(monkeypatch: pyt
 def test_an_engine_that_there_is_not_is_an_error(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"{name}="):
         make_engine(random_model(SHAPES["classic"]), **options)
-
-
-def test_compiled_code_is_stored_for_the_next_process() -> None:
-    make_engine(random_model(SHAPES["classic"]), "numba")
-    assert list(code_folder().rglob("*.nbi"))

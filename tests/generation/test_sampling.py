@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from quill.errors import ConfigError
+from quill.generation.random_numbers import uniforms
+from quill.generation.request import SamplingConfig
 from quill.generation.sampling import (
-    SamplingConfig,
     apply_min_p,
     apply_temperature,
     apply_top_k,
@@ -16,7 +17,6 @@ from quill.generation.sampling import (
     choose_tokens,
     draw,
     probabilities,
-    uniforms,
 )
 
 FOUR = torch.tensor([[0.1, 0.4, 0.2, 0.3]])

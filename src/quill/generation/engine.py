@@ -16,16 +16,20 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
-import torch
 
 from quill.device import available_memory
 from quill.errors import ConfigError, require
 from quill.generation.request import Request
-from quill.model.build import Model
 from quill.model.config import ModelConfig
+from quill.training.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+    from quill.model.build import Model
 
 ENGINES = ("auto", "torch", "numba")
 WEIGHTS = ("fp32", "int8")
@@ -89,7 +93,12 @@ class Engine(Protocol):
         ...
 
 
-def how_many_slots(config: ModelConfig, device: torch.device, at_most: int = 32) -> int:
+def device_of(model: Model | Checkpoint) -> torch.device | str:
+    """Return where a model is, or will be."""
+    return model.device if isinstance(model, Checkpoint) else model.token_embedding.weight.device
+
+
+def how_many_slots(config: ModelConfig, device: torch.device | str, at_most: int = 32) -> int:
     """Return how many texts may have their keys and values in memory at once: a quarter of what is free, at most 32."""
     heads = getattr(config, "n_kv_head", None) or config.n_head
     one = 2 * 4 * config.n_layer * heads * (config.n_embd // config.n_head) * config.block_size
@@ -97,7 +106,7 @@ def how_many_slots(config: ModelConfig, device: torch.device, at_most: int = 32)
 
 
 def make_engine(
-    model: Model,
+    model: Model | Checkpoint,
     name: str = "auto",
     *,
     weights: str = "fp32",
@@ -106,11 +115,12 @@ def make_engine(
 ) -> Engine:
     """Return an engine for a model by its name; "auto" is Numba on a CPU that it knows, else PyTorch.
 
-    `tell` is given a sentence where something takes long or is not as wished. What cannot be had is a ConfigError.
+    Of a checkpoint Numba takes the arrays, and PyTorch is not even imported. `tell` is given a sentence where
+    something takes long or is not as wished. What cannot be had is a ConfigError.
     """
     require(name in ENGINES, "engine", name, f"one of {', '.join(ENGINES)}")
     require(weights in WEIGHTS, "weights", weights, f"one of {', '.join(WEIGHTS)}")
-    on_cpu = model.token_embedding.weight.device.type == "cpu"
+    on_cpu = str(device_of(model)) == "cpu"
     missing = why_not_numba()
     if name == "numba" and (missing or not on_cpu):
         reason = missing or "the model is not on the CPU"
@@ -118,7 +128,8 @@ def make_engine(
     if name == "numba" or (name == "auto" and on_cpu and not missing):
         from quill.generation.numba_engine import NumbaEngine
 
-        return NumbaEngine(model, weights=weights, slots=slots, tell=tell)
+        arrays = model.weights if isinstance(model, Checkpoint) else arrays_of(model)
+        return NumbaEngine(model.config, arrays, weights=weights, slots=slots, tell=tell)
     if weights != "fp32":
         reason = "the torch engine has fp32 only" if name == "torch" else missing or "the model is not on the CPU"
         raise ConfigError(f"weights={weights!r} cannot be used: {reason}; use weights='fp32'")
@@ -126,7 +137,12 @@ def make_engine(
         tell(f"writing with PyTorch, which is slower: {missing}")
     from quill.generation.torch_engine import TorchEngine
 
-    return TorchEngine(model, slots=slots)
+    return TorchEngine(model.model if isinstance(model, Checkpoint) else model, slots=slots)
+
+
+def arrays_of(model: Model) -> dict[str, np.ndarray]:
+    """Return all weights of a model on the CPU by their names, float32."""
+    return {name: weight.detach().float().numpy() for name, weight in model.named_parameters()}
 
 
 def why_not_numba() -> str:

@@ -24,8 +24,7 @@ import numpy as np
 
 from quill.errors import CheckpointError, require
 from quill.generation.engine import Engine, Prompt, Written
-from quill.generation.request import Event, Request, Token
-from quill.generation.sampling import SamplingConfig
+from quill.generation.request import Event, Request, SamplingConfig, Token
 from quill.generation.scheduler import Admission, Scheduler, Text
 
 

@@ -15,23 +15,24 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from quill.device import resolve_device
+from quill.device import means_cpu, resolve_device
 from quill.errors import ConfigError, nearest, require
-from quill.generation.engine import ENGINES, WEIGHTS, how_many_slots, make_engine
+from quill.generation.engine import ENGINES, WEIGHTS, device_of, how_many_slots, make_engine
 from quill.generation.generate import Batch, with_logprobs
-from quill.generation.request import Event, Request, Token
-from quill.generation.sampling import SEEDS, SamplingConfig
+from quill.generation.random_numbers import SEEDS
+from quill.generation.request import Event, Request, SamplingConfig, Token
 from quill.generation.text_stream import TextStream, as_stop_strings
-from quill.generation.torch_engine import evaluation_mode
-from quill.model.build import Model
 from quill.text.tokenizer import Tokenizer
 from quill.training.checkpoint import Checkpoint, load_checkpoint, newest_run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quill.model.build import Model
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -90,9 +91,8 @@ class LanguageModel:
 
     def __init__(
         self,
-        model: Model,
+        model: Model | Checkpoint,
         tokenizer: Tokenizer,
-        checkpoint: Checkpoint | None = None,
         *,
         engine: str = "torch",
         weights: str = "fp32",
@@ -103,15 +103,25 @@ class LanguageModel:
                 f"the tokenizer has {tokenizer.vocab_size} tokens and the model vocab_size={model.config.vocab_size}:"
                 " use the tokenizer that the model was trained with"
             )
-        self.model = model
+        self._source = model
+        self.config = model.config
         self.tokenizer = tokenizer
-        self.checkpoint = checkpoint
         self._make_engine = lambda slots: make_engine(model, engine, weights=weights, slots=slots, tell=tell)
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """What was loaded, if anything was."""
+        return self._source if isinstance(self._source, Checkpoint) else None
+
+    @property
+    def model(self) -> Model:
+        """The model itself, as PyTorch knows it."""
+        return self._source.model if isinstance(self._source, Checkpoint) else self._source
 
     @cached_property
     def batch(self) -> Batch:
         """All texts that are being written, whoever asked for them: one engine computes them together."""
-        return Batch(self._make_engine(how_many_slots(self.model.config, self.model.token_embedding.weight.device)))
+        return Batch(self._make_engine(how_many_slots(self.config, device_of(self._source))))
 
     def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> str:
         """Write on from the prompt and return what was written, without the prompt."""
@@ -177,11 +187,15 @@ class LanguageModel:
 
         `tokens` is text, token numbers, or an array or tensor of shape (T,), from 1 to block_size of them.
         """
+        import torch
+
+        from quill.generation.torch_engine import evaluation_mode
+
         if isinstance(tokens, str):
             tokens = self.tokenizer.encode(tokens)
         if isinstance(tokens, np.ndarray):
             tokens = tokens.tolist()  # memory-mapped tokens are read-only, which torch warns about
-        vocab_size, device = self.model.config.vocab_size, self.model.token_embedding.weight.device
+        vocab_size, device = self.config.vocab_size, self.model.token_embedding.weight.device
         try:
             tokens_T = torch.as_tensor(tokens, device=device)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -241,7 +255,7 @@ class LanguageModel:
         numbers = self._encode_prompt(prompt, unknown)
         if logprobs is None:
             return [Token(number) for number in numbers]
-        seen = numbers[-self.model.config.block_size :]
+        seen = numbers[-self.config.block_size :]
         logits_TV = self.logits(seen).cpu().numpy()
         scored = [with_logprobs(n, logits_V, logprobs) for n, logits_V in zip(seen[1:], logits_TV, strict=False)]
         return [*(Token(number) for number in numbers[: len(numbers) - len(scored)]), *scored]
@@ -283,5 +297,6 @@ def load(
     require(engine in ENGINES, "engine", engine, f"one of {', '.join(ENGINES)}")
     require(weights in WEIGHTS, "weights", weights, f"one of {', '.join(WEIGHTS)}")
     require(which in ("best", "last"), "which", which, "'best' or 'last'")
-    checkpoint = load_checkpoint(newest_run() if path is None else Path(path), resolve_device(device), which)
-    return LanguageModel(checkpoint.model, checkpoint.tokenizer, checkpoint, engine=engine, weights=weights, tell=tell)
+    where = "cpu" if means_cpu(device) else resolve_device(device)
+    checkpoint = load_checkpoint(newest_run() if path is None else Path(path), where, which)
+    return LanguageModel(checkpoint, checkpoint.tokenizer, engine=engine, weights=weights, tell=tell)

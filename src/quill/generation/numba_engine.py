@@ -2,7 +2,7 @@
 
 On the way text → tokens → model → training → generation → people this is what `--engine=auto` takes on a CPU. It keeps
 the texts, gives the compiled step its rows, and holds the threads that run it. The step is compiled once for a machine
-and stored in the user's cache folder, under a name made of its own source, so that no old code is ever run.
+and stored (`compiled/code.py`).
 
 Reference: Lam, Pitrou & Seibert 2015, "Numba: A LLVM-based Python JIT Compiler". How it is made fast: docs/speed.md.
 
@@ -11,48 +11,25 @@ Shapes: T steps, B texts, V vocabulary.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from pathlib import Path
 
-import numba
 import numpy as np
-import torch
 
+from quill.device import cpu_threads
+from quill.generation.compiled.code import load_step, table_of
 from quill.generation.compiled.packing import make_work, pack_model, whole_panels
-from quill.generation.compiled.sampling import Sampler
-from quill.generation.compiled.vectors import PANEL
+from quill.generation.compiled.state import PANEL, Call, Everything, Sampler
 from quill.generation.engine import Prompt, Written
+from quill.generation.random_numbers import uniforms
 from quill.generation.request import Request
-from quill.generation.sampling import uniforms
-from quill.model.build import Model
-from quill.text.corpus import cache_folder as users_cache
+from quill.model.config import ModelConfig
 
 SMALLEST_TEMPERATURE = float(np.finfo(np.float32).tiny)
 ROWS = 256  # tokens of a prompt that are read at once, so that each weight is fetched once for all of them
-
-
-def code_folder() -> Path:
-    """Return the folder of compiled code for these very sources."""
-    digest = hashlib.sha256(numba.__version__.encode())
-    for source in sorted(Path(__file__).with_name("compiled").glob("*.py")):
-        digest.update(source.read_bytes())
-    return users_cache() / "compiled" / digest.hexdigest()[:16]
-
-
-def import_step():
-    """Import the compiled step with its place for stored code; Numba takes the place where it stands at the import."""
-    before = numba.config.CACHE_DIR  # type: ignore[attr-defined]
-    numba.config.CACHE_DIR = str(code_folder())  # type: ignore[attr-defined]
-    try:
-        from quill.generation.compiled import step
-    finally:
-        numba.config.CACHE_DIR = before  # type: ignore[attr-defined]
-    return step
+COMPILING = "compiling for this processor, which takes some seconds the first time"
 
 
 class NumbaEngine:
@@ -61,12 +38,17 @@ class NumbaEngine:
     burst = 16
 
     def __init__(
-        self, model: Model, *, weights: str = "fp32", slots: int = 1, tell: Callable[[str], None] | None = None
+        self,
+        config: ModelConfig,
+        arrays: Mapping[str, np.ndarray],
+        *,
+        weights: str = "fp32",
+        slots: int = 1,
+        tell: Callable[[str], None] | None = None,
     ) -> None:
-        self.config, self.slots, self.context = model.config, slots, model.config.block_size
-        self._write = import_step().write
-        self.shape, self.weights = pack_model(model, weights)
-        self.threads = min(torch.get_num_threads(), self.weights.feed_forward_hidden.panels)  # more would only wait
+        self.config, self.slots, self.context = config, slots, config.block_size
+        self.shape, self.weights = pack_model(config, arrays, weights)
+        self.threads = min(cpu_threads(), self.weights.feed_forward_hidden.panels)  # more would only wait
         self.work = make_work(self.shape, slots + 1, max(ROWS, slots), self.threads)
         V, places = self.config.vocab_size, slots + 1
         self.sampler = Sampler(
@@ -88,7 +70,10 @@ class NumbaEngine:
         # end one of several threads that wait for each other.
         self._leader = ThreadPoolExecutor(1, "quill-leader")
         self._followers = ThreadPoolExecutor(max(1, self.threads - 1), "quill-follower")
-        self._compile(tell)
+        state = (self.shape, self.weights, self.work, self.sampler)
+        self._state = table_of(state)
+        example = Everything(self._call([], 0, 0), *state)
+        self._write = load_step(weights, example, lambda: (tell or to_stderr)(COMPILING))
 
     def begin(self, slot: int, request: Request) -> None:
         s, how, V = self.sampler, request.sampling, self.config.vocab_size
@@ -168,44 +153,43 @@ class NumbaEngine:
         self, tokens: Sequence[int], slots: Sequence[int], positions: Sequence[int], kept: list[int], steps: int
     ) -> Written:
         work, rows = self.work, len(tokens)
+        call = self._call(kept, steps, rows)
         work.tokens[:rows], work.slots[:rows], work.positions[:rows] = tokens, slots, positions
-        uniforms_TB = np.zeros((steps, len(kept)))
         for column, row in enumerate(kept):
             if slots[row] == self.slots:
                 continue
             request, count = self._requests[slots[row]]
-            uniforms_TB[:, column] = uniforms(request.seed, [request.row], count, steps)[:, 0]
+            call.uniforms_TB[:, column] = uniforms(request.seed, [request.row], count, steps)[:, 0]
             self._requests[slots[row]] = (request, count + steps)
-        tokens_TB = np.zeros((steps, len(kept)), np.int64)
-        logits_TBV = np.zeros((steps, len(kept), self.config.vocab_size), np.float32)
-        state = (self.shape, self.weights, work, self.sampler)
-        arguments = (steps, rows, np.array(kept, np.int64), uniforms_TB, tokens_TB, logits_TBV, *state)
-        running = self._leader.submit(self._run_threads, arguments)
+        running = self._leader.submit(self._run_threads, np.concatenate([table_of(call), self._state]))
         try:
             running.result()
         except BaseException:  # Ctrl-C comes here; what runs still writes into the arrays that the next call fills
             wait([running])
             raise
-        return Written(tokens_TB, logits_TBV)
+        return Written(call.tokens_TB, call.logits_TBV)
 
-    def _run_threads(self, arguments: tuple) -> None:
+    def _call(self, kept: list[int], steps: int, rows: int) -> Call:
+        """Return room for what is to be written."""
+        T, B, V = steps, len(kept), self.config.vocab_size
+        return Call(
+            threads=self.threads,
+            steps=steps,
+            rows=rows,
+            kept=np.array(kept, np.int64),
+            uniforms_TB=np.zeros((T, B)),
+            tokens_TB=np.zeros((T, B), np.int64),
+            logits_TBV=np.zeros((T, B, V), np.float32),
+        )
+
+    def _run_threads(self, table: np.ndarray) -> None:
+        address = table.ctypes.data
         others: list[Future] = [
-            self._followers.submit(self._write, thread, self.threads, *arguments) for thread in range(1, self.threads)
+            self._followers.submit(self._write, thread, address) for thread in range(1, self.threads)
         ]
-        self._write(0, self.threads, *arguments)
+        self._write(0, address)
         for other in others:
             other.result()
-
-    def _compile(self, tell: Callable[[str], None] | None) -> None:
-        """Compile the step, or read it from where it was stored, by asking it for no steps at all."""
-        message = "compiling for this processor, which takes some seconds the first time"
-        timer = threading.Timer(1.0, tell or to_stderr, [message])
-        timer.daemon = True
-        timer.start()
-        try:
-            self._run([], [], [], [], 0)
-        finally:
-            timer.cancel()
 
 
 def to_stderr(message: str) -> None:

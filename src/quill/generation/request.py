@@ -7,16 +7,53 @@ Reference: Yu et al. 2022, "Orca: A Distributed Serving System for Transformer-B
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from quill.errors import QuillError, require
-from quill.generation.sampling import SEEDS, SamplingConfig
+from quill.errors import QuillError, check_fields, require
+from quill.generation.random_numbers import SEEDS
 
 
 class BusyError(QuillError):
     """More requests are waiting than may wait."""
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is chosen; an impossible value is a ConfigError."""
+
+    temperature: float = 1.0
+    """0 takes the likeliest token; below 1 is bolder towards it, above 1 more even."""
+    top_k: int | None = None
+    """Keep only the k likeliest tokens (more than the vocabulary keeps all)."""
+    top_p: float | None = None
+    """Keep only the likeliest tokens that together hold this much probability."""
+    min_p: float | None = None
+    """Keep only tokens at least this fraction as likely as the likeliest one."""
+    presence_penalty: float = 0.0
+    """Subtracted from the score of every token that was written before; below 0 repetition is welcome."""
+    frequency_penalty: float = 0.0
+    """Subtracted for each time that the token was written before."""
+    repetition_penalty: float = 1.0
+    """Divides positive scores of tokens in the prompt or the text, and multiplies negative ones; 1 changes nothing."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        require(
+            math.isfinite(self.temperature) and self.temperature >= 0,
+            "temperature",
+            self.temperature,
+            "a number of at least 0 (0 takes the likeliest token)",
+        )
+        require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "a whole number of at least 1")
+        require(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        require(self.min_p is None or 0 <= self.min_p < 1, "min_p", self.min_p, "at least 0 and below 1")
+        for name in ("presence_penalty", "frequency_penalty"):
+            require(math.isfinite(getattr(self, name)), name, getattr(self, name), "a finite number")
+        repetition = self.repetition_penalty
+        require(0 < repetition < math.inf, "repetition_penalty", repetition, "a number above 0")
 
 
 @dataclass(frozen=True)

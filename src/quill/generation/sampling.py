@@ -10,58 +10,18 @@ the last one kept are kept too, so that nothing depends on how a sort breaks tie
 
 Reference: Holtzman et al., "The Curious Case of Neural Text Degeneration" (2020), arXiv:1904.09751.
 
-Shapes: B rows (samples), V vocabulary, T tokens.
+Shapes: B rows (samples), V vocabulary.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from quill.errors import check_fields, require
+from quill.generation.request import SamplingConfig
 
-SEEDS = 2**64  # a seed is one of Philox's two 64-bit key words; the row is the other
 _SMALLEST_TEMPERATURE = float(torch.finfo(torch.float32).tiny)  # below it, dividing float32 scores gives 0/0
 _LARGEST_UNIFORM = 1.0 - float(torch.finfo(torch.float32).eps)  # a float64 just below 1 becomes 1 in float32
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How the next token is chosen; an impossible value is a ConfigError."""
-
-    temperature: float = 1.0
-    """0 takes the likeliest token; below 1 is bolder towards it, above 1 more even."""
-    top_k: int | None = None
-    """Keep only the k likeliest tokens (more than the vocabulary keeps all)."""
-    top_p: float | None = None
-    """Keep only the likeliest tokens that together hold this much probability."""
-    min_p: float | None = None
-    """Keep only tokens at least this fraction as likely as the likeliest one."""
-    presence_penalty: float = 0.0
-    """Subtracted from the score of every token that was written before; below 0 repetition is welcome."""
-    frequency_penalty: float = 0.0
-    """Subtracted for each time that the token was written before."""
-    repetition_penalty: float = 1.0
-    """Divides positive scores of tokens in the prompt or the text, and multiplies negative ones; 1 changes nothing."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        require(
-            math.isfinite(self.temperature) and self.temperature >= 0,
-            "temperature",
-            self.temperature,
-            "a number of at least 0 (0 takes the likeliest token)",
-        )
-        require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "a whole number of at least 1")
-        require(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
-        require(self.min_p is None or 0 <= self.min_p < 1, "min_p", self.min_p, "at least 0 and below 1")
-        for name in ("presence_penalty", "frequency_penalty"):
-            require(math.isfinite(getattr(self, name)), name, getattr(self, name), "a finite number")
-        repetition = self.repetition_penalty
-        require(0 < repetition < math.inf, "repetition_penalty", repetition, "a number above 0")
 
 
 def adjust(logits_V: Tensor, config: SamplingConfig, bias_V: Tensor, seen_V: Tensor, counts_V: Tensor) -> Tensor:
@@ -150,19 +110,3 @@ def choose_tokens(logits_BV: Tensor, config: SamplingConfig, uniform_B: Tensor) 
     if config.temperature == 0:
         return logits_BV.argmax(-1)
     return draw(probabilities(logits_BV, config), uniform_B)
-
-
-def uniforms(seed: int, rows: Sequence[int], start: int, count: int) -> np.ndarray:
-    """Return the uniforms in [0, 1) of tokens `start` … `start + count - 1`, as float64 of shape (T, B).
-
-    The number for token t of row r is a pure function of (seed, r, t): the t-th double of Philox4x64-10 keyed by
-    (seed, r). So a row's text does not depend on which other rows are written beside it.
-    """
-    # Philox gives 4 doubles a counter step      Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3"
-    uniforms_TB = np.empty((count, len(rows)))
-    skipped_steps, skipped_doubles = divmod(start, 4)
-    for column, row in enumerate(rows):
-        stream = np.random.Philox(key=np.array([seed, row], dtype=np.uint64))
-        doubles = np.random.Generator(stream.advance(skipped_steps)).random(skipped_doubles + count)
-        uniforms_TB[:, column] = doubles[skipped_doubles:]
-    return uniforms_TB

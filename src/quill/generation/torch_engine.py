@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from quill.generation.engine import Prompt, Written
-from quill.generation.request import Request
-from quill.generation.sampling import SamplingConfig, adjust, choose_tokens, uniforms
+from quill.generation.random_numbers import uniforms
+from quill.generation.request import Request, SamplingConfig
+from quill.generation.sampling import adjust, choose_tokens
 from quill.model.build import Model
 from quill.model.cache import KVCache
 

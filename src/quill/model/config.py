@@ -84,6 +84,14 @@ class ModernConfig:
         require(size % 2 == 0, "n_embd", self.n_embd, f"an even number for each of n_head={self.n_head} heads")
         require(0 <= self.logit_softcap < float("inf"), "logit_softcap", self.logit_softcap, "0 or more")
 
+    @property
+    def ngram_sizes(self) -> list[int]:
+        """How many rows the tables of pairs, triples, … have: never more than there are such runs."""
+        return [min(self.ngram_rows, (self.vocab_size + 1) ** n) for n in range(2, self.ngram + 1)]
+
+
+SHARPNESS = 1.2  # of a modern model's normalised queries and keys, each: their products would stay within ±√E otherwise
+SLOWEST = 1024  # tokens in which the slowest pair of a modern model's rotary position turns by one radian
 
 ModelConfig = GPTConfig | ModernConfig
 CONFIGS: dict[str, type[GPTConfig] | type[ModernConfig]] = {"classic": GPTConfig, "modern": ModernConfig}

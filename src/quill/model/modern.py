@@ -22,11 +22,8 @@ from torch.nn import functional as F
 
 from quill.errors import ConfigError
 from quill.model.cache import KVCache
-from quill.model.config import ModernConfig
+from quill.model.config import SHARPNESS, SLOWEST, ModernConfig
 from quill.model.gpt import causal_mask
-
-SHARPNESS = 1.2  # of normalised queries and keys, each: their products would stay within ±√E otherwise
-SLOWEST = 1024  # tokens in which the slowest pair of a rotary position turns by one radian
 
 
 class NGramEmbedding(nn.Module):
@@ -41,8 +38,7 @@ class NGramEmbedding(nn.Module):
     def __init__(self, config: ModernConfig):
         super().__init__()
         self.vocab_size = config.vocab_size
-        rows = [min(config.ngram_rows, (config.vocab_size + 1) ** n) for n in range(2, config.ngram + 1)]
-        self.tables = nn.ModuleList(nn.Embedding(count, config.n_embd) for count in rows)
+        self.tables = nn.ModuleList(nn.Embedding(rows, config.n_embd) for rows in config.ngram_sizes)
         self.dropout = nn.Dropout(config.ngram_dropout)
 
     def forward(self, x_BTD: Tensor, tokens_BS: Tensor) -> Tensor:

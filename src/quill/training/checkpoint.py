@@ -7,7 +7,8 @@
         manifest.json                         SHA-256 of both
 
 A checkpoint is written beside its place and renamed into it, so a crash leaves the old one or the new one, never
-half of one. safetensors files cannot run code (unlike pickles) but have no checksum: hence the manifest.
+half of one. safetensors files cannot run code (unlike pickles) but have no checksum: hence the manifest. PyTorch takes
+over a second to import, so it is imported where a model is made, and not to read weights as arrays.
 """
 
 from __future__ import annotations
@@ -16,19 +17,25 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor
 
 from quill.errors import CheckpointError, QuillError
-from quill.model.build import Model, build_model
-from quill.model.config import CONFIGS, architecture_of
+from quill.model.config import CONFIGS, ModelConfig, architecture_of
+from quill.model.shapes import weight_shapes
 from quill.text.tokenizer import Tokenizer, tokenizer_from_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from quill.model.build import Model
 
 WEIGHTS, STATE, MANIFEST = "model.safetensors", "training.safetensors", "manifest.json"
 FORMAT = 1
@@ -36,14 +43,33 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model read back, in evaluation mode, with what the file says about it."""
+    """A model read back, with what the file says about it."""
 
-    model: Model
+    config: ModelConfig
+    weights: dict[str, np.ndarray] = field(repr=False)
+    """every weight by its name, float32, of the shapes that `config` says; on a CPU those of `model` are the same"""
     tokenizer: Tokenizer
     step: int
     val_loss: float | None
     metadata: dict[str, Any]
     path: Path
+    device: torch.device | str
+    """where `model` will be"""
+
+    @cached_property
+    def model(self) -> Model:
+        """The model itself, in evaluation mode, made when it is first asked for."""
+        import torch
+
+        from quill.model.build import build_model
+
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn and thrown away: nobody's numbers change
+            model = build_model(self.config)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(torch.from_numpy(self.weights[name]))
+                self.weights[name] = parameter.detach().numpy()  # the same memory from here on
+        return model.to(self.device).eval()
 
 
 def save_checkpoint(
@@ -113,7 +139,7 @@ def load_checkpoint(
     if (path / "checkpoints").is_dir():
         path = find_checkpoint(path, which)
     file = path / WEIGHTS if path.is_dir() else path
-    tensors, metadata = read_tensors(file)
+    arrays, metadata = read_arrays(file)
     try:
         if metadata["format"] != FORMAT or metadata["architecture"] not in CONFIGS:
             raise CheckpointError(
@@ -127,30 +153,35 @@ def load_checkpoint(
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{file} is not a Quill checkpoint: its header lacks or misstates {error}") from error
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn and thrown away: nobody's numbers change
-        model = build_model(config)
-    copy_weights(tensors, dict(model.named_parameters()), file)
-    return Checkpoint(model.to(device).eval(), tokenizer, step, val_loss, metadata, file.parent)
+    check_weights(arrays, weight_shapes(config), file)
+    return Checkpoint(config, arrays, tokenizer, step, val_loss, metadata, file.parent, device)
 
 
-@torch.no_grad()
-def copy_weights(source: dict[str, Tensor], target: dict[str, torch.nn.Parameter], file: Path) -> None:
-    """Copy tensors into weights of the same names and shapes; CheckpointError where they do not fit."""
-    if different := sorted(source.keys() ^ target.keys()):
+def check_weights(found: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], file: Path) -> None:
+    """Raise CheckpointError where tensors or arrays lack one of these names and shapes, or have others."""
+    if different := sorted(found.keys() ^ expected.keys()):
         raise CheckpointError(f"{file} does not fit its own configuration: {different[0]} is only in one of them")
-    for name, parameter in target.items():
-        found, expected = tuple(source[name].shape), tuple(parameter.shape)
-        if found != expected:
-            raise CheckpointError(f"{file} does not fit its own configuration: {name} is {found}, expected {expected}")
-        parameter.copy_(source[name])
+    for name, shape in expected.items():
+        if (other := tuple(found[name].shape)) != shape:
+            raise CheckpointError(f"{file} does not fit its own configuration: {name} is {other}, expected {shape}")
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors and metadata of a safetensors file of ours, checked against any manifest beside it."""
+    return _read(file, "pt")
+
+
+def read_arrays(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return the same as float32 arrays, without PyTorch."""
+    arrays, metadata = _read(file, "np")
+    return {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}, metadata
+
+
+def _read(file: Path, framework: str) -> tuple[dict[str, Any], dict[str, Any]]:
     if not file.is_file():
         raise CheckpointError(f"{file} does not exist: give a run directory or a model.safetensors")
     try:
-        with safetensors.safe_open(file, framework="pt") as opened:
+        with safetensors.safe_open(file, framework=framework) as opened:
             metadata = json.loads((opened.metadata() or {})["quill"])
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
     except KeyError as error:
@@ -203,6 +234,8 @@ def newest_run(folder: str | Path = ".") -> Path:
 
 def _write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> str:
     """Write tensors straight from where they lie, and return the file's SHA-256."""
+    import safetensors.torch
+
     header = {"format": "pt", "quill": json.dumps(metadata)}
     safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, header)
     with open(file, "rb+") as opened:

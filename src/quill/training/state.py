@@ -15,7 +15,7 @@ from torch import Tensor
 from quill.errors import CheckpointError, ConfigError
 from quill.model.build import Model
 from quill.text.tokenizer import Tokenizer, tokenizer_from_json
-from quill.training.checkpoint import STATE, WEIGHTS, copy_weights, find_checkpoint, read_tensors
+from quill.training.checkpoint import STATE, WEIGHTS, check_weights, find_checkpoint, read_tensors
 from quill.training.optimizer import Optimizer, state_keys
 
 
@@ -75,7 +75,11 @@ def restore_training(
             )
     if tokenizer_from_json(about["tokenizer"]).to_json() != tokenizer.to_json():
         raise ConfigError(f"the text has other characters than when {out_dir} was trained: choose another --out_dir")
-    copy_weights(weights, dict(model.named_parameters()), folder / WEIGHTS)
+    parameters = dict(model.named_parameters())
+    check_weights(weights, {name: tuple(p.shape) for name, p in parameters.items()}, folder / WEIGHTS)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
     tensors, metadata = read_tensors(folder / STATE)
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):

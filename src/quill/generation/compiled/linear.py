@@ -12,10 +12,9 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from quill.generation.compiled.sampling import compiled, exponential
-from quill.generation.compiled.state import ADD, FEW, GELU, RELU, RELU_SQUARED, ROWS_AT_ONCE
+from quill.generation.compiled.sampling import OPTIONS, compiled, exponential
+from quill.generation.compiled.state import ADD, FEW, GELU, PANEL, RELU, RELU_SQUARED, ROWS_AT_ONCE
 from quill.generation.compiled.vectors import (
-    PANEL,
     count_up,
     product_1,
     product_2,
@@ -112,9 +111,9 @@ def linear(thread, threads, rows, matrix, layer, inputs, first_input, stride, ou
     """outputs = inputs · matrix + bias, this thread's panels of it; inputs are done, outputs are not waited for."""
 
 
-@overload(linear, jit_options={"nogil": True, "error_model": "numpy"})
+@overload(linear, jit_options=OPTIONS)
 def _linear(thread, threads, rows, matrix, layer, inputs, first_input, stride, outputs, width, mode, work):
-    if matrix.types[0].dtype == types.int8:
+    if matrix.fields.types[0].dtype == types.int8:
         return _linear_int8
     return _linear_float32
 

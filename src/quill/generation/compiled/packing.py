@@ -12,12 +12,14 @@ Shapes: L layers, N outputs, K inputs, D width.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
 from quill.generation.compiled.state import (
     FEW,
     GELU,
+    PANEL,
     RELU,
     RELU_SQUARED,
     ROWS_AT_ONCE,
@@ -26,29 +28,26 @@ from quill.generation.compiled.state import (
     Weights,
     Work,
 )
-from quill.generation.compiled.vectors import PANEL
-from quill.model.build import Model
-from quill.model.config import GPTConfig
-from quill.model.modern import SHARPNESS, ModernGPT
+from quill.model.config import SHARPNESS, SLOWEST, GPTConfig, ModelConfig
 
-Arrays = dict[str, np.ndarray]
+Arrays = Mapping[str, np.ndarray]
 NONE = np.zeros(0, np.float32)
 
 
-def pack_model(model: Model, kind: str) -> tuple[Shape, Weights]:
-    """Return a model's sizes and its weights, `kind` fp32 or int8."""
-    arrays = {name: weight.detach().float().numpy() for name, weight in model.named_parameters()}
-    shape = shape_of(model)
+def pack_model(config: ModelConfig, arrays: Arrays, kind: str) -> tuple[Shape, Weights]:
+    """Return a model's sizes and its weights, `kind` fp32 or int8, from arrays by their names in the model."""
+    shape = shape_of(config)
     D = shape.width
     maps = ("attention.query_key_value", "attention.output", "feed_forward.hidden", "feed_forward.output")
     matrices = [pack(*stacked(arrays, name, shape.n_layer), kind) for name in maps]
     head = arrays.get("head.weight", arrays["token_embedding.weight"])
     bias = arrays["head.bias"][None] if "head.bias" in arrays else None
-    if isinstance(model, ModernGPT):
-        tables = [arrays[f"ngram_embedding.tables.{i}.weight"] for i in range(model.config.ngram - 1)]
-        rotary = model.get_submodule("blocks.0.attention.rotary")
-        angles = [buffer.float().numpy().ravel() for buffer in rotary.buffers()]
-        positions, norms, reminders = NONE, NONE, arrays["reminders"]
+    if not isinstance(config, GPTConfig):
+        tables = [arrays[f"ngram_embedding.tables.{i}.weight"] for i in range(config.ngram - 1)]
+        frequencies_E = np.float64(SLOWEST) ** -np.linspace(0, 1, shape.head_size // 2)
+        angles_SE = np.arange(config.block_size)[:, None] * frequencies_E
+        angles = [turn(angles_SE).astype(np.float32).ravel() for turn in (np.cos, np.sin)]
+        positions, norms, reminders = NONE, NONE, np.array(arrays["reminders"])
     else:
         names = [f"blocks.{i}.{norm}" for i in range(shape.n_layer) for norm in ("attention_norm", "feed_forward_norm")]
         zeros = np.zeros(shape.n_embd, np.float32)
@@ -77,9 +76,8 @@ def pack_model(model: Model, kind: str) -> tuple[Shape, Weights]:
     )
 
 
-def shape_of(model: Model) -> Shape:
+def shape_of(config: ModelConfig) -> Shape:
     """Return the sizes that the compiled step asks for."""
-    config = model.config
     classic = isinstance(config, GPTConfig)
     D, H, E = config.n_embd, config.n_head, config.n_embd // config.n_head
     K = H if classic else config.n_kv_head or H
@@ -160,7 +158,7 @@ def make_work(shape: Shape, slots: int, rows: int, threads: int) -> Work:
         heads=zeros(rows, shape.width),
         hidden=zeros(rows, shape.hidden),
         logits=zeros(rows, shape.scores),
-        scratch=zeros(threads, shape.scores),
+        scratch=zeros(threads, 2, shape.scores),
         codes=zeros(rows + threads * FEW, shape.hidden, dtype=np.uint8),
         code_scales=zeros(rows + threads * FEW),
         sums=zeros(threads, tile),

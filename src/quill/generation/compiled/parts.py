@@ -14,8 +14,8 @@ import numpy as np
 
 from quill.generation.compiled.linear import tile_product
 from quill.generation.compiled.sampling import compiled, exponential
-from quill.generation.compiled.state import ROWS_AT_ONCE
-from quill.generation.compiled.vectors import LANES, PANEL, largest, total, total_of_squares
+from quill.generation.compiled.state import LANES, PANEL, ROWS_AT_ONCE
+from quill.generation.compiled.vectors import largest, total, total_of_squares
 
 
 @compiled
@@ -128,6 +128,14 @@ def remember(shape, weights, work, layer, row, head):
 
 
 @compiled
+def copy(source, of, target, to, count):
+    """Copy numbers from one array to another."""
+    old, new = source[of : of + count], target[to : to + count]
+    for i in range(count):
+        new[i] = old[i]
+
+
+@compiled
 def attend(shape, work, thread, layer, first, count, head):
     """heads = softmax(query · keys) · values, over each row's token and all before it.
 
@@ -142,7 +150,7 @@ def attend(shape, work, thread, layer, first, count, head):
         tile_product(count, work.sums, tile, work.keys, keys, work.projected, query, shape.projected, E)
         for row in range(count):
             to, of = shares_at + row * capacity + panel * PANEL, tile + row * PANEL
-            work.attention[to : to + PANEL] = work.sums[of : of + PANEL]
+            copy(work.sums, of, work.attention, to, PANEL)
     for row in range(count):
         soften(work.attention, shares_at + row * capacity, work.positions[first + row] + 1, seen)
     panels = (E + PANEL - 1) // PANEL
@@ -151,8 +159,7 @@ def attend(shape, work, thread, layer, first, count, head):
         tile_product(count, work.sums, tile, work.values, values, work.attention, shares_at, capacity, seen)
         for row in range(count):
             to, of = (first + row) * shape.width + head * E + panel * PANEL, tile + row * PANEL
-            width = min(PANEL, E - panel * PANEL)
-            work.heads[to : to + width] = work.sums[of : of + width]
+            copy(work.sums, of, work.heads, to, min(PANEL, E - panel * PANEL))
 
 
 @compiled

@@ -10,30 +10,17 @@ Shapes: B slots, V vocabulary.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
+import numba
 import numpy as np
-from numba import njit
 
 from quill.generation.compiled.vectors import power_of_two
 
-compiled = njit(nogil=True, error_model="numpy")
-
-
-class Sampler(NamedTuple):
-    """How each slot chooses its tokens."""
-
-    temperature_B: np.ndarray
-    top_k_B: np.ndarray  # V keeps all
-    top_p_B: np.ndarray  # 1 keeps all
-    min_p_B: np.ndarray  # logarithm; minus infinity keeps all
-    presence_B: np.ndarray
-    frequency_B: np.ndarray
-    repetition_B: np.ndarray
-    plain_B: np.ndarray  # neither biases nor penalties
-    bias_BV: np.ndarray
-    seen_BV: np.ndarray  # tokens of the prompt
-    counts_BV: np.ndarray  # how often each was written
+# Without Numba's reference counts: nothing here makes or keeps an array.
+njit: Any = numba.njit  # its annotations know fewer options than it takes
+OPTIONS: Any = {"nogil": True, "error_model": "numpy", "_nrt": False}
+compiled = njit(**OPTIONS)
 
 
 @compiled
@@ -79,8 +66,29 @@ def nucleus(ordered, first, top_p):
 
 
 @compiled
-def choose(logits, slot, uniform, sampler, scores):
-    """Return the next token of a text; `scores` is room for as many numbers."""
+def sort(values):
+    """Put numbers in rising order where they stand (heapsort: Williams 1964, "Algorithm 232")."""
+    end = len(values)
+    start = end // 2
+    while end > 1:
+        if start > 0:  # make a heap
+            start -= 1
+        else:  # its largest goes behind it
+            end -= 1
+            values[0], values[end] = values[end], values[0]
+        parent, child = start, 2 * start + 1
+        while child < end:
+            if child + 1 < end and values[child] < values[child + 1]:
+                child += 1
+            if values[parent] >= values[child]:
+                break
+            values[parent], values[child] = values[child], values[parent]
+            parent, child = child, 2 * child + 1
+
+
+@compiled
+def choose(logits, slot, uniform, sampler, scores, ordered):
+    """Return the next token of a text; `scores` and `ordered` are room for as many numbers."""
     V = len(logits)
     for i in range(V):
         scores[i] = logits[i]
@@ -99,7 +107,9 @@ def choose(logits, slot, uniform, sampler, scores):
     lowest = sampler.min_p_B[slot]
     first = V - min(V, sampler.top_k_B[slot])
     if first > 0 or sampler.top_p_B[slot] < 1:
-        ordered = np.sort(scores)
+        for i in range(V):
+            ordered[i] = scores[i]
+        sort(ordered)
         while first > 0 and ordered[first - 1] == ordered[first]:
             first -= 1  # what ties with the last one kept is kept
         lowest = max(lowest, ordered[first])

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+LANES = 16  # numbers in a vector
+PANEL = 64  # outputs that are computed side by side: four vectors
 ROWS_AT_ONCE = 6  # rows that share each weight they load: 24 sums and 4 weights fit the 32 registers of AVX-512
 FEW = 2  # rows that each thread prepares for itself
 STORE, ADD, GELU, RELU, RELU_SQUARED = range(5)  # what becomes of a product
@@ -86,10 +88,48 @@ class Work(NamedTuple):
     heads: np.ndarray  # R width
     hidden: np.ndarray  # R hidden
     logits: np.ndarray  # R scores
-    scratch: np.ndarray  # thread scores
+    scratch: np.ndarray  # thread, twice, scores
     codes: np.ndarray  # as many, uint8: inputs of an int8 product
     code_scales: np.ndarray  # as many
     sums: np.ndarray  # thread: a tile of float32 sums
     whole_sums: np.ndarray  # thread: a tile of int32 sums
     attention: np.ndarray  # thread: the shares of a tile of rows, S each
     counters: np.ndarray  # thread: how often each has waited; the first is for all
+
+
+class Sampler(NamedTuple):
+    """How each slot chooses its tokens. B slots."""
+
+    temperature_B: np.ndarray
+    top_k_B: np.ndarray  # V keeps all
+    top_p_B: np.ndarray  # 1 keeps all
+    min_p_B: np.ndarray  # logarithm; minus infinity keeps all
+    presence_B: np.ndarray
+    frequency_B: np.ndarray
+    repetition_B: np.ndarray
+    plain_B: np.ndarray  # neither biases nor penalties
+    bias_BV: np.ndarray
+    seen_BV: np.ndarray  # tokens of the prompt
+    counts_BV: np.ndarray  # how often each was written
+
+
+class Call(NamedTuple):
+    """What is asked for: read `rows` tokens, choose successors of those in `kept`, and go on with these."""
+
+    threads: int
+    steps: int
+    rows: int
+    kept: np.ndarray
+    uniforms_TB: np.ndarray
+    tokens_TB: np.ndarray
+    logits_TBV: np.ndarray
+
+
+class Everything(NamedTuple):
+    """All that the compiled step is given."""
+
+    call: Call
+    shape: Shape
+    weights: Weights
+    work: Work
+    sampler: Sampler

@@ -13,17 +13,14 @@ Reference: Pope et al. 2022, "Efficiently Scaling Transformer Inference", sectio
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from quill.generation.compiled.linear import linear, own_rows, wait
 from quill.generation.compiled.parts import attend, embed, normalize, remember, remind
-from quill.generation.compiled.sampling import choose
+from quill.generation.compiled.sampling import choose, compiled
 from quill.generation.compiled.state import ADD, FEW, ROWS_AT_ONCE, STORE
 
-inlined = njit(nogil=True, error_model="numpy", inline="always")  # they pass hundreds of arrays on: slow to compile
 
-
-@inlined
+@compiled
 def forward(thread, threads, rows, kept, shape, weights, work):
     """Read `rows` tokens, and leave the logits of the rows whose numbers are in `kept`, in that order, in `logits`."""
     width, counters = shape.width, work.counters
@@ -65,7 +62,7 @@ def forward(thread, threads, rows, kept, shape, weights, work):
         wait(counters, thread, threads)
 
 
-@inlined
+@compiled
 def prepare(thread, threads, rows, shape, weights, work, norm):
     """Normalise all rows for the map that comes next, and return the first row of `normed` that holds them.
 
@@ -83,7 +80,7 @@ def prepare(thread, threads, rows, shape, weights, work, norm):
     return 0
 
 
-@inlined
+@compiled
 def look(thread, threads, rows, kept, apart, layer, shape, weights, work):
     """Let all rows attend to the texts before them, and return how many rows go on: after the last layer those kept."""
     group = shape.n_head // shape.n_kv_head
@@ -116,7 +113,7 @@ def look(thread, threads, rows, kept, apart, layer, shape, weights, work):
     return rows
 
 
-@inlined
+@compiled
 def keep(shape, work, kept):
     """Move the rows that are wanted to the front."""
     for to in range(len(kept)):
@@ -128,24 +125,27 @@ def keep(shape, work, kept):
             work.projected[to * shape.projected + i] = work.projected[row * shape.projected + i]
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
-def write(thread, threads, steps, rows, kept, uniforms_TB, tokens_TB, logits_TBV, shape, weights, work, sampler):
-    """Read rows and choose the successors of those that are kept; then go on with these, `steps` steps in all.
+@compiled
+def write(thread, everything):
+    """Read rows and choose the successors of those that are kept; then go on with these, as `Call` says.
 
-    This is what Python calls, once a thread, and what is compiled and stored.
+    Every thread calls this with its number.
     """
-    V = shape.vocab_size
-    for step in range(steps):
+    call, shape, weights = everything.call, everything.shape, everything.weights
+    work, sampler = everything.work, everything.sampler
+    threads, rows, kept, V = call.threads, call.rows, call.kept, shape.vocab_size
+    for step in range(call.steps):
         forward(thread, threads, rows, kept, shape, weights, work)
         rows = len(kept)
         for row in range(thread, rows, threads):
             slot, position = work.slots[row], work.positions[row] + 1
             logits = work.logits[row * shape.scores : row * shape.scores + V]
-            scratch = work.scratch[thread * shape.scores : thread * shape.scores + V]
-            token = choose(logits, slot, uniforms_TB[step, row], sampler, scratch)
+            at, more = 2 * thread * shape.scores, (2 * thread + 1) * shape.scores
+            scores, ordered = work.scratch[at : at + V], work.scratch[more : more + V]
+            token = choose(logits, slot, call.uniforms_TB[step, row], sampler, scores, ordered)
             for i in range(V):
-                logits_TBV[step, row, i] = logits[i]
-            tokens_TB[step, row] = token
+                call.logits_TBV[step, row, i] = logits[i]
+            call.tokens_TB[step, row] = token
             sampler.counts_BV[slot, token] += 1
             work.tokens[row], work.positions[row] = token, position
             if position < shape.capacity:

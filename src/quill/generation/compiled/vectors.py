@@ -19,8 +19,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic as numba_intrinsic
 
-LANES = 16  # numbers in a vector
-PANEL = 64  # outputs that are computed side by side: four vectors
+from quill.generation.compiled.state import LANES, PANEL
+
 F32, I32, I8, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(8), ir.IntType(64)
 FEATURES = llvm.get_host_cpu_features()
 HAS_AVX512 = bool(FEATURES.get("avx512f"))
