@@ -87,4 +87,5 @@ def words(kind: Any) -> int:
     """Return how many numbers of the table a field takes: an array has its address and its lengths."""
     if isinstance(kind, types.Array):
         return 1 + kind.ndim
-    return sum(map(words, kind.types)) if isinstance(kind, types.BaseNamedTuple) else 1
+    fields = getattr(kind, "types", None)
+    return 1 if fields is None else sum(map(words, fields))
