@@ -12,7 +12,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from quill.generation.compiled.sampling import OPTIONS, compiled, exponential
+from quill.generation.compiled.sampling import OPTIONS, arithmetic, compiled
 from quill.generation.compiled.state import ADD, FEW, GELU, PANEL, RELU, RELU_SQUARED, ROWS_AT_ONCE
 from quill.generation.compiled.vectors import (
     count_up,
@@ -38,17 +38,23 @@ def wait(counters, thread, threads):
             yield_core()
 
 
-@compiled
+@arithmetic
 def gelu(x):
-    """x Φ(x), with the error function to 1.5e-7 (Abramowitz & Stegun 1964, 7.1.26)."""
-    z = abs(x) * np.float32(0.70710678)
-    t = np.float32(1.0) / (np.float32(1.0) + np.float32(0.3275911) * z)
-    y = np.float32(1.061405429) * t - np.float32(1.453152027)
-    y = y * t + np.float32(1.421413741)
-    y = y * t - np.float32(0.284496736)
-    y = (y * t + np.float32(0.254829592)) * t * exponential(-z * z)
-    below = np.float32(0.5) * y  # Φ(-|x|)
-    return x * (below if x < np.float32(0.0) else np.float32(1.0) - below)
+    """x Φ(x) = x/2 (1 + erf(x/√2)), to 5e-7; erf is z P(z²) / Q(z²), fitted to 5e-8 where it is not yet 1."""
+    z = min(max(x * np.float32(0.70710678), np.float32(-4.0)), np.float32(4.0))
+    u = z * z
+    p = np.float32(1.964167333e-8) * u - np.float32(1.991552252e-6)
+    p = p * u + np.float32(1.513408396e-4)
+    p = p * u + np.float32(4.090066151e-3)
+    p = p * u + np.float32(5.177686839e-2)
+    p = p * u + np.float32(2.089922209e-1)
+    p = p * u + np.float32(1.128378742)
+    q = np.float32(1.051045346e-3) * u + np.float32(1.513173140e-2)
+    q = q * u + np.float32(1.187524133e-1)
+    q = q * u + np.float32(5.185429070e-1)
+    q = q * u + np.float32(1.0)
+    half = np.float32(0.5) * x
+    return half + half * (z * p / q)
 
 
 @compiled

@@ -21,9 +21,10 @@ from quill.generation.compiled.vectors import power_of_two
 njit: Any = numba.njit  # its annotations know fewer options than it takes
 OPTIONS: Any = {"nogil": True, "error_model": "numpy", "_nrt": False}
 compiled = njit(**OPTIONS)
+arithmetic = njit(fastmath={"contract"}, **OPTIONS)  # a product and a sum may be rounded once, together
 
 
-@compiled
+@arithmetic
 def exponential(x):
     """Return e to the x, as exact as float32 allows: 2 to a whole number times a polynomial (Cephes, expf)."""
     x = min(max(x, np.float32(-87.0)), np.float32(88.0))
