@@ -24,7 +24,7 @@ from torch import Tensor
 
 from quill.generation.engine import Prompt, Written
 from quill.generation.request import Request
-from quill.generation.row_sampling import RowSampling, Stages, stages_of
+from quill.generation.row_sampling import ALL_STAGES, RowSampling, Stages, stages_of
 from quill.generation.sampling import uniforms
 from quill.generation.static_model import StaticModel
 from quill.generation.torch_engine import evaluation_mode
@@ -154,7 +154,9 @@ class CudaEngine:
         Nothing waits for the device in between. The recording of 0 steps only chooses, from `logits_BV` as it is.
         """
         steps = sum(max(1, count) for count in counts)
-        stages = stages_of(self._places[slot].request for slot in slots)
+        # To compile takes long, so that is done once, for all stages.
+        compiled = self._take_step != self._step
+        stages = ALL_STAGES if compiled else stages_of(self._places[slot].request for slot in slots)
         recordings = [self._recording(count, stages) for count in counts]
         self._host_active_B.zero_()
         for slot in slots:
