@@ -214,18 +214,19 @@ def make_ready(engine: Any) -> Any:
 
 def every_tensor(engine: CudaEngine) -> dict[str, int]:
     """The addresses of all that outlives a step, by name."""
-    holders: list[Any] = [engine, engine.sampling, engine.static.cache]
-    passing = {"at_B", "mask_B11S", "_at_BKE"}  # made anew in each step
-    named = [
-        (f"{type(h).__name__}.{name}", value) for h in holders for name, value in vars(h).items() if name not in passing
-    ]
-    addresses = {
-        f"{name}.{i}": t.data_ptr()
-        for name, value in named
-        for i, t in enumerate(tree_leaves(value))
-        if isinstance(t, Tensor)
-    }
-    return addresses | {name: parameter.data_ptr() for name, parameter in engine.static.twin.named_parameters()}
+    twin, addresses = engine.static.twin, {}
+    for holder in (
+        engine,
+        engine.sampling,
+        engine.static.cache,
+        dict(twin.named_parameters()),
+        dict(twin.named_buffers()),
+    ):
+        fields = holder if isinstance(holder, dict) else vars(holder)
+        for name, value in fields.items():
+            tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+            addresses |= {f"{type(holder).__name__}.{name}.{i}": t.data_ptr() for i, t in enumerate(tensors)}
+    return addresses
 
 
 @torch.no_grad()
@@ -233,7 +234,7 @@ def every_tensor(engine: CudaEngine) -> dict[str, int]:
 def test_a_step_asks_the_device_nothing_and_everything_stays_where_it_is(model: Model, count: int) -> None:
     engine = make_ready(CudaEngine(model, slots=len(REQUESTS)))
     before = every_tensor(engine)
-    assert len(before) > 30
+    assert len(before) > 50
     with NoQuestions() as seen:
         engine._recording(count, ALL_STAGES)()
     assert every_tensor(engine) == before
@@ -342,7 +343,7 @@ def test_where_compiling_fails_there_is_one_sentence_and_the_same_text(
 
 def test_a_compiler_can_take_the_whole_step_at_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function, **how: compile_(function, backend="eager", **how))
+    monkeypatch.setattr(torch, "compile", lambda step, options, **how: compile_(step, backend="eager", **how))
     engine = CudaEngine(model, slots=2, compiled=True)  # fullgraph: what cannot be traced is an error
     requests = REQUESTS[:2]
     assert numbers(texts_of(engine, requests)) == numbers(texts_of(TorchEngine(model), requests))

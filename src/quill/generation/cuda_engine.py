@@ -86,7 +86,10 @@ class CudaEngine:
         self.sampling = RowSampling(slots, V, self.device)
         self._take_step: Callable[[Stages], None] = self._step
         if compiled:
-            self._take_step = torch.compile(self._step, fullgraph=True, dynamic=False)
+            # Tuned so, a product with a single row is fused with what stands around it (gpt-fast does the same).
+            self._take_step = torch.compile(
+                self._step, fullgraph=True, dynamic=False, options={"coordinate_descent_tuning": True}
+            )
 
         def zeros(*shape: int, dtype: torch.dtype = torch.float32, host: bool = False) -> Tensor:
             # Pinned memory is what a GPU can write to while the host does something else.

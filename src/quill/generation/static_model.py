@@ -46,23 +46,26 @@ class StaticCache:
         self.tokens_BS = torch.full((places, S), V, device=device)
         self.positions_B = torch.zeros(places, dtype=torch.long, device=device)
         self.active_B = torch.zeros(places, dtype=torch.long, device=device)
+        # Of one step, for all its layers: where its keys go, and what each place may see of them all.
+        self.at_B = torch.zeros_like(self.positions_B)
+        self.mask_BS = torch.zeros(places, S, device=device, dtype=dtype)
         self._keys_S = torch.arange(S, device=device)
         self._back_N = torch.arange(1 - getattr(config, "ngram", 1), 1, device=device)  # …, -2, -1, 0
-        self._open_S = torch.zeros(1, S, device=device, dtype=dtype)
-        self._capacity, self._nothing, self._sizes_BKE = S, V, (places, heads, shape[-1])
+        self._seen, self._unseen = (torch.full((), value, device=device, dtype=dtype) for value in (0.0, -math.inf))
+        self._last, self._nothing = S - 1, V
 
     def begin_step(self) -> None:
-        """Prepare what all layers need: where this step's keys go, and what each place may see."""
-        # The place of a text that is full has no room for one more key: it is read again before it goes on.
-        self.at_B = self.positions_B.clamp(max=self._capacity - 1)
-        self._at_BKE = self.at_B[:, None, None].expand(self._sizes_BKE)
-        self.mask_B11S = self._open_S.masked_fill(self._keys_S > self.at_B[:, None], -math.inf)[:, None, None]
+        """Prepare what all layers need."""
+        # A text that is full has no room for one more key: it is read again before it goes on.
+        torch.clamp(self.positions_B, max=self._last, out=self.at_B)
+        torch.where(self._keys_S <= self.at_B[:, None], self._seen, self._unseen, out=self.mask_BS)
 
     def append(self, layer: int, key_BK1E: Tensor, value_BK1E: Tensor) -> tuple[Tensor, Tensor]:
         """Store one layer's keys and values of this step; return all there is room for, shapes BKSE."""
         keys_BKSE, values_BKSE = self.keys_LBKSE[layer], self.values_LBKSE[layer]
-        keys_BKSE.scatter_(2, self._at_BKE[:, :, None], key_BK1E)
-        values_BKSE.scatter_(2, self._at_BKE[:, :, None], value_BK1E)
+        at_BK1E = self.at_B[:, None, None, None].expand_as(key_BK1E)
+        keys_BKSE.scatter_(2, at_BK1E, key_BK1E)
+        values_BKSE.scatter_(2, at_BK1E, value_BK1E)
         return keys_BKSE, values_BKSE
 
     def append_tokens(self, tokens_B1: Tensor) -> Tensor:
@@ -102,13 +105,15 @@ class RotaryPositions(nn.Module):
 
     def __init__(self, rotary: Rotary, cache: StaticCache) -> None:
         super().__init__()
-        self.rotary, self.cache = rotary, cache
+        self.cache, self.rotary = cache, rotary
         self.cosines_SE, self.sines_SE = rotary.cosines_SE, rotary.sines_SE
+        places = len(cache.at_B)
+        rotary.cosines_SE, rotary.sines_SE = (t[:1].repeat(places, 1) for t in (self.cosines_SE, self.sines_SE))
 
     def begin_step(self) -> None:
         """Look up the angles of this step, for all layers."""
-        self.rotary.cosines_SE = self.cosines_SE.index_select(0, self.cache.at_B)
-        self.rotary.sines_SE = self.sines_SE.index_select(0, self.cache.at_B)
+        torch.index_select(self.cosines_SE, 0, self.cache.at_B, out=self.rotary.cosines_SE)
+        torch.index_select(self.sines_SE, 0, self.cache.at_B, out=self.rotary.sines_SE)
 
     def forward(self, x_B1HE: Tensor, start: int) -> Tensor:
         # To the model's own lines the places are the times of one text, and turn each by an angle of its own.
@@ -149,5 +154,5 @@ class StaticModel:
         return self.twin(tokens_B[:, None], self.cache)[:, 0]
 
     def _attend(self, scale: float | None, q_BH1E: Tensor, k_BHSE: Tensor, v_BHSE: Tensor) -> Tensor:
-        mask_B11S = self.cache.mask_B11S
+        mask_B11S = self.cache.mask_BS[:, None, None]
         return F.scaled_dot_product_attention(q_BH1E, k_BHSE, v_BHSE, attn_mask=mask_B11S, scale=scale)
