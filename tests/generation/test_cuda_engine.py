@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from quill.errors import ConfigError
+from quill.errors import CheckpointError, ConfigError
 from quill.generation import cuda_engine
 from quill.generation.cuda_engine import BURST, CudaEngine
 from quill.generation.engine import Engine, Prompt, make_engine
@@ -173,6 +173,20 @@ def test_bursts_of_any_length_write_the_same(model: Model) -> None:
             tokens += one.tokens_TB[:, 0].tolist()
         written.append(tokens)
     assert written[0] == written[1] == written[2] == written[3] == numbers(texts_of(TorchEngine(model), [request]))[0]
+
+
+def test_a_damaged_model_is_an_error_whatever_is_wished(model: Model) -> None:
+    model.get_parameter("head.weight").data.fill_(float("nan"))
+    for request in REQUESTS:
+        with pytest.raises(CheckpointError, match="finite"):
+            texts_of(CudaEngine(model), [request])
+
+
+def test_an_engine_made_in_inference_mode_may_write_outside_of_it(model: Model) -> None:
+    with torch.inference_mode():
+        engine = CudaEngine(model, slots=2)
+        within = texts_of(engine)
+    assert texts_of(engine) == within
 
 
 # ── that a step can be recorded ──

@@ -67,6 +67,7 @@ class CudaEngine:
     burst = BURST
     copy = None  # a matrix product of another size may round differently, so whoever begins alike reads for itself
 
+    @torch.inference_mode(False)  # what is made in that mode may not be changed outside of it
     def __init__(
         self,
         model: Model,

@@ -123,6 +123,7 @@ class RowSampling:
             sorted_BV = sorted_BV.masked_fill(sorted_BV < last_kept_B1, -math.inf)
             p_BV = sorted_BV.softmax(-1)
             kept_B1 = (p_BV.cumsum(-1) - p_BV < self.top_p_B1).sum(-1, keepdim=True)
-            last_of_nucleus_B1 = sorted_BV.gather(-1, kept_B1 - 1)
+            # Scores that are not numbers keep none; the device must live to tell of them.
+            last_of_nucleus_B1 = sorted_BV.gather(-1, (kept_B1 - 1).clamp(min=0))
             last_kept_B1 = torch.where(self.nucleus_B1, last_of_nucleus_B1, last_kept_B1)
         return logits_BV.masked_fill(logits_BV < last_kept_B1, -math.inf)
