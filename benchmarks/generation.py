@@ -11,6 +11,11 @@
     memory     bytes of the weights as each engine reads them, and how fast this machine's memory can be read: no engine
                can write more tokens a second than its weights can be read in
 
+    python benchmarks/generation.py --device=cuda --nanogpt=PATH --json=generation-cuda.json
+
+does `one`, `sixteen` and `prefill` on a GPU instead, with the contestants of gpu_writers.py, and says how often as fast
+as nanoGPT and as gpt-fast's way Quill is. Without a GPU it ends with code 2.
+
 Prompts are drawn anew for each turn, so that nobody can remember one. Peers: transformers where it is installed,
 nanoGPT with --nanogpt, llama.cpp where llama-cpp-python and gguf are installed.
 """
@@ -23,7 +28,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,36 +46,48 @@ from quill.text.tokenizer import CharTokenizer
 from quill.training.checkpoint import save_checkpoint
 
 CASES = {"one": (1, 16, 240), "long": (1, 16, 500), "sixteen": (16, 16, 240), "prefill": (1, 255, 1)}
-PARTS = (*CASES, "shell", "memory")
+PARTS = {"cpu": (*CASES, "shell", "memory"), "cuda": ("one", "sixteen", "prefill")}
 
 
 def main() -> int:
     """Measure what is asked for, print a table each, and write JSON and the picture."""
     parser = argument_parser("How fast text is written at the founding size.", runs=5)
-    parser.add_argument("--only", default=",".join(PARTS), help="which parts (%(default)s)")
+    parser.add_argument("--only", help="which parts (all)")
+    parser.add_argument("--device", choices=PARTS, default="cpu", help="who writes where (%(default)s)")
     parser.add_argument("--plot", metavar="FILE", help="also draw the speeds of one text into this PNG")
     arguments = parser.parse_args()
-    parts = arguments.only.split(",")
-    if unknown := [part for part in parts if part not in PARTS]:
-        parser.error(f"--only: there is no {unknown[0]!r}, only {', '.join(PARTS)}")
+    known = PARTS[arguments.device]
+    parts = arguments.only.split(",") if arguments.only else list(known)
+    if unknown := [part for part in parts if part not in known]:
+        parser.error(f"--only: there is no {unknown[0]!r}, only {', '.join(known)}")
     if arguments.nanogpt and not (arguments.nanogpt / "model.py").is_file():
         parser.error(f"--nanogpt={arguments.nanogpt} has no model.py: give a checkout of nanoGPT")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        print("--device=cuda: PyTorch finds no CUDA device here; run this where there is one", file=sys.stderr)
+        return 2
     print(describe_hardware())
+    measure = measure_gpu if arguments.device == "cuda" else measure_cpu
+    results = measure(parts, arguments.nanogpt, arguments.runs)
+    if arguments.plot and "one" in results and arguments.device == "cpu":
+        draw(results["one"], arguments.plot)
+    if arguments.json:
+        write_json(arguments.json, "generation", results, torch_threads=torch.get_num_threads(), runs=arguments.runs)
+    return 0
+
+
+def measure_cpu(parts: list[str], nanogpt: Path | None, runs: int) -> dict[str, Any]:
+    """Print a table of each part on a CPU."""
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         model = writers.founding_model()
         if "memory" in parts:  # first, while nobody else has filled the caches
             results["memory"] = measure_memory(model)
-        contestants = all_writers(model, arguments.nanogpt, Path(folder)) if set(parts) & set(CASES) else {}
+        contestants = all_writers(model, nanogpt, Path(folder)) if set(parts) & set(CASES) else {}
         for part in [part for part in CASES if part in parts]:
-            results[part] = measure_writing(part, contestants, arguments.runs)
+            results[part] = measure_writing(part, contestants, runs)
         if "shell" in parts:
-            results["shell"] = measure_shell(model, arguments.nanogpt, Path(folder), arguments.runs)
-    if arguments.plot and "one" in results:
-        draw(results["one"], arguments.plot)
-    if arguments.json:
-        write_json(arguments.json, "generation", results, torch_threads=torch.get_num_threads(), runs=arguments.runs)
-    return 0
+            results["shell"] = measure_shell(model, nanogpt, Path(folder), runs)
+    return results
 
 
 def all_writers(model: GPT, nanogpt: Path | None, folder: Path) -> dict[str, Writer]:
@@ -90,14 +107,39 @@ def all_writers(model: GPT, nanogpt: Path | None, folder: Path) -> dict[str, Wri
     return contestants
 
 
-def measure_writing(part: str, contestants: dict[str, Writer], runs: int) -> dict[str, Any]:
+def measure_gpu(parts: list[str], nanogpt: Path | None, runs: int) -> dict[str, Any]:
+    """Print a table of each part on a GPU, and how often as fast as whom Quill is with one text."""
+    import gpu_writers
+
+    results: dict[str, Any] = {}
+    model = writers.founding_model().to("cuda")
+    ours = ("Quill", "Quill, compiled")
+    for part in parts:
+        contestants = gpu_writers.gpu_contestants(model, CASES[part][0], nanogpt)
+        results[part] = measure_writing(part, contestants, runs, ours, warm_up=CASES[part][2])
+    speeds = {name: figures["tokens_per_second"].median for name, figures in results.get("one", {}).items()}
+    for peer, asked in gpu_writers.ASKED.items():
+        if peer in speeds:
+            ratios = results[f"× {peer}"] = {name: speeds[name] / speeds[peer] for name in ours}
+            reached = ", ".join(f"{name}: {ratio:.2f} ×" for name, ratio in ratios.items())
+            print(f"one text, beside {peer}: {reached} (at least {asked} × is asked for)")
+    return results
+
+
+def measure_writing(
+    part: str,
+    contestants: dict[str, Writer],
+    runs: int,
+    ours: Sequence[str] = ("Quill", "Quill, int8"),
+    warm_up: int = 8,
+) -> dict[str, Any]:
     """Let everybody who can write so, and print tokens a second, or milliseconds to the first token."""
     texts, prompt, new_tokens = CASES[part]
     fits = prompt + new_tokens <= CONFIG.block_size and texts == 1  # what llama.cpp is asked for here
     work = {
-        name: timed(write, texts, prompt, new_tokens)
+        name: timed(write, texts, prompt, new_tokens, warm_up)
         for name, write in contestants.items()
-        if fits or not name.startswith("llama.cpp" if texts == 1 else ("llama.cpp", "nanoGPT"))
+        if fits or not (name.startswith("llama.cpp") or (texts > 1 and name == "nanoGPT"))
     }
     print(part, file=sys.stderr, flush=True)
     results = alternate(work, runs, quiet=True)
@@ -105,23 +147,23 @@ def measure_writing(part: str, contestants: dict[str, Writer], runs: int) -> dic
     speeds = {name: figures[figure] for name, figures in results.items()}
     rows = []
     for name, speed in speeds.items():
-        ratios = [speeds[ours].median / speed.median for ours in ("Quill", "Quill, int8")]
+        ratios = [speeds[our].median / speed.median for our in ours]
         rows.append([name, str(speed), *(f"{1 / r if part == 'prefill' else r:.2f}" for r in ratios)])
     asked = f"{texts} × {new_tokens} new tokens" if part != "prefill" else "the first token behind 255"
     title = f"{part}: {asked}, {CONFIG.n_layer} × {CONFIG.n_embd}, top-k {TOP_K}"
-    columns = ["contestant", f"{figure.replace('_', ' ')}: median (range)", "Quill is × as fast", "Quill, int8"]
+    columns = ["contestant", f"{figure.replace('_', ' ')}: median (range)", "Quill is × as fast", ours[1]]
     print_table(title, columns, rows)
     return results
 
 
-def timed(write: Writer, texts: int, prompt: int, new_tokens: int) -> Callable[[], Figures]:
+def timed(write: Writer, texts: int, prompt: int, new_tokens: int, warm_up: int) -> Callable[[], Figures]:
     """Return one turn of a contestant: a short warm-up that is not counted, then the work."""
 
     def prompts(length: int) -> list[list[int]]:
         return [[random.randrange(CONFIG.vocab_size) for _ in range(length)] for _ in range(texts)]
 
     def turn() -> Figures:
-        write(prompts(prompt), min(8, new_tokens))
+        write(prompts(prompt), min(warm_up, new_tokens))
         mine = prompts(prompt)
         started = time.perf_counter()
         write(mine, new_tokens)

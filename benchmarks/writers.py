@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from measure import import_file
 
-from quill.generation.engine import make_engine
+from quill.generation.engine import Engine, make_engine
 from quill.generation.generate import Batch
 from quill.generation.request import Request, SamplingConfig
 from quill.model.config import GPTConfig
@@ -40,8 +40,13 @@ def founding_model() -> GPT:
 
 
 def quill_writer(model: GPT, engine: str, weights: str = "fp32") -> Writer:
+    """Return one of Quill's engines, made by its name."""
+    return engine_writer(make_engine(model, engine, weights=weights, slots=16))
+
+
+def engine_writer(engine: Engine) -> Writer:
     """Return one of Quill's engines behind its queue."""
-    batch = Batch(make_engine(model, engine, weights=weights, slots=16))
+    batch = Batch(engine)
     how = SamplingConfig(TEMPERATURE, top_k=TOP_K)
 
     def write(prompts: list[list[int]], new_tokens: int) -> None:
@@ -68,12 +73,14 @@ def transformers_writer(model: GPT, positions: int) -> Writer:
         eos_token_id=None,  # else a random model may end early
         pad_token_id=0,
     )
+    device = model.token_embedding.weight.device
     theirs: Any = GPT2LMHeadModel(config).eval()
+    theirs.to(device)
 
     def write(prompts: list[list[int]], new_tokens: int) -> None:
-        prompt_BT = torch.tensor(prompts)
+        prompt_BT = torch.tensor(prompts, device=device)
         how = {"do_sample": True, "top_k": TOP_K, "temperature": TEMPERATURE, "max_new_tokens": new_tokens}
-        tokens_BT = theirs.generate(prompt_BT, attention_mask=torch.ones_like(prompt_BT), **how)
+        tokens_BT = theirs.generate(prompt_BT, attention_mask=torch.ones_like(prompt_BT), **how).cpu()
         assert tokens_BT.shape == (len(prompts), len(prompts[0]) + new_tokens)
 
     return write
@@ -92,12 +99,15 @@ def nanogpt_shape() -> dict[str, Any]:
     return {**shape, "dropout": 0.0, "bias": False}
 
 
-def nanogpt_writer(checkout: Path) -> Writer:
+def nanogpt_writer(checkout: Path, device: str = "cpu", compiled: bool = False) -> Writer:
     """Return the `generate` of a nanoGPT checkout."""
-    model = nanogpt_model(checkout)
+    model = nanogpt_model(checkout).to(device)
+    if compiled:
+        model.compile()  # the module itself, because `generate` calls itself past what torch.compile(model) returns
 
     def write(prompts: list[list[int]], new_tokens: int) -> None:
-        tokens_BT = model.generate(torch.tensor(prompts), new_tokens, temperature=TEMPERATURE, top_k=TOP_K)
+        prompt_BT = torch.tensor(prompts, device=device)
+        tokens_BT = model.generate(prompt_BT, new_tokens, temperature=TEMPERATURE, top_k=TOP_K).cpu()
         assert tokens_BT.shape == (len(prompts), len(prompts[0]) + new_tokens)
 
     return write

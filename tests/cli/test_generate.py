@@ -65,6 +65,12 @@ def test_int8_writes_a_text_and_torch_says_that_it_has_none(write):
     assert (code, out) == (2, "") and "weights='int8' cannot be used: the torch engine has fp32 only" in error
 
 
+def test_the_engine_for_gpus_says_where_it_can_be_had(write):
+    code, out, error = write("--prompt=KING", "--device=cpu", "--engine=cuda")
+    assert (code, out) == (2, "") and error.count("\n") == 1
+    assert "engine='cuda' cannot be used: the model is on 'cpu'" in error and "use device='cuda'" in error
+
+
 def test_the_prompt_comes_from_a_file_or_standard_input_without_its_last_line_end(write, here):
     (here / "prompt.txt").write_bytes("\ufeffKING\r\n1:\r\n".encode())
     _, out, _ = write("--prompt_file=prompt.txt", LENGTH, "--seed=1")

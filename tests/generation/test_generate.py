@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from quill.errors import CheckpointError, ConfigError
+from quill.generation.cuda_engine import CudaEngine
 from quill.generation.engine import Engine, make_engine
 from quill.generation.generate import generate_tokens
 from quill.generation.random_numbers import uniforms
@@ -31,6 +32,11 @@ def tiny_model(block_size: int = 16, dropout: float = 0.0, config: ModelConfig |
             elif name != "reminders":
                 parameter.data.normal_(std=0.5)
     return model
+
+
+def engine_of(model: Model, name: str, slots: int = 1) -> Engine:
+    """Any engine on a CPU, where the one for GPUs does its steps one operation after another."""
+    return CudaEngine(model, slots=slots) if name == "cuda" else make_engine(model, name, slots=slots)
 
 
 def write(model: Model | Engine, prompt: list[int], count: int, **options) -> list[list[int]]:
@@ -58,19 +64,19 @@ def write_without_cache(
 
 @pytest.mark.parametrize("sampling", [SamplingConfig(), SamplingConfig(0), SamplingConfig(0.8, top_k=5, top_p=0.9)])
 @pytest.mark.parametrize("prompt_length", [1, 5, 15, 16, 17, 40])
-@pytest.mark.parametrize("engine", ["torch", "numba"])
+@pytest.mark.parametrize("engine", ["torch", "numba", "cuda"])
 def test_tokens_with_the_cache_equal_tokens_without_it(sampling: SamplingConfig, prompt_length: int, engine: str):
     model, prompt = tiny_model(), (PROMPT * 8)[:prompt_length]
-    rows = write(make_engine(model, engine, slots=2), prompt, 60, num_samples=3, sampling=sampling, seed=9)
+    rows = write(engine_of(model, engine, slots=2), prompt, 60, num_samples=3, sampling=sampling, seed=9)
     assert rows == [write_without_cache(model, prompt, 60, sampling, 9, row) for row in range(3)]
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 3])
-@pytest.mark.parametrize("engine", ["torch", "numba"])
+@pytest.mark.parametrize("engine", ["torch", "numba", "cuda"])
 def test_writing_goes_on_past_even_the_smallest_context(block_size: int, engine: str):
     model = tiny_model(block_size)
     expected = write_without_cache(model, PROMPT, 20, SamplingConfig(), 0, 0)
-    assert write(make_engine(model, engine), PROMPT, 20) == [expected]
+    assert write(engine_of(model, engine), PROMPT, 20) == [expected]
 
 
 def test_past_the_context_each_token_costs_a_bounded_amount():

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from quill.errors import ConfigError
 from quill.generation import engine as engine_module
-from quill.generation.engine import Engine, make_engine
+from quill.generation.cuda_engine import CudaEngine
+from quill.generation.engine import Engine, Prompt, make_engine
 from quill.generation.generate import Batch, generate_tokens
 from quill.generation.numba_engine import NumbaEngine
 from quill.generation.request import BusyError, Request, SamplingConfig, Token
@@ -40,7 +41,13 @@ SHAPES: dict[str, ModelConfig] = {
     ),
     "a crowded table": ModernConfig(vocab_size=65, block_size=150, n_layer=1, n_head=2, n_embd=40, ngram_rows=7),
 }
-ENGINES = [("torch", "fp32"), ("numba", "fp32"), ("numba", "int8")]
+ENGINES = [("torch", "fp32"), ("numba", "fp32"), ("numba", "int8"), ("cuda", "fp32")]
+
+
+def engine_of(model: Model, name: str, **options: Any) -> Engine:
+    """Any engine on a CPU, where the one for GPUs does its steps one operation after another."""
+    options = {k: v for k, v in options.items() if k != "weights"} if name == "cuda" else options
+    return CudaEngine(model, **options) if name == "cuda" else make_engine(model, name, **options)
 
 
 def random_model(config: ModelConfig) -> Model:
@@ -81,16 +88,29 @@ def test_the_compiled_step_is_the_model(shape: str) -> None:
     np.testing.assert_allclose(make_engine(model, "numba").logits(tokens), expected_TV, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["torch", "numba", "cuda"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_engine_writes_with_the_scores_of_the_model(shape: str, name: str) -> None:
+    config = SHAPES[shape]
+    model, prompt = random_model(config), (1, 2, 3)
+    engine, steps = engine_of(model, name, slots=2), config.block_size - len(prompt)
+    engine.begin(1, Request(prompt, 2 * steps, SamplingConfig(1.2), seed=3))
+    first = engine.prefill([Prompt(1, prompt, 0)])
+    written = engine.decode([1], steps)
+    tokens = [*prompt, int(first.tokens_TB[0, 0]), *written.tokens_TB[:-1, 0].tolist()]
+    with torch.no_grad():
+        expected_TV = model(torch.tensor([tokens]))[0, len(prompt) - 1 :].numpy()
+    scores_TV = np.concatenate([first.logits_TBV[:, 0], written.logits_TBV[:, 0]])
+    np.testing.assert_allclose(scores_TV, expected_TV, rtol=0, atol=1e-4)
+
+
 def test_every_engine_writes_the_same_thousand_tokens_with_trained_weights(trained: Model, dataset: Dataset) -> None:
     prompt, how = dataset.val[:20].tolist(), SamplingConfig(0.9, top_k=20)
     texts = [
-        [
-            row[0]
-            for row in generate_tokens(make_engine(trained, name), prompt, max_new_tokens=1000, sampling=how, seed=5)
-        ]
-        for name in ("torch", "numba")
+        [row[0] for row in generate_tokens(engine_of(trained, name), prompt, max_new_tokens=1000, sampling=how, seed=5)]
+        for name in ("torch", "numba", "cuda")
     ]
-    assert len(texts[0]) == 1000 and texts[0] == texts[1]
+    assert len(texts[0]) == 1000 and texts[0] == texts[1] == texts[2]
 
 
 def test_int8_costs_less_than_half_a_percent_of_loss(trained: Model, dataset: Dataset) -> None:
@@ -143,8 +163,10 @@ def test_a_request_gets_the_same_bytes_alone_and_in_company(shape: str, name: st
     config, rng = SHAPES[shape], random.Random(1)
     model = random_model(config)
     requests = requests_of(min(config.vocab_size, 30), 33, rng)
-    alone = [tokens_of(make_engine(model, name, weights=weights), request) for request in requests]
-    batch = Batch(make_engine(model, name, weights=weights, slots=9))
+    # The engine for GPUs always computes all its places, so to be alone is to be the only one in as many.
+    slots = 9 if name == "cuda" else 1
+    alone = [tokens_of(engine_of(model, name, weights=weights, slots=slots), request) for request in requests]
+    batch = Batch(engine_of(model, name, weights=weights, slots=9))
     coming, written = list(enumerate(requests)), {}
     going: dict[int, int] = {}
     cancelled = set()

@@ -87,9 +87,9 @@ def add_arguments(parser: Parser) -> None:
     add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     add(
         "--engine",
-        type=Literal["auto", "torch", "numba"],
+        type=Literal["auto", "torch", "numba", "cuda"],
         default="auto",
-        help="what computes: numba is the quickest on a CPU, torch runs anywhere",
+        help="what computes: cuda is the quickest on a GPU, numba on a CPU, torch runs anywhere",
     )
     add(
         "--weights",

@@ -2,7 +2,7 @@
 
 On the way text → tokens → model → training → generation → people an engine is the model as a writer sees it: texts in
 numbered places (slots), read from a prompt and continued token by token. Engines differ in speed, not in what they
-write. `torch_engine.py` is the reference, `numba_engine.py` the quick one for CPUs.
+write. `torch_engine.py` is the reference, `numba_engine.py` the quick one for CPUs, `cuda_engine.py` that for GPUs.
 
 Reference: Pope et al. 2022, "Efficiently Scaling Transformer Inference", section 2, for prefill and decode.
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from quill.model.build import Model
 
-ENGINES = ("auto", "torch", "numba")
+ENGINES = ("auto", "torch", "numba", "cuda")
 WEIGHTS = ("fp32", "int8")
 PROCESSORS = ("x86_64", "AMD64", "arm64", "aarch64")  # for which Numba is published
 
@@ -113,15 +113,20 @@ def make_engine(
     slots: int = 1,
     tell: Callable[[str], None] | None = None,
 ) -> Engine:
-    """Return an engine for a model by its name; "auto" is Numba on a CPU that it knows, else PyTorch.
+    """Return an engine for a model by its name; "auto" is cuda on such a GPU, Numba on a CPU it knows, else PyTorch.
 
     Of a checkpoint Numba takes the arrays, and PyTorch is not even imported. `tell` is given a sentence where
     something takes long or is not as wished. What cannot be had is a ConfigError.
     """
     require(name in ENGINES, "engine", name, f"one of {', '.join(ENGINES)}")
     require(weights in WEIGHTS, "weights", weights, f"one of {', '.join(WEIGHTS)}")
-    on_cpu = str(device_of(model)) == "cpu"
-    missing = why_not_numba()
+    kind, missing = str(device_of(model)).partition(":")[0], why_not_numba()
+    on_cpu = kind == "cpu"
+    if name == "cuda" and kind != "cuda":
+        reason = f"the model is on {kind!r}, not on a CUDA device"
+        raise ConfigError(
+            f"engine='cuda' cannot be used: {reason}; use device='cuda' on an NVIDIA GPU, else engine='auto'"
+        )
     if name == "numba" and (missing or not on_cpu):
         reason = missing or "the model is not on the CPU"
         raise ConfigError(f"engine='numba' cannot be used: {reason}; use engine='torch'")
@@ -131,13 +136,18 @@ def make_engine(
         arrays = model.weights if isinstance(model, Checkpoint) else arrays_of(model)
         return NumbaEngine(model.config, arrays, weights=weights, slots=slots, tell=tell)
     if weights != "fp32":
-        reason = "the torch engine has fp32 only" if name == "torch" else missing or "the model is not on the CPU"
+        reason = missing or "the model is not on the CPU" if name == "auto" else f"the {name} engine has fp32 only"
         raise ConfigError(f"weights={weights!r} cannot be used: {reason}; use weights='fp32'")
+    whole = model.model if isinstance(model, Checkpoint) else model
+    if kind == "cuda" and name != "torch":
+        from quill.generation.cuda_engine import CudaEngine
+
+        return CudaEngine(whole, slots=slots, tell=tell)
     if name == "auto" and on_cpu and tell:
         tell(f"writing with PyTorch, which is slower: {missing}")
     from quill.generation.torch_engine import TorchEngine
 
-    return TorchEngine(model.model if isinstance(model, Checkpoint) else model, slots=slots)
+    return TorchEngine(whole, slots=slots)
 
 
 def arrays_of(model: Model) -> dict[str, np.ndarray]:

@@ -291,8 +291,8 @@ def load(
 ) -> LanguageModel:
     """Load a trained model: from a run directory, a checkpoint folder or a .safetensors file, else the newest run here.
 
-    A run directory holds its `which` checkpoint. `engine` is auto, torch or numba, and `weights` fp32 or int8 (a
-    quarter of the memory, quicker, and a little less exact). What cannot be read is a CheckpointError.
+    A run directory holds its `which` checkpoint. `engine` is auto, torch, numba or cuda, and `weights` fp32 or int8
+    (a quarter of the memory, quicker, and a little less exact). What cannot be read is a CheckpointError.
     """
     require(engine in ENGINES, "engine", engine, f"one of {', '.join(ENGINES)}")
     require(weights in WEIGHTS, "weights", weights, f"one of {', '.join(WEIGHTS)}")

@@ -1,0 +1,158 @@
+"""The model as a GPU likes to be asked: always the same tensors at the same addresses, and no number on the host.
+
+On the way text → tokens → model → training → generation → people this is one step of generation without a decision of
+Python's: each of B places reads one token, at a position of its own that only the device knows. A CUDA graph can
+record such a step and replay it. The mathematics is the model's own forward pass over the model's own weights; what
+differs is put in from outside: where positions come from, and which keys each place may see.
+
+Idea: gpt-fast (PyTorch team 2023, "Accelerating Generative AI with PyTorch II"), static cache.
+
+Shapes: B places, S tokens that a place holds, K heads of keys, E size of a head, V vocabulary, N longest n-gram.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from quill.model.build import Model, build_model
+from quill.model.cache import KVCache
+from quill.model.config import ModelConfig
+from quill.model.gpt import GPT
+from quill.model.modern import Rotary
+
+
+class StaticCache:
+    """Keys and values of B texts of any lengths, to be handed to a static twin where a model takes a KVCache.
+
+    `positions_B` says how many tokens each place has read; a forward pass reads one more in each place, and counts it
+    where `active_B` is 1. Elsewhere it only writes, behind the text, what will be written there again.
+    """
+
+    length = 0  # a forward pass asks for it; each place's own is in positions_B
+
+    def __init__(self, config: ModelConfig, places: int, device: torch.device | None, dtype: torch.dtype) -> None:
+        S, V = config.block_size, config.vocab_size
+        heads = getattr(config, "n_kv_head", None) or config.n_head
+        shape = (places, heads, S, config.n_embd // config.n_head)
+        # A tensor for each layer: a compiler that sees one change need not think about the others.
+        self.keys_LBKSE = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.values_LBKSE = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.tokens_BS = torch.full((places, S), V, device=device)
+        self.positions_B = torch.zeros(places, dtype=torch.long, device=device)
+        self.active_B = torch.zeros(places, dtype=torch.long, device=device)
+        # Of one step, for all its layers: where its keys go, and what each place may see of them all.
+        self.at_B = torch.zeros_like(self.positions_B)
+        self.mask_BS = torch.zeros(places, S, device=device, dtype=dtype)
+        self._keys_S = torch.arange(S, device=device)
+        self._back_N = torch.arange(1 - getattr(config, "ngram", 1), 1, device=device)  # …, -2, -1, 0
+        self._seen, self._unseen = (torch.full((), value, device=device, dtype=dtype) for value in (0.0, -math.inf))
+        self._last, self._nothing = S - 1, V
+
+    def begin_step(self) -> None:
+        """Prepare what all layers need."""
+        # A text that is full has no room for one more key: it is read again before it goes on.
+        torch.clamp(self.positions_B, max=self._last, out=self.at_B)
+        torch.where(self._keys_S <= self.at_B[:, None], self._seen, self._unseen, out=self.mask_BS)
+
+    def append(self, layer: int, key_BK1E: Tensor, value_BK1E: Tensor) -> tuple[Tensor, Tensor]:
+        """Store one layer's keys and values of this step; return all there is room for, shapes BKSE."""
+        keys_BKSE, values_BKSE = self.keys_LBKSE[layer], self.values_LBKSE[layer]
+        at_BK1E = self.at_B[:, None, None, None].expand_as(key_BK1E)
+        keys_BKSE.scatter_(2, at_BK1E, key_BK1E)
+        values_BKSE.scatter_(2, at_BK1E, value_BK1E)
+        return keys_BKSE, values_BKSE
+
+    def append_tokens(self, tokens_B1: Tensor) -> Tensor:
+        """Store this step's tokens; return the last N of each place, and V where there is none."""
+        self.tokens_BS.scatter_(1, self.at_B[:, None], tokens_B1)
+        back_BN = self.at_B[:, None] + self._back_N
+        tokens_BN = self.tokens_BS.gather(1, back_BN.clamp(min=0))
+        return tokens_BN.masked_fill(back_BN < 0, self._nothing)
+
+    def advance(self, tokens: int) -> None:
+        """Count the token of each active place as read."""
+        self.positions_B.add_(self.active_B, alpha=tokens)
+
+    def fill(self, place: int, read: KVCache) -> None:
+        """Let a place hold what a cache of one text holds."""
+        length = read.length
+        for layer, (keys_BKSE, values_BKSE) in enumerate(zip(self.keys_LBKSE, self.values_LBKSE, strict=True)):
+            keys_BKSE[place, :, :length] = read.keys_LBHSE[layer, 0, :, :length]
+            values_BKSE[place, :, :length] = read.values_LBHSE[layer, 0, :, :length]
+        self.tokens_BS[place, :length] = read.tokens_BS[0, :length]
+        self.positions_B[place] = length
+
+
+class LearnedPositions(nn.Module):
+    """The row of the model's position embedding for each place's next token, whatever positions are asked for."""
+
+    def __init__(self, embedding: nn.Embedding, cache: StaticCache) -> None:
+        super().__init__()
+        self.embedding, self.cache = embedding, cache
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.embedding(self.cache.at_B)[:, None]
+
+
+class RotaryPositions(nn.Module):
+    """The model's rotary positions, each place at its own next position, whatever start is asked for."""
+
+    def __init__(self, rotary: Rotary, cache: StaticCache) -> None:
+        super().__init__()
+        self.cache, self.rotary = cache, rotary
+        self.cosines_SE, self.sines_SE = rotary.cosines_SE, rotary.sines_SE
+        places = len(cache.at_B)
+        rotary.cosines_SE, rotary.sines_SE = (t[:1].repeat(places, 1) for t in (self.cosines_SE, self.sines_SE))
+
+    def begin_step(self) -> None:
+        """Look up the angles of this step, for all layers."""
+        torch.index_select(self.cosines_SE, 0, self.cache.at_B, out=self.rotary.cosines_SE)
+        torch.index_select(self.sines_SE, 0, self.cache.at_B, out=self.rotary.sines_SE)
+
+    def forward(self, x_B1HE: Tensor, start: int) -> Tensor:
+        # To the model's own lines the places are the times of one text, and turn each by an angle of its own.
+        return self.rotary(x_B1HE.transpose(0, 1), start).transpose(0, 1)
+
+
+class StaticModel:
+    """A twin of a model over the same weights, which reads one token in each of `places` places at once.
+
+    It keeps the weights where they are now: what is later put into them in place it sees, and a model that moves away
+    leaves it behind.
+    """
+
+    def __init__(self, model: Model, places: int) -> None:
+        weight = model.token_embedding.weight
+        self.cache = StaticCache(model.config, places, weight.device, weight.dtype)
+        with torch.device("meta"):  # a shape without memory, which is then given the weights
+            self.twin = build_model(model.config).eval()
+        self.twin.load_state_dict(model.state_dict(), assign=True)
+        twin: Any = self.twin  # whose parts are exchanged, which types do not foresee
+        self.rotary: RotaryPositions | None = None
+        if isinstance(self.twin, GPT):
+            twin.position_embedding = LearnedPositions(self.twin.position_embedding, self.cache)
+        else:
+            # Its tables belong to the shape, not to the weights.
+            rotary = Rotary(model.config.block_size, model.config.n_embd // model.config.n_head)
+            self.rotary = RotaryPositions(rotary.to(weight.device), self.cache)
+        for block in twin.blocks:
+            block.attention.attend = partial(self._attend, getattr(block.attention, "scale", None))
+            if self.rotary is not None:
+                block.attention.rotary = self.rotary
+
+    def __call__(self, tokens_B: Tensor) -> Tensor:
+        """Return logits_BV after one more token in each place."""
+        self.cache.begin_step()
+        if self.rotary is not None:
+            self.rotary.begin_step()
+        return self.twin(tokens_B[:, None], self.cache)[:, 0]
+
+    def _attend(self, scale: float | None, q_BH1E: Tensor, k_BHSE: Tensor, v_BHSE: Tensor) -> Tensor:
+        mask_B11S = self.cache.mask_BS[:, None, None]
+        return F.scaled_dot_product_attention(q_BH1E, k_BHSE, v_BHSE, attn_mask=mask_B11S, scale=scale)
