@@ -16,7 +16,7 @@ with CUDA Graphs").
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -47,10 +47,22 @@ class Recorder(Protocol):
 
 
 def can_be_recorded(config: TrainConfig, dataset: Dataset, device: torch.device, dtype: torch.dtype) -> bool:
-    """Say whether steps of this recipe can become a CUDA graph."""
-    if device.type != "cuda" or dtype == torch.float16 or config.gradient_checkpointing:
-        return False
-    return text_fits(dataset, device)
+    """Say whether steps of this recipe on this text can become a CUDA graph."""
+    return suits_a_graph(config, device, dtype) and text_fits(dataset, device)
+
+
+def suits_a_graph(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> bool:
+    """Say whether a recipe can be recorded, whatever its text."""
+    return device.type == "cuda" and dtype != torch.float16 and not config.gradient_checkpointing
+
+
+def compile_choice(config: TrainConfig, recorded: bool) -> bool | Literal["auto"]:
+    """Return whether to compile a model: where steps are recorded only if that is asked for.
+
+    A compiler takes about a minute before the first step, in which a recorded small model has learnt most of what it
+    will. What it compiles is recorded like everything else: `--compile=True` has both, for long runs.
+    """
+    return False if recorded and config.compile == "auto" else config.compile
 
 
 def choose_step(

@@ -26,7 +26,7 @@ from quill.training.checkpoint import find_checkpoint, save_checkpoint
 from quill.training.config import TrainConfig
 from quill.training.estimate import explain_out_of_memory, foresee_out_of_memory, is_out_of_memory
 from quill.training.evaluation import evaluate_split
-from quill.training.graph import CudaRecorder, can_be_recorded, choose_step
+from quill.training.graph import CudaRecorder, can_be_recorded, choose_step, compile_choice
 from quill.training.interrupt import catch_interrupts
 from quill.training.optimizer import build_optimizer, set_learning_rate
 from quill.training.scaling import apply_scale, compile_model
@@ -91,9 +91,7 @@ def train(
     recorder = CudaRecorder(device) if can_be_recorded(config, dataset, device, dtype) else None
     with autocast:
         example_BT = fetch_batch(dataset, model_config, config, 0, device)[0][: config.batch_size]
-        # A recorded step starts in seconds and waits for nobody: a compiler, which takes a minute, must be asked for.
-        choice = False if recorder and config.compile == "auto" else config.compile
-        forward = compile_model(model, choice, example_BT, warn)
+        forward = compile_model(model, compile_choice(config, recorded=recorder is not None), example_BT, warn)
     if resume:
         progress = restore_training(config.out_dir, model, dataset.tokenizer, optimizer, scaler, device)
     whole_step = Step(model, forward, optimizer, scaler, autocast, config)
