@@ -59,8 +59,8 @@ def suits_a_graph(config: TrainConfig, device: torch.device, dtype: torch.dtype)
 def compile_choice(config: TrainConfig, recorded: bool) -> bool | Literal["auto"]:
     """Return whether to compile a model: where steps are recorded only if that is asked for.
 
-    A compiler takes about a minute before the first step, in which a recorded small model has learnt most of what it
-    will. What it compiles is recorded like everything else: `--compile=True` has both, for long runs.
+    A compiler takes about a minute before the first step, which only a long run can get back. What it compiles is
+    recorded like everything else: `--compile=True` has both.
     """
     return False if recorded and config.compile == "auto" else config.compile
 
