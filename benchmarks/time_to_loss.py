@@ -35,7 +35,8 @@ from quill.training.config import TrainConfig
 PRESET = "laptop"
 COLORS = ("#1f5fa8", "#c2571a", "#3a8a4d", "#8a3a84", "#6b6b6b")
 Curve = dict[str, Any]
-"""One run: `startup_seconds`, and lists of equal length: `steps`, `seconds` of training, `losses`."""
+"""One run: `startup_seconds`, and lists of equal length: `steps`, `seconds` of training, `losses`; then
+`parameters`, and `step_seconds`: those of a step, between one line of the log and the next."""
 
 
 def main() -> int:
@@ -113,7 +114,7 @@ def follow_quill(shape: ModelConfig, recipe: TrainConfig, dataset: Dataset, star
     """Train by this recipe in a folder that is thrown away; the events of the loop carry both clocks."""
     from quill.training.loop import train
 
-    curve: Curve = {"startup_seconds": 0.0, "steps": [], "seconds": [], "losses": []}
+    curve: Curve = {"startup_seconds": 0.0, "steps": [], "seconds": [], "losses": [], "step_seconds": []}
     step, seconds, tokens_per_step = 0, 0.0, 0
 
     def report(event: dict[str, Any]) -> None:
@@ -122,8 +123,10 @@ def follow_quill(shape: ModelConfig, recipe: TrainConfig, dataset: Dataset, star
             case "start":
                 curve["startup_seconds"] = time.time() - started
                 tokens_per_step = event["tokens_per_step"]
+                curve["parameters"] = event["parameters"]
             case "step":  # its speed is that of the steps alone, evaluation left out
-                seconds += (event["step"] - step) * tokens_per_step / event["tokens_per_second"]
+                curve["step_seconds"].append(tokens_per_step / event["tokens_per_second"])
+                seconds += (event["step"] - step) * curve["step_seconds"][-1]
                 step = event["step"]
             case "evaluation":
                 assert event["whole_split"], "eval_iters is too low to score the whole split"
@@ -139,49 +142,84 @@ def follow_quill(shape: ModelConfig, recipe: TrainConfig, dataset: Dataset, star
 
 
 def train_nanogpt(arguments: Namespace) -> Curve:
-    """Train nanoGPT's model with the steps, schedule and batches of its training script, in float32."""
+    """Train nanoGPT's model by the preset's recipe, in float32."""
+    dataset = open_dataset(arguments.folder)
+    shape, recipe = configure(arguments, dataset, arguments.seed)
+    return follow_nanogpt(shape, recipe, dataset, arguments)
+
+
+def follow_nanogpt(
+    shape: GPTConfig,
+    recipe: TrainConfig,
+    dataset: Dataset,
+    arguments: Namespace,
+    *,
+    dtype: str = "float32",
+    compiled: bool = False,
+) -> Curve:
+    """Train nanoGPT's model with the steps, schedule and batches of its training script.
+
+    On a GPU batches are pinned and sent while it computes, and TF32 is on, as there.
+    """
     import torch
 
     from quill.training.schedule import learning_rate_at  # the same curve as nanoGPT's
 
-    dataset = open_dataset(arguments.folder)
-    shape, recipe = configure(arguments, dataset, arguments.seed)
+    device = torch.device(recipe.device)
+    gpu = device.type == "cuda"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     module = measure.import_file(arguments.nanogpt / "model.py", "nanogpt_model")
     torch.manual_seed(recipe.seed)
     names = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
     with contextlib.redirect_stdout(io.StringIO()):
         config = module.GPTConfig(**{name: getattr(shape, name) for name in names})
-        model = module.GPT(config).to(recipe.device)
-        betas, device_type = (recipe.beta1, recipe.beta2), torch.device(recipe.device).type
-        optimizer = model.configure_optimizers(recipe.weight_decay, recipe.learning_rate, betas, device_type)
+        model = module.GPT(config).to(device)
+        betas = (recipe.beta1, recipe.beta2)
+        optimizer = model.configure_optimizers(recipe.weight_decay, recipe.learning_rate, betas, device.type)
+    forward = torch.compile(model) if compiled else model
+    autocast = torch.autocast(device.type, dtype=getattr(torch, dtype), enabled=dtype != "float32")
 
-    def draw_batch() -> tuple[torch.Tensor, torch.Tensor]:
+    def draw_batch() -> list[torch.Tensor]:
         tokens = np.memmap(Path(arguments.folder) / "train.uint16", dtype=np.uint16, mode="r")
         starts = torch.randint(len(tokens) - shape.block_size, (recipe.batch_size,)).tolist()
         windows = [torch.from_numpy(tokens[s : s + shape.block_size + 1].astype(np.int64)) for s in starts]
-        windows_BT = torch.stack(windows).to(recipe.device)
-        return windows_BT[:, :-1].contiguous(), windows_BT[:, 1:].contiguous()
+        windows_BT = torch.stack(windows)
+        halves = windows_BT[:, :-1].contiguous(), windows_BT[:, 1:].contiguous()
+        return [(half.pin_memory() if gpu else half).to(device, non_blocking=True) for half in halves]
+
+    def evaluate() -> float:
+        with autocast:
+            return evaluate_nanogpt(model, dataset, recipe.device)
 
     curve: Curve = {"startup_seconds": time.time() - arguments.started}
-    curve |= {"steps": [0], "seconds": [0.0], "losses": [evaluate_nanogpt(model, dataset, recipe.device)]}
-    seconds, started = 0.0, time.perf_counter()
-    for step in range(recipe.max_iters):
+    curve |= {"steps": [0], "seconds": [0.0], "losses": [evaluate()], "step_seconds": []}
+    curve["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    seconds, logged, started = 0.0, 0, time.perf_counter()
+    batch = draw_batch()
+    for step in range(1, recipe.max_iters + 1):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, recipe)
-        inputs_BT, targets_BT = draw_batch()
-        loss = model(inputs_BT, targets_BT)[1]
+            group["lr"] = learning_rate_at(step - 1, recipe)
+        with autocast:
+            loss = forward(*batch)[1]
+        batch = draw_batch()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if (step + 1) % recipe.log_interval == 0:
-            loss.item()  # as often as Quill reads its loss
-        if (step + 1) % recipe.eval_interval == 0 or step + 1 == recipe.max_iters:
-            seconds += time.perf_counter() - started
-            curve["steps"].append(step + 1)
+        evaluating = step % recipe.eval_interval == 0 or step == recipe.max_iters
+        if not evaluating and step - logged < recipe.log_interval:
+            continue
+        loss.item()  # as often as Quill reads its loss
+        if gpu:
+            torch.cuda.synchronize()
+        passed = time.perf_counter() - started
+        seconds += passed
+        curve["step_seconds"].append(passed / (step - logged))
+        if evaluating:
+            curve["steps"].append(step)
             curve["seconds"].append(seconds)
-            curve["losses"].append(evaluate_nanogpt(model, dataset, recipe.device))
-            started = time.perf_counter()
+            curve["losses"].append(evaluate())
+        logged, started = step, time.perf_counter()
     return curve
 
 

@@ -17,7 +17,7 @@ from quill.model.build import Model, build_model
 from quill.model.config import GPTConfig, ModernConfig
 from quill.model.gpt import GPT
 from quill.text.dataset import Dataset, prepare_dataset
-from quill.training import loop
+from quill.training import loop, step
 from quill.training.checkpoint import find_checkpoint, load_checkpoint, read_tensors
 from quill.training.config import TrainConfig
 from quill.training.evaluation import cross_entropy
@@ -189,7 +189,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_what_was_good(
         loss = cross_entropy(logits_BTV, targets_BT, reduction)
         return loss * math.nan if next(calls) == 9 else loss
 
-    monkeypatch.setattr(loop, "cross_entropy", break_at_tenth)
+    monkeypatch.setattr(step, "cross_entropy", break_at_tenth)
     config = recipe(max_iters=50)
     with pytest.raises(TrainingError, match=r"step 9: loss nan, .* learning rate .*--learning_rate"):
         train(model_config, config, dataset)

@@ -26,6 +26,30 @@ def test_all_directions_become_about_as_long(shape: tuple[int, int]) -> None:
     assert (cosine > 0.85).all(), "the directions themselves stay"
 
 
+@pytest.mark.parametrize("shape", [(96, 96), (96, 384), (384, 96)], ids=str)
+def test_products_in_bfloat16_even_directions_out_as_well(shape: tuple[int, int]) -> None:
+    left, values, right = torch.linalg.svd(random_matrices(3, *shape), full_matrices=False)
+    x_NRC = left * (values * torch.logspace(0, -2, min(shape)))[:, None] @ right  # some strong directions, many weak
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # as the step on a GPU does it
+        result_NRC = orthogonalize(x_NRC)
+    precise_NRC = orthogonalize(x_NRC)
+    assert result_NRC.dtype == torch.bfloat16 and precise_NRC.dtype == torch.float32
+    assert torch.linalg.svdvals(result_NRC.float()).max() < 2
+    assert ((result_NRC - precise_NRC).norm(dim=(-2, -1)) < 0.05 * precise_NRC.norm(dim=(-2, -1))).all()
+
+
+def test_a_rate_on_the_device_moves_weights_as_one_in_python_does() -> None:
+    one, other = (random_matrices(2, 8, 24).unbind() for _ in range(2))
+    momenta = [torch.zeros(2, 8, 24).unbind() for _ in range(2)]
+    gradients = random_matrices(2, 24, 8).mT.unbind()
+    move_by_muon(one, gradients, momenta[0], lr=0.02, weight_decay=0.3)
+    move_by_muon(other, gradients, momenta[1], lr=torch.tensor(0.02), weight_decay=0.3)
+    torch.testing.assert_close(other, one, rtol=1e-6, atol=1e-7)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        move_by_muon(other, gradients, momenta[1], lr=torch.tensor(0.02), weight_decay=0.3)
+    assert all(weight.dtype == torch.float32 for weight in other)
+
+
 def test_a_matrix_of_one_direction_among_weak_ones_is_evened_out() -> None:
     x_NRC = random_matrices(1, 16, 16)
     left, _, right = torch.linalg.svd(x_NRC)

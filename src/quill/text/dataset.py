@@ -117,10 +117,16 @@ def sample_batch(
     CorpusError if the tokens are fewer than a window.
     """
     require_window(tokens, block_size, "the text")
+    starts_B = window_starts(len(tokens), batch_size=batch_size, block_size=block_size, seed=seed, step=step, rank=rank)
+    return _windows(tokens, starts_B, block_size)
+
+
+def window_starts(count: int, *, batch_size: int, block_size: int, seed: int, step: int, rank: int = 0) -> np.ndarray:
+    """Return starts_B, int64: where the windows of a batch begin among `count` tokens, fixed by the arguments alone."""
     # The counter's lower 128 bits run while numbers are drawn; the step sits above, so that steps never overlap.
     key, counter = np.array([seed, rank], np.uint64), np.array([0, 0, step, 0], np.uint64)
     generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
-    return _windows(tokens, generator.integers(0, len(tokens) - block_size, size=batch_size), block_size)
+    return generator.integers(0, count - block_size, size=batch_size)
 
 
 def evaluation_windows(

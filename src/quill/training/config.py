@@ -73,7 +73,8 @@ class TrainConfig:
     """arithmetic: auto is bfloat16 (or float16) on CUDA and float32 elsewhere; fastest also takes bfloat16 on CPUs
     that multiply it"""
     compile: bool | Literal["auto"] = "auto"
-    """torch.compile: auto compiles on CUDA and falls back to eager with one warning"""
+    """torch.compile: True pays on long runs; auto compiles on CUDA where steps cannot be recorded as a graph (float16,
+    gradient checkpointing, a text too large for the GPU). Failing costs one warning"""
     gradient_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, about a third more time"""
     tensorboard: bool = False

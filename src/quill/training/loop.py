@@ -1,6 +1,7 @@
 """The training loop: text goes in as batches, and weights that can write come out. All of it is in `train`.
 
-Everything it needs is handed in: the shape, the recipe, the tokens, and who is told about it.
+Everything it needs is handed in: the shape, the recipe, the tokens, and who is told about it. What happens to a single
+batch is in step.py.
 """
 
 from __future__ import annotations
@@ -14,22 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from quill.device import describe_device, resolve_device, resolve_dtype
 from quill.errors import ConfigError, TrainingError
 from quill.model.build import Model, build_model
 from quill.model.config import ModelConfig
-from quill.text.dataset import Dataset, require_window, sample_batch
+from quill.text.dataset import Dataset, require_window
+from quill.training.batches import fetch_batch
 from quill.training.checkpoint import find_checkpoint, save_checkpoint
 from quill.training.config import TrainConfig
 from quill.training.estimate import explain_out_of_memory, foresee_out_of_memory, is_out_of_memory
-from quill.training.evaluation import cross_entropy, evaluate_split
+from quill.training.evaluation import evaluate_split
+from quill.training.graph import CudaRecorder, can_be_recorded, choose_step, compile_choice
 from quill.training.interrupt import catch_interrupts
 from quill.training.optimizer import build_optimizer, set_learning_rate
 from quill.training.scaling import apply_scale, compile_model
 from quill.training.schedule import learning_rate_at
 from quill.training.state import Progress, restore_training, training_state
+from quill.training.step import Step
 
 Event = dict[str, Any]
 Report = Callable[[Event], object]
@@ -71,7 +74,8 @@ def train(
         raise ConfigError(f"out_dir={config.out_dir!r} already holds a run: go on with it (resume), or choose another")
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
-    autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    # Each weight is converted once a micro-batch anyway; a cache would hand a recorded step weights of the past.
+    autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False)
 
     torch.manual_seed(config.seed)
     with explaining_out_of_memory(model_config, config):
@@ -84,11 +88,14 @@ def train(
     def warn(message: str) -> None:
         report({"event": "warning", "step": progress.step, "message": message})
 
+    recorder = CudaRecorder(device) if can_be_recorded(config, dataset, device, dtype) else None
     with autocast:
         example_BT = fetch_batch(dataset, model_config, config, 0, device)[0][: config.batch_size]
-        forward = compile_model(model, config.compile, example_BT, warn)
+        forward = compile_model(model, compile_choice(config, recorded=recorder is not None), example_BT, warn)
     if resume:
         progress = restore_training(config.out_dir, model, dataset.tokenizer, optimizer, scaler, device)
+    whole_step = Step(model, forward, optimizer, scaler, autocast, config)
+    step = choose_step(whole_step, dataset, model_config, device, recorder, warn)
     report(describe_start(model, config, dataset, progress, device, dtype, compiled=forward is not model))
 
     checkpoint = find_checkpoint(config.out_dir, "last") if resume else None
@@ -105,20 +112,7 @@ def train(
         model.train()
         while progress.step < config.max_iters and reason == "finished":
             set_learning_rate(optimizer, learning_rate_at(progress.step, config))
-            inputs_BT, targets_BT = fetch_batch(dataset, model_config, config, progress.step, device)
-            loss = torch.zeros((), device=device)
-            micro_batches = zip(inputs_BT.split(config.batch_size), targets_BT.split(config.batch_size), strict=True)
-            for micro_inputs_BT, micro_targets_BT in micro_batches:
-                with autocast:
-                    micro_loss = cross_entropy(forward(micro_inputs_BT), micro_targets_BT)
-                micro_loss = micro_loss / config.gradient_accumulation_steps  # the sum is then the large batch's mean
-                scaler.scale(micro_loss).backward()
-                loss += micro_loss.detach()
-            scaler.unscale_(optimizer)  # type: ignore[arg-type]  (it asks for param_groups and step, no more)
-            norm = clip_gradients(model, config.grad_clip)
-            scaler.step(optimizer)  # type: ignore[arg-type]
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
+            loss, norm = step(progress.step)  # batch, forward, backward, clipping, update: step.py
             losses[progress.step - logged], norms[progress.step - logged] = loss, norm
             progress.step += 1
 
@@ -139,7 +133,7 @@ def train(
                     "train_loss": losses[:steps].mean().item(),
                     "learning_rate": learning_rate_at(progress.step - 1, config),
                     "gradient_norm": norms[steps - 1].item(),
-                    "tokens_per_second": steps * inputs_BT.numel() / (now - log_started),
+                    "tokens_per_second": steps * tokens_per_step(model_config, config) / (now - log_started),
                     "seconds": now - started,
                 }
             )
@@ -169,28 +163,9 @@ def train(
     return TrainResult(reason, progress.step, progress.val_loss, progress.best_val_loss, progress.best_step, checkpoint)
 
 
-def clip_gradients(model: Model, longest: float) -> Tensor:
-    """Shorten the gradient of all weights together to at most `longest` (0: leave it), and return how long it was."""
-    if longest:
-        return torch.nn.utils.clip_grad_norm_(model.parameters(), longest)
-    return torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-
-
-def fetch_batch(
-    dataset: Dataset, model_config: ModelConfig, config: TrainConfig, step: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return the inputs_BT and targets_BT of one optimizer step, all its micro-batches in one.
-
-    They depend on the dataset, the seed and the step alone: a resumed run needs no memory of what came before.
-    """
-    inputs_BT, targets_BT = sample_batch(
-        dataset.train,
-        batch_size=config.batch_size * config.gradient_accumulation_steps,
-        block_size=model_config.block_size,
-        seed=config.seed,
-        step=step,
-    )
-    return torch.from_numpy(inputs_BT).to(device), torch.from_numpy(targets_BT).to(device)
+def tokens_per_step(model_config: ModelConfig, config: TrainConfig) -> int:
+    """Return how many tokens an optimizer step learns from."""
+    return config.batch_size * config.gradient_accumulation_steps * model_config.block_size
 
 
 def evaluate(
@@ -289,6 +264,6 @@ def describe_start(
         "vocab_size": model.config.vocab_size,
         "train_tokens": len(dataset.train),
         "val_tokens": len(dataset.val),
-        "tokens_per_step": config.batch_size * config.gradient_accumulation_steps * model.config.block_size,
+        "tokens_per_step": tokens_per_step(model.config, config),
         "out_dir": config.out_dir,
     }

@@ -33,11 +33,11 @@ def move_by_muon(
     gradients: Sequence[Tensor],
     momenta: Sequence[Tensor],
     *,
-    lr: float,
+    lr: float | Tensor,
     weight_decay: float,
     momentum: float = 0.95,
 ) -> None:
-    """Move matrices, and their momenta, in place by one step."""
+    """Move matrices, and their momenta, in place by one step. A rate may lie on the device as a float32 tensor."""
     alike: dict[torch.Size, list[int]] = defaultdict(list)
     for index, weight in enumerate(weights):
         alike[weight.shape].append(index)
@@ -45,22 +45,27 @@ def move_by_muon(
         gradients_NRC = torch.stack([gradients[index] for index in indices])
         momenta_NRC = torch.stack([momenta[index] for index in indices]).lerp_(gradients_NRC, 1 - momentum)
         updates_NRC = orthogonalize(gradients_NRC.lerp_(momenta_NRC, momentum))
-        length = lr * math.sqrt(max(1, rows / columns))
+        kept, length = 1 - lr * weight_decay, lr * math.sqrt(max(1, rows / columns))
         for index, memory, update in zip(indices, momenta_NRC, updates_NRC, strict=True):
             momenta[index].copy_(memory)
-            weights[index].mul_(1 - lr * weight_decay).add_(update, alpha=-length)
+            weight = weights[index].mul_(kept)
+            if isinstance(length, Tensor):  # as `alpha` it would have to be read from the device
+                weight.addcmul_(update, length, value=-1)
+            else:
+                weight.add_(update, alpha=-length)
 
 
 def orthogonalize(matrices_NRC: Tensor) -> Tensor:
     """Return about U Vᵀ for each matrix U S Vᵀ: singular values that are not tiny come to lie between 0.15 and 2.
 
     A polynomial in X Xᵀ applied to X changes its singular values and nothing else (Newton-Schulz iteration). Where a
-    matrix is much longer than wide the polynomials are multiplied out among the small X Xᵀ, and applied to X once.
+    matrix is much longer than wide the polynomials are multiplied out among the small X Xᵀ, and applied to X once; not
+    so under autocast, for the squares of small singular values are lost in bfloat16 (docs/log.md).
     """
     tall = matrices_NRC.size(-2) > matrices_NRC.size(-1)
     x = matrices_NRC.mT if tall else matrices_NRC
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) * 1.01 + 1e-7)  # singular values of at most 1
-    if x.size(-1) >= 2 * x.size(-2):
+    if x.size(-1) >= 2 * x.size(-2) and not torch.is_autocast_enabled(x.device.type):
         x = _polynomials_of_gram(x @ x.mT) @ x
     else:
         for a, b, c in POLAR_EXPRESS:

@@ -141,7 +141,17 @@ def decays(parameter: nn.Parameter) -> bool:
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
     """Use this learning rate from the next step on; groups with a rate of their own keep their proportion to it."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group["share"]
+        rate = learning_rate * group["share"]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)  # a kernel that carries the number: nothing waits
+        else:
+            group["lr"] = rate
+
+
+def keep_rates_on(optimizer: Optimizer, device: torch.device) -> None:
+    """Keep learning rates on the device from now on, in float32: a step that is replayed there finds them in place."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.full((), float(group["lr"]), device=device)
 
 
 def state_keys(kind: str) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from quill.model.cache import KVCache
 from quill.model.config import GPTConfig, ModelConfig
 from quill.training.config import TrainConfig
 from quill.training.evaluation import cross_entropy
+from quill.training.graph import compile_choice, suits_a_graph
 from quill.training.optimizer import build_optimizer
 from quill.training.scaling import apply_scale, compile_model
 
@@ -76,13 +77,14 @@ class Trial:
         self.optimizer = build_optimizer(self.model, config)
         apply_scale(self.model, config, device)
         self.forward = self.model
-        dtype = resolve_dtype(config.dtype, device)
-        self.autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+        self.dtype = dtype = resolve_dtype(config.dtype, device)
+        self.autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False)
 
     def compile(self, batch_size: int) -> None:
         """Compile the model if the run will."""
+        choice = compile_choice(self.config, recorded=suits_a_graph(self.config, self.device, self.dtype))
         with self.autocast:
-            self.forward = compile_model(self.model, self.config.compile, self.tokens(batch_size), lambda message: None)
+            self.forward = compile_model(self.model, choice, self.tokens(batch_size), lambda message: None)
 
     def tokens(self, batch_size: int) -> torch.Tensor:
         c = self.model.config

@@ -1,0 +1,154 @@
+"""The whole training step as one CUDA graph: recorded once, then replayed by the GPU with one call from Python.
+
+A step of a small model is some thousand kernels of a few microseconds each, and Python takes longer to ask for each.
+Recorded, they follow each other without it: batch, forward, backward, clipping and update are one launch. What is
+recorded is the step itself (training/step.py), nothing written anew. What changes from step to step lies at fixed
+places on the device: where windows begin (`DeviceBatches.starts_B`), learning rates, and the random numbers' counter,
+which PyTorch moves on at each replay by as much as the step would have drawn, so that dropout stays as it was.
+
+Not recorded: float16, whose loss scaling looks at gradients to decide; gradient checkpointing, which saves and restores
+random numbers half way; a text that does not fit into the device's memory. They take the step as it is.
+
+CUDA graphs: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs (Ng et al. 2021, "Accelerating PyTorch
+with CUDA Graphs").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from quill.model.config import ModelConfig
+from quill.text.dataset import Dataset
+from quill.training.batches import DeviceBatches, fetch_batch, text_fits
+from quill.training.config import TrainConfig
+from quill.training.optimizer import keep_rates_on
+from quill.training.step import Step
+
+REHEARSALS = 3  # steps taken before one is recorded: libraries choose kernels and moments get their memory
+
+Result = tuple[Tensor, Tensor]
+Run = Callable[[], Result]
+
+
+class Recorder(Protocol):
+    """What can take a step aside and record it."""
+
+    def rehearse(self, run: Run) -> Result:
+        """Take the step where it will be recorded."""
+        ...
+
+    def record(self, run: Run) -> Run:
+        """Return what takes the step again and again. Recording itself moves nothing."""
+        ...
+
+
+def can_be_recorded(config: TrainConfig, dataset: Dataset, device: torch.device, dtype: torch.dtype) -> bool:
+    """Say whether steps of this recipe on this text can become a CUDA graph."""
+    return suits_a_graph(config, device, dtype) and text_fits(dataset, device)
+
+
+def suits_a_graph(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> bool:
+    """Say whether a recipe can be recorded, whatever its text."""
+    return device.type == "cuda" and dtype != torch.float16 and not config.gradient_checkpointing
+
+
+def compile_choice(config: TrainConfig, recorded: bool) -> bool | Literal["auto"]:
+    """Return whether to compile a model: where steps are recorded only if that is asked for.
+
+    A compiler takes about a minute before the first step, which only a long run can get back. What it compiles is
+    recorded like everything else: `--compile=True` has both.
+    """
+    return False if recorded and config.compile == "auto" else config.compile
+
+
+def choose_step(
+    step: Step,
+    dataset: Dataset,
+    model_config: ModelConfig,
+    device: torch.device,
+    recorder: Recorder | None,
+    warn: Callable[[str], None],
+) -> Callable[[int], Result]:
+    """Return what takes the step of a given number: as it is, or recorded where there is a recorder."""
+    if recorder is None:
+        return lambda number: step(*fetch_batch(dataset, model_config, step.config, number, device))
+    keep_rates_on(step.optimizer, device)
+    batches = DeviceBatches(dataset, model_config, step.config, device)
+    return RecordedStep(step, batches, recorder, warn)
+
+
+class RecordedStep:
+    """A step that is taken as it is a few times, then recorded, and from then on replayed.
+
+    The first ones are steps of the run like all others, so nothing has to be undone. If recording fails there is one
+    warning, and steps go on as they are. Loss and norm that it returns are overwritten by the next step.
+    """
+
+    def __init__(self, step: Step, batches: DeviceBatches, recorder: Recorder, warn: Callable[[str], None]):
+        self.step, self.batches, self.recorder, self.warn = step, batches, recorder, warn
+        self.rehearsals = REHEARSALS
+        self.replay: Run | None = None
+
+    def __call__(self, number: int) -> Result:
+        self.batches.aim(number)
+        if self.rehearsals:
+            self.rehearsals -= 1
+            return self.recorder.rehearse(self.run)
+        if self.replay is None:
+            self.replay = self.recorded()
+        return self.replay()
+
+    def run(self) -> Result:
+        """Take the step: the function that is recorded."""
+        return self.step(*self.batches.cut())
+
+    def recorded(self) -> Run:
+        """Return the recording, or if it fails the step as it is."""
+        try:
+            return self.recorder.record(self.run)
+        except Exception as error:  # an operation that reads from the device, too little memory, an old driver
+            reason = (str(error).strip() or "no reason given").splitlines()[0]
+            self.warn(f"going on without a CUDA graph: recording the training step failed ({reason[:160]})")
+            self.step.optimizer.zero_grad(set_to_none=True)  # what was recorded of them holds nothing
+            return self.run
+
+
+class CudaRecorder:
+    """Records on a stream of its own, as CUDA demands."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.stream = device, torch.cuda.Stream(device)
+
+    def rehearse(self, run: Run) -> Result:
+        """Take the step on the stream that will be recorded."""
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            result = run()
+        current.wait_stream(self.stream)
+        return result
+
+    def record(self, run: Run) -> Run:
+        """Return what replays the step. If it raises, random numbers are as they were before."""
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.get_rng_state(self.device)
+        try:
+            # The outer stream is left even where PyTorch, after a failure, does not leave the inner one.
+            with torch.cuda.stream(self.stream), torch.cuda.graph(graph, stream=self.stream):
+                result = run()
+        except Exception:
+            # The generator may believe that it is still being recorded: give it a state that was not.
+            fresh = torch.Generator(self.device)
+            fresh.set_state(before)
+            generator = torch.cuda.default_generators[self.stream.device_index]
+            generator.graphsafe_set_state(fresh.graphsafe_get_state())
+            raise
+
+        def replay() -> Result:
+            graph.replay()
+            return result
+
+        return replay

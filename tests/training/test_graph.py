@@ -1,0 +1,293 @@
+"""The step that a GPU records is the step that everybody takes: a recorded run is the run.
+
+Most of it needs no GPU: a stand-in does again what it has recorded. What a recording can hold is the law of
+test_recorded_operations.py.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from quill.model.build import build_model
+from quill.model.config import GPTConfig, ModelConfig, ModernConfig
+from quill.text.dataset import Dataset, prepare_dataset
+from quill.training import batches, loop
+from quill.training.batches import DeviceBatches, fetch_batch
+from quill.training.checkpoint import find_checkpoint, read_tensors
+from quill.training.config import TrainConfig
+from quill.training.graph import (
+    REHEARSALS,
+    CudaRecorder,
+    RecordedStep,
+    Result,
+    Run,
+    can_be_recorded,
+    compile_choice,
+)  # fmt: skip
+from quill.training.loop import train
+from quill.training.optimizer import build_optimizer, keep_rates_on
+from quill.training.step import Step
+
+CPU = torch.device("cpu")
+KINDS = ("classic", "modern")
+Recipe = Callable[..., TrainConfig]
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a CUDA device")
+
+
+class Rerun:
+    """Stands in for a GPU: what it records is simply done again."""
+
+    def __init__(self, device: torch.device = CPU, error: str = ""):
+        self.error, self.rehearsed, self.replayed = error, 0, 0
+
+    def rehearse(self, run: Run) -> Result:
+        self.rehearsed += 1
+        return run()
+
+    def record(self, run: Run) -> Run:
+        if self.error:
+            raise RuntimeError(self.error)
+
+        def again() -> Result:
+            self.replayed += 1
+            return run()
+
+        return again
+
+
+def shape_of(kind: str, dataset: Dataset) -> ModelConfig:
+    size = {"block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 16, "dropout": 0.2}
+    return (GPTConfig if kind == "classic" else ModernConfig)(dataset.tokenizer.vocab_size, **size)  # type: ignore[arg-type]
+
+
+def rates_of(kind: str) -> dict[str, Any]:
+    """Return rates that are powers of two and stay: exact in float32, so that nothing is rounded on the way."""
+    rates = {"learning_rate": 2**-7, "min_lr": 2**-7, "warmup_iters": 0, "weight_decay": 0.25}
+    muon = {"optimizer": "muon", "muon_learning_rate": 2**-6, "embedding_learning_rate": 2**-5}
+    return rates if kind == "classic" else rates | muon
+
+
+def use(recorder: Rerun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the loop believe that this device records."""
+    monkeypatch.setattr(loop, "can_be_recorded", lambda *_: True)
+    monkeypatch.setattr(loop, "CudaRecorder", lambda device: recorder)
+
+
+def saved_state(out_dir: str) -> dict[str, Tensor]:
+    folder = find_checkpoint(out_dir, "last")
+    return read_tensors(folder / "model.safetensors")[0] | read_tensors(folder / "training.safetensors")[0]
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different, different
+
+
+@pytest.mark.parametrize("letters", ["few", "many"])
+def test_batches_cut_on_the_device_are_those_of_the_cpu(
+    letters: str, dataset: Dataset, recipe: Recipe, tmp_path: Any
+) -> None:
+    if letters == "many":  # more characters than a byte can count
+        (tmp_path / "many.txt").write_text("".join(map(chr, range(0x4E00, 0x4E00 + 400))) * 9, encoding="utf-8")
+        dataset = prepare_dataset(str(tmp_path / "many.txt"), data_dir=tmp_path)
+        assert dataset.tokenizer.vocab_size == 400
+    shape, config = shape_of("classic", dataset), recipe(gradient_accumulation_steps=3)
+    text = DeviceBatches(dataset, shape, config, CPU)
+    place = text.starts_B.data_ptr()
+    for step in (0, 1, 7, 12345):
+        text.aim(step)
+        for cut, drawn in zip(text.cut(), fetch_batch(dataset, shape, config, step, CPU), strict=True):
+            assert torch.equal(cut, drawn) and cut.dtype == drawn.dtype and cut.is_contiguous()
+    assert text.starts_B.data_ptr() == place, "a recording looks for the windows at one place"
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_recorded_run_is_the_run_bit_for_bit(
+    kind: str, accumulation: int, dataset: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, recorded = (
+        recipe(out, gradient_accumulation_steps=accumulation, **rates_of(kind)) for out in ("plain", "recorded")
+    )
+    train(shape_of(kind, dataset), plain, dataset)
+    recorder = Rerun()
+    use(recorder, monkeypatch)
+    warnings: list[dict] = []
+    train(shape_of(kind, dataset), recorded, dataset, report=lambda e: warnings.append(e))
+    assert (recorder.rehearsed, recorder.replayed) == (REHEARSALS, plain.max_iters - REHEARSALS)
+    assert not [event for event in warnings if event["event"] == "warning"]
+    assert_same(saved_state(plain.out_dir), saved_state(recorded.out_dir))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rates_that_rise_and_fall_on_the_device_are_those_of_the_schedule(
+    kind: str, dataset: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizer = {"optimizer": "muon"} if kind == "modern" else {}
+    train(shape_of(kind, dataset), recipe("plain", **optimizer), dataset)
+    use(Rerun(), monkeypatch)
+    train(shape_of(kind, dataset), recipe("recorded", **optimizer), dataset)
+    plain, recorded = (saved_state(recipe(out).out_dir) for out in ("plain", "recorded"))
+    for name in plain:
+        torch.testing.assert_close(plain[name], recorded[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_recorded_run_can_be_resumed_bit_for_bit(
+    dataset: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(Rerun(), monkeypatch)
+    shape, whole, parts = shape_of("modern", dataset), recipe("whole", optimizer="muon"), recipe("p", optimizer="muon")
+    train(shape, whole, dataset)
+    steps = iter(range(1, 100))
+    train(shape, parts, dataset, stop=lambda: "interrupted" if next(steps) == 7 else None)
+    train(shape, parts, dataset, resume=True)
+    assert_same(saved_state(whole.out_dir), saved_state(parts.out_dir))
+
+
+def test_recording_that_fails_costs_one_warning_and_no_step(
+    dataset: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = shape_of("classic", dataset)
+    train(shape, recipe("plain", **rates_of("classic")), dataset)
+    use(Rerun(error="operation not permitted when stream is capturing\nand much more"), monkeypatch)
+    events: list[dict] = []
+    train(shape, recipe("failed", **rates_of("classic")), dataset, report=events.append)
+    (warning,) = (event for event in events if event["event"] == "warning")
+    assert "not permitted" in warning["message"] and "much more" not in warning["message"]
+    assert_same(saved_state(recipe("plain").out_dir), saved_state(recipe("failed").out_dir))
+
+
+def test_what_a_graph_cannot_hold_is_not_recorded(
+    dataset: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda, room = torch.device("cuda"), 10**9
+    monkeypatch.setattr(batches, "available_memory", lambda device: room)
+    assert can_be_recorded(recipe(), dataset, cuda, torch.bfloat16)
+    assert can_be_recorded(recipe(gradient_accumulation_steps=4), dataset, cuda, torch.float32)
+    assert not can_be_recorded(recipe(), dataset, CPU, torch.bfloat16)
+    assert not can_be_recorded(recipe(), dataset, torch.device("mps"), torch.float32)
+    assert not can_be_recorded(recipe(), dataset, cuda, torch.float16), "loss scaling decides by what it sees"
+    assert not can_be_recorded(recipe(gradient_checkpointing=True), dataset, cuda, torch.bfloat16)
+    room = len(dataset.train)
+    assert not can_be_recorded(recipe(), dataset, cuda, torch.bfloat16), "the text would fill the device"
+
+
+def test_a_recorded_step_is_compiled_only_if_that_is_asked_for(recipe: Recipe) -> None:
+    assert [compile_choice(recipe(compile=c), recorded=True) for c in ("auto", True, False)] == [False, True, False]
+    assert [compile_choice(recipe(compile=c), recorded=False) for c in ("auto", True, False)] == ["auto", True, False]
+
+
+class PretendedCuda:
+    """What the recorder asks of `torch.cuda`, without a GPU: it notes the order of things."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.device_index = 0  # it is its own stream, graph and generator
+
+    def wait_stream(self, other: object) -> None:
+        self.notes.append("wait")
+
+    def replay(self) -> None:
+        self.notes.append("replay")
+
+    def set_state(self, state: str) -> None:
+        self.notes.append(f"generator at {state}")
+
+    def graphsafe_get_state(self) -> str:
+        return "a fresh state"
+
+    def graphsafe_set_state(self, state: str) -> None:
+        self.notes.append(f"generator has {state}")
+
+    @contextlib.contextmanager
+    def noting(self, what: str) -> Iterator[None]:
+        self.notes.append(f"into {what}")
+        try:
+            yield
+        finally:
+            self.notes.append(f"out of {what}")
+
+
+def test_the_recorder_rehearses_and_records_on_its_stream_and_mends_what_a_failure_broke(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = PretendedCuda()
+    notes, result = cuda.notes, (torch.ones(()), torch.zeros(()))
+    for name in ("Stream", "current_stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: cuda)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: cuda.noting("the stream"))
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: cuda.noting("the graph"))
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: "where it was")
+    monkeypatch.setattr(torch.cuda, "default_generators", [cuda])
+    recorder = CudaRecorder(CPU)
+
+    def run() -> Result:
+        notes.append("the step")
+        return result
+
+    assert recorder.rehearse(run) is result
+    assert notes == ["wait", "into the stream", "the step", "out of the stream", "wait"]
+    notes.clear()
+    replay = recorder.record(run)
+    inside = ["into the stream", "into the graph", "the step", "out of the graph", "out of the stream"]
+    assert notes == inside
+    assert replay() is replay() is result and notes == [*inside, "replay", "replay"]
+    notes.clear()
+
+    def fail() -> Result:
+        raise RuntimeError("not while capturing")
+
+    monkeypatch.setattr(torch, "Generator", lambda device: cuda)
+    with pytest.raises(RuntimeError, match="not while capturing"):
+        recorder.record(fail)
+    assert notes[-3:] == ["out of the stream", "generator at where it was", "generator has a fresh state"]
+
+
+# On a GPU ----------------------------------------------------------------------------------------------------------
+
+
+@needs_cuda
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cuda_graph_trains_as_the_step_that_it_recorded(
+    kind: str, dataset: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"device": "cuda", "compile": False, "max_iters": 40, "eval_interval": 20, "log_interval": 1}
+    if kind == "modern":
+        changes["optimizer"] = "muon"
+    curves = {}
+    for out in ("recorded", "plain"):
+        if out == "plain":
+            monkeypatch.setattr(loop, "can_be_recorded", lambda *_: False)
+        events: list[dict] = []
+        train(shape_of(kind, dataset), recipe(out, **changes), dataset, report=events.append)
+        assert not [event for event in events if event["event"] == "warning"]
+        curves[out] = [event["train_loss"] for event in events if event["event"] == "step"]
+    torch.testing.assert_close(curves["recorded"], curves["plain"], rtol=0.03, atol=0.03)
+    one, other = (saved_state(recipe(out).out_dir) for out in curves)
+    assert torch.equal(one["rng.cuda"], other["rng.cuda"]), "dropout has drawn as many numbers"
+
+
+@needs_cuda
+def test_a_cuda_graph_that_fails_leaves_a_device_that_trains(dataset: Dataset, recipe: Recipe) -> None:
+    device, config = torch.device("cuda", 0), recipe(device="cuda")
+    shape = shape_of("classic", dataset)
+    model = build_model(shape).to(device)
+    optimizer = build_optimizer(model, config)
+    keep_rates_on(optimizer, device)
+
+    def curious(tokens_BT: Tensor) -> Tensor:
+        logits_BTV = model(tokens_BT)
+        return logits_BTV / max(1.0, logits_BTV.max().item() * 1e-9)
+
+    autocast = torch.autocast("cuda", dtype=torch.bfloat16, cache_enabled=False)
+    step = Step(model, curious, optimizer, torch.amp.GradScaler("cuda", enabled=False), autocast, config)
+    warnings: list[str] = []
+    text = DeviceBatches(dataset, shape, config, device)
+    recorded = RecordedStep(step, text, CudaRecorder(device), warnings.append)
+    losses = [float(recorded(number)[0]) for number in range(30)]
+    assert len(warnings) == 1 and losses[-1] < losses[0]
