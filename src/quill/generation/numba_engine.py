@@ -64,6 +64,7 @@ class NumbaEngine:
         self, model: Model, *, weights: str = "fp32", slots: int = 1, tell: Callable[[str], None] | None = None
     ) -> None:
         self.config, self.slots, self.context = model.config, slots, model.config.block_size
+        self.rolls = model.config.rolling_window > 0
         self._write = import_step().write
         self.shape, self.weights = pack_model(model, weights)
         self.threads = min(torch.get_num_threads(), self.weights.feed_forward_hidden.panels)  # more would only wait

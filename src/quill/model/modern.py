@@ -69,13 +69,14 @@ class Rotary(nn.Module):
         (x₁, x₂) → (x₁ cos - x₂ sin, x₂ cos + x₁ sin)
 
     The product of a turned query and a turned key then depends on how far apart they are (Su et al. 2021, "RoFormer",
-    section 3.2.2).
+    section 3.2.2). So they may go on for as long as a text does: a table holds the angles of the trained context, and
+    beyond it they are computed.
     """
 
     def __init__(self, block_size: int, size: int):
         super().__init__()
-        frequencies_E = SLOWEST ** -torch.linspace(0, 1, size // 2)
-        angles_SE = torch.arange(block_size)[:, None] * frequencies_E
+        self.size = size
+        angles_SE = torch.arange(block_size)[:, None] * frequencies(size)
         self.cosines_SE: Tensor
         self.sines_SE: Tensor
         self.register_buffer("cosines_SE", angles_SE.cos(), persistent=False)
@@ -84,11 +85,27 @@ class Rotary(nn.Module):
     def forward(self, x_BTHE: Tensor, start: int) -> Tensor:
         """Turn vectors at the positions from `start` on."""
         T = x_BTHE.size(1)
-        cosines_T1E = self.cosines_SE[start : start + T, None].to(x_BTHE.dtype)
-        sines_T1E = self.sines_SE[start : start + T, None].to(x_BTHE.dtype)
+        cosines_TE, sines_TE = self.cosines_SE[start : start + T], self.sines_SE[start : start + T]
+        if start + T > len(self.cosines_SE):
+            angles_TE = angles_beyond(start, T, self.size)
+            cosines_TE, sines_TE = angles_TE.cos(), angles_TE.sin()
+        cosines_T1E, sines_T1E = cosines_TE[:, None].to(x_BTHE), sines_TE[:, None].to(x_BTHE)
         first, second = x_BTHE[..., 0::2], x_BTHE[..., 1::2]
         turned = (first * cosines_T1E - second * sines_T1E, second * cosines_T1E + first * sines_T1E)
         return torch.stack(turned, dim=-1).flatten(-2)
+
+
+def frequencies(size: int) -> Tensor:
+    """Return frequencies_E in radians a token, one for each pair of a head of this size."""
+    return SLOWEST ** -torch.linspace(0, 1, size // 2)
+
+
+def angles_beyond(start: int, T: int, size: int) -> Tensor:
+    """Return angles_TE of the positions from `start` on, in float64: near a million, float32 counts in sixteenths.
+
+    They are computed on the CPU, because not every accelerator has float64.
+    """
+    return torch.arange(start, start + T, dtype=torch.float64)[:, None] * frequencies(size)
 
 
 class Attention(nn.Module):
@@ -191,8 +208,9 @@ class Block(nn.Module):
 class ModernGPT(nn.Module):
     """The whole model: tokens_BT (whole numbers below V) to logits_BTV, the scores of each token's successor.
 
-    With a cache, tokens_BT continue the text that the cache holds. More than `block_size` tokens in all is a
-    ConfigError. The model knows no loss, no optimizer and no device but that of its weights.
+    With a cache, tokens_BT continue the text that the cache holds; past `block_size` tokens in all one at a time, each
+    seeing the last `rolling_window`. More than that at once is a ConfigError. The model knows no loss, no optimizer and
+    no device but that of its weights.
     """
 
     def __init__(self, config: ModernConfig):
@@ -209,10 +227,9 @@ class ModernGPT(nn.Module):
         self.initialize()
 
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        start, T = (cache.length if cache is not None else 0), tokens_BT.size(1)
-        if start + T > self.config.block_size:
-            limit = self.config.block_size
-            raise ConfigError(f"{start + T} tokens do not fit the model's context of block_size={limit}")
+        T, limit = tokens_BT.size(1), self.config.block_size
+        if cache is None and T > limit:
+            raise ConfigError(f"{T} tokens do not fit the model's context of block_size={limit}")
         tokens_BS = cache.append_tokens(tokens_BT) if cache is not None else tokens_BT
         x_BTD = self.ngram_embedding(self.token_embedding(tokens_BT), tokens_BS)
         x_BTD = x0_BTD = self.embedding_dropout(self.embedding_norm(x_BTD))

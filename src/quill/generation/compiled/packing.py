@@ -29,7 +29,7 @@ from quill.generation.compiled.state import (
 from quill.generation.compiled.vectors import PANEL
 from quill.model.build import Model
 from quill.model.config import GPTConfig
-from quill.model.modern import SHARPNESS, ModernGPT
+from quill.model.modern import SHARPNESS, ModernGPT, frequencies
 
 Arrays = dict[str, np.ndarray]
 NONE = np.zeros(0, np.float32)
@@ -48,12 +48,13 @@ def pack_model(model: Model, kind: str) -> tuple[Shape, Weights]:
         tables = [arrays[f"ngram_embedding.tables.{i}.weight"] for i in range(model.config.ngram - 1)]
         rotary = model.get_submodule("blocks.0.attention.rotary")
         angles = [buffer.float().numpy().ravel() for buffer in rotary.buffers()]
+        angles.append(frequencies(shape.head_size).double().numpy())
         positions, norms, reminders = NONE, NONE, arrays["reminders"]
     else:
         names = [f"blocks.{i}.{norm}" for i in range(shape.n_layer) for norm in ("attention_norm", "feed_forward_norm")]
         zeros = np.zeros(shape.n_embd, np.float32)
         pairs = [[arrays[f"{n}.weight"], arrays.get(f"{n}.bias", zeros)] for n in (*names, "final_norm")]
-        tables, angles, reminders = [], [NONE, NONE], NONE
+        tables, angles, reminders = [], [NONE, NONE, np.zeros(0)], NONE
         positions, norms = pad(arrays["position_embedding.weight"], D), pad(np.array(pairs), D)
     ngrams = np.concatenate(tables) if tables else np.zeros((0, shape.n_embd), np.float32)
     ngram_scales = np.ones(len(ngrams), np.float32)
@@ -74,6 +75,7 @@ def pack_model(model: Model, kind: str) -> tuple[Shape, Weights]:
         reminders=reminders,
         cosines=angles[0],
         sines=angles[1],
+        frequencies=angles[2],
     )
 
 
@@ -99,6 +101,8 @@ def shape_of(model: Model) -> Shape:
         projected=whole_panels((H + 2 * K) * E),
         hidden=whole_panels(4 * D),
         scores=whole_panels(config.vocab_size),
+        context=config.block_size,
+        window=config.rolling_window,
         capacity=whole_panels(config.block_size),
     )
 
@@ -153,6 +157,8 @@ def make_work(shape: Shape, slots: int, rows: int, threads: int) -> Work:
         tokens=zeros(rows, dtype=np.int64),
         slots=zeros(rows, dtype=np.int64),
         positions=zeros(rows, dtype=np.int64),
+        cosines=zeros(rows, shape.head_size // 2),
+        sines=zeros(rows, shape.head_size // 2),
         stream=zeros(rows, shape.width),
         start=zeros(rows, shape.width),
         normed=zeros(rows + threads * FEW, shape.width),
