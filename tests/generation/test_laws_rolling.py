@@ -19,7 +19,7 @@ from quill.generation.sampling import SamplingConfig
 from quill.generation.torch_engine import TorchEngine
 from quill.model.cache import KVCache
 from quill.model.config import GPTConfig, ModernConfig
-from quill.model.modern import SLOWEST, ModernGPT
+from quill.model.modern import SLOWEST, Block, ModernGPT
 
 SMALL = ModernConfig(vocab_size=23, block_size=32, n_layer=2, n_head=4, n_embd=32, ngram_rows=97)
 CONFIGS = [
@@ -53,16 +53,16 @@ def by_a_mask(model: ModernGPT, tokens_T: Tensor) -> Tensor:
     first_T = [0 if t < c.block_size else t - c.rolling_window + 1 for t in range(T)]
     mask_TS = torch.tensor([[first <= s <= t for s in range(T)] for t, first in enumerate(first_T)])
     x_TD = model.token_embedding(tokens_T)
-    for back, table in enumerate(model.ngram_embedding.tables, start=1):
+    for back, weight_RD in enumerate(model.ngram_embedding.parameters(), start=1):
         for t, first in enumerate(first_T):
             run = [int(tokens_T[t - i]) if t - i >= first else V for i in range(back + 1)]
-            row = sum(token * (V + 1) ** i for i, token in enumerate(run)) % table.num_embeddings
-            x_TD[t] += table.weight[row]
+            x_TD[t] += weight_RD[sum(token * (V + 1) ** i for i, token in enumerate(run)) % len(weight_RD)]
     x_TD = x0_TD = model.embedding_norm(x_TD)
     H, K, E = c.n_head, c.n_kv_head or c.n_head, c.n_embd // c.n_head
     angles_TE = torch.arange(T).double()[:, None] * SLOWEST ** -torch.linspace(0, 1, E // 2).double()
     turns_TE = torch.polar(torch.ones_like(angles_TE), angles_TE)
     for block, reminder in zip(model.blocks, model.reminders, strict=True):
+        assert isinstance(block, Block)
         x_TD = x_TD + reminder * x0_TD
         qkv_HTE = block.attention.query_key_value(block.attention_norm(x_TD)).view(T, H + 2 * K, E).transpose(0, 1)
         qk_HTE = F.rms_norm(qkv_HTE[: H + K], (E,), eps=1e-6).double()

@@ -36,7 +36,7 @@ class Text:
 
     @property
     def held(self) -> Sequence[int]:
-        """The tokens from `start` on. The place holds all of them, the last of which is chosen but not read, until it rolls."""
+        """The tokens from `start` on. Until it rolls, a place holds all but the last, which was chosen but not read."""
         return self.tokens[self.start :]
 
     @property
@@ -116,14 +116,14 @@ class Scheduler:
 
     def steps(self, at_most: int) -> int:
         """Return how many tokens all running texts can write before one of them ends or is full."""
-        rooms = (at_most if t.rolled else self.context - len(t.held) + 1 for t in self.running.values())
-        return max(0, min((min(at_most, t.left, room) for t, room in zip(self.running.values(), rooms)), default=0))
+        rooms = [t.left if t.rolled else min(t.left, self.context - len(t.held) + 1) for t in self.running.values()]
+        return max(0, min(at_most, *rooms)) if rooms else 0
 
     def _beginning(self, text: Text) -> list[int]:
         """Return the tokens whose keys and values a text's place still holds, from the first one on."""
         if text.rolled or not text.written:
             return []
-        return list(text.held[:-1])  # the last one was chosen, but never read
+        return list(text.held[:-1])
 
     def _longest_prefix(self, tokens: list[int]) -> tuple[int, int]:
         """Return (slot, length) of the longest beginning of these tokens that some place holds, without the last one.

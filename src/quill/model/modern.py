@@ -227,16 +227,16 @@ class ModernGPT(nn.Module):
         self.initialize()
 
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        T, limit = tokens_BT.size(1), self.config.block_size
-        if cache is None and T > limit:
-            raise ConfigError(f"{T} tokens do not fit the model's context of block_size={limit}")
+        length, limit = tokens_BT.size(1), self.config.block_size
+        if cache is None and length > limit:
+            raise ConfigError(f"{length} tokens do not fit the model's context of block_size={limit}")
         tokens_BS = cache.append_tokens(tokens_BT) if cache is not None else tokens_BT
         x_BTD = self.ngram_embedding(self.token_embedding(tokens_BT), tokens_BS)
         x_BTD = x0_BTD = self.embedding_dropout(self.embedding_norm(x_BTD))
         for block, reminder in zip(self.blocks, self.reminders, strict=True):
             x_BTD = block(x_BTD + reminder * x0_BTD, cache)  # an embedding skip, as in modded-nanogpt
         if cache is not None:
-            cache.advance(T)
+            cache.advance(length)
         logits_BTV = self.head(self.final_norm(x_BTD))
         cap = self.config.logit_softcap
         return cap * torch.tanh(logits_BTV / cap) if cap else logits_BTV  # Gemma Team 2024, "Gemma 2", section 2

@@ -196,7 +196,7 @@ def attend(shape, work, thread, layer, first, count, head):
 
 @compiled
 def soften(scores, at, start, seen, longest):
-    """Turn the scores from `start` up to `seen` into shares of 1, and those before and after, up to `longest`, into 0."""
+    """Turn the scores from `start` up to `seen` into shares of 1, and all others up to `longest` into 0."""
     last = (seen + LANES - 1) // LANES * LANES
     scores[at : at + start] = -np.inf
     scores[at + seen : at + max(last, longest)] = -np.inf
