@@ -50,7 +50,7 @@ def write(model: Model | Engine, prompt: list[int], count: int, **options) -> li
 def write_without_cache(
     model: Model, prompt: list[int], count: int, sampling: SamplingConfig, seed: int, row: int
 ) -> list[int]:
-    """Write with the windows that `generate.py` documents, reading each of them anew for every token."""
+    """Write with the windows that `generate.py` documents for learned positions, read anew for every token."""
     block_size = model.config.block_size
     tokens, start = list(prompt), max(0, len(prompt) - block_size)
     for position in range(count):

@@ -39,6 +39,7 @@ SHAPES: dict[str, ModelConfig] = {
     "shared keys, no n-grams, no cap": ModernConfig(
         vocab_size=30, block_size=33, n_layer=3, n_head=6, n_embd=36, n_kv_head=2, ngram=1, logit_softcap=0.0
     ),
+    "a short window": ModernConfig(vocab_size=65, block_size=24, n_layer=2, n_head=4, n_embd=64, ngram_rows=97),
     "a crowded table": ModernConfig(vocab_size=65, block_size=150, n_layer=1, n_head=2, n_embd=40, ngram_rows=7),
 }
 ENGINES = [("torch", "fp32"), ("numba", "fp32"), ("numba", "int8"), ("cuda", "fp32")]
@@ -158,7 +159,7 @@ def tokens_of(engine: Engine, request: Request) -> list[Token]:
 
 
 @pytest.mark.parametrize(("name", "weights"), ENGINES)
-@pytest.mark.parametrize("shape", ["classic", "shared keys, no n-grams, no cap", "a crowded table"])
+@pytest.mark.parametrize("shape", ["classic", "shared keys, no n-grams, no cap", "a short window", "a crowded table"])
 def test_a_request_gets_the_same_bytes_alone_and_in_company(shape: str, name: str, weights: str) -> None:
     config, rng = SHAPES[shape], random.Random(1)
     model = random_model(config)
@@ -192,9 +193,10 @@ def test_a_request_gets_the_same_bytes_alone_and_in_company(shape: str, name: st
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_the_number_of_threads_changes_no_bit(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("length", [40, 200])  # within the context, and past it
+def test_the_number_of_threads_changes_no_bit(threads: int, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model(SHAPES["modern"])
-    request = Request((1, 2, 3), 40, logprobs=2)
+    request = Request((1, 2, 3), length, logprobs=2)
     expected = tokens_of(make_engine(model, "numba"), request)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert tokens_of(make_engine(model, "numba"), request) == expected

@@ -51,6 +51,10 @@ def test_the_same_scores_with_a_cache() -> None:
     cache = KVCache(CONFIG, 2)
     pieces = torch.cat([double(piece, cache) for piece in tokens_BT.split([5, 1, 7, 3], dim=1)], dim=1)
     torch.testing.assert_close(pieces, model(tokens_BT), rtol=1e-4, atol=1e-5)
+    plain = KVCache(CONFIG, 2)
+    model(tokens_BT, plain)
+    for token_BT in tokens_BT.split(1, dim=1):  # past the context
+        torch.testing.assert_close(double(token_BT, cache), model(token_BT, plain), rtol=1e-4, atol=1e-5)
 
 
 def test_half_precision_stays_near() -> None:

@@ -78,6 +78,7 @@ class CudaEngine:
         tell: Callable[[str], None] | None = None,
     ) -> None:
         self.model, self.config, self.slots, self.context = model, model.config, slots, model.config.block_size
+        self.rolls = model.config.rolling_window > 0
         self.device = model.token_embedding.weight.device
         on_gpu = self.device.type == "cuda"
         self.graphs = on_gpu if graphs is None else graphs

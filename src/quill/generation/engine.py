@@ -55,12 +55,18 @@ class Prompt(NamedTuple):
 
 
 class Engine(Protocol):
-    """Texts in numbered places. Whoever calls keeps count of what each place holds, and never exceeds `context`."""
+    """Texts in numbered places. Whoever calls keeps count of what each place holds.
+
+    It never holds more than `context` tokens. A place that is full goes on by itself if the engine `rolls`; otherwise
+    whoever calls reads a shorter text into it first.
+    """
 
     config: ModelConfig
     slots: int
     context: int
     """how many tokens a place holds"""
+    rolls: bool
+    """whether a full place forgets its oldest tokens one by one, so that a text of any length can be decoded"""
     burst: int
     """how many steps are worth being asked for at once"""
 

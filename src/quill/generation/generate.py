@@ -4,10 +4,12 @@ On the way text → tokens → model → training → generation → people this
 text, stop strings and prompts belong to `language_model.py`. The policy is in `scheduler.py`, the arithmetic in an
 engine.
 
-Past the trained context: positions are learned for `block_size` places and stored inside the cached keys, so a full
-place cannot slide by one. The last `block_size // 2` tokens are read again at once instead. Such a re-reading comes
-after every `block_size - block_size // 2` tokens, so the cost a token stays bounded however long the text grows, and
-the model always sees at least that half.
+Past the trained context the cost of a token stays bounded, however long the text grows. A modern model's positions are
+angles, which may go on for ever: its window rolls, each token takes the place of the oldest and is read once, and the
+model sees the last `rolling_window` tokens, three quarters of `block_size`. A classic model's positions are learned for
+`block_size` places and stored inside the cached keys, so a full place cannot slide by one. The last `block_size // 2`
+tokens are read again at once instead. Such a re-reading comes after every `block_size - block_size // 2` tokens, so the
+model always sees at least that half.
 
 Reference: Yu et al. 2022, "Orca: A Distributed Serving System for Transformer-Based Generative Models", section 3.1.
 
@@ -33,7 +35,8 @@ class Batch:
 
     def __init__(self, engine: Engine, max_waiting: int | None = None) -> None:
         self.engine = engine
-        self.scheduler = Scheduler(engine.slots, engine.context, max_waiting, shares_prefixes=engine.copy is not None)
+        shares = engine.copy is not None
+        self.scheduler = Scheduler(engine.slots, engine.context, max_waiting, shares_prefixes=shares)
         self._burst = 1
         self._inboxes: dict[int, deque[Event]] = {}
         self._lock = threading.RLock()
@@ -105,15 +108,22 @@ class Batch:
             self._burst = 1  # whoever begins is shown a first token at once
             events += [self._end(admission.text) for admission in beginning if admission.text.left == 0]
             events += self._read([self._begin(admission) for admission in beginning if admission.text.left])
-        full = [text for text in self.scheduler.running.values() if len(text.held) > self.engine.context]
-        for text in full:
-            text.start = len(text.tokens) - max(1, self.engine.context // 2)
-        events += self._read([(text, 0) for text in full])
+        events += self._make_room()
         texts = list(self.scheduler.running.values())
         if steps := self.scheduler.steps(self._burst):
             events += self._take(texts, self.engine.decode([text.slot for text in texts], steps))
             self._burst = min(2 * self._burst, self.engine.burst)
         return events
+
+    def _make_room(self) -> list[Event]:
+        """Let full places roll, or read the last half of their texts again where they cannot."""
+        running = self.scheduler.running.values()
+        full = [text for text in running if not text.rolled and len(text.held) > self.engine.context]
+        for text in full:
+            text.rolled = self.engine.rolls
+            if not text.rolled:
+                text.start = len(text.tokens) - max(1, self.engine.context // 2)
+        return self._read([(text, 0) for text in full if not text.rolled])
 
     def _begin(self, admission: Admission) -> tuple[Text, int]:
         """Give a place to a text; return it and how many of its tokens the place holds by then."""

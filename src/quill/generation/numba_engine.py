@@ -47,6 +47,7 @@ class NumbaEngine:
         tell: Callable[[str], None] | None = None,
     ) -> None:
         self.config, self.slots, self.context = config, slots, config.block_size
+        self.rolls = config.rolling_window > 0
         self.shape, self.weights = pack_model(config, arrays, weights)
         self.threads = min(cpu_threads(), self.weights.feed_forward_hidden.panels)  # more would only wait
         self.work = make_work(self.shape, slots + 1, max(ROWS, slots), self.threads)

@@ -31,10 +31,12 @@ class Text:
     start: int
     """the first token that the place holds: later ones slide in, earlier ones are forgotten"""
     written: int = 0
+    rolled: bool = False
+    """whether the place has begun to forget its oldest tokens by itself"""
 
     @property
     def held(self) -> Sequence[int]:
-        """The tokens that the model sees."""
+        """The tokens from `start` on. Until it rolls, a place holds all but the last, which was chosen but not read."""
         return self.tokens[self.start :]
 
     @property
@@ -109,15 +111,19 @@ class Scheduler:
         self.waiting = deque(pair for pair in self.waiting if pair[0] != number)
         text = self.running.pop(number, None)
         if text is not None:
-            # The last token was chosen, but never read.
-            self._remembered[text.slot] = list(text.held[:-1] if text.written else [])
+            self._remembered[text.slot] = self._beginning(text)
         return text is not None or len(self.waiting) < waited, text
 
     def steps(self, at_most: int) -> int:
         """Return how many tokens all running texts can write before one of them ends or is full."""
-        return max(
-            0, min((min(at_most, t.left, self.context - len(t.held) + 1) for t in self.running.values()), default=0)
-        )
+        rooms = [t.left if t.rolled else min(t.left, self.context - len(t.held) + 1) for t in self.running.values()]
+        return max(0, min(at_most, *rooms)) if rooms else 0
+
+    def _beginning(self, text: Text) -> list[int]:
+        """Return the tokens whose keys and values a text's place still holds, from the first one on."""
+        if text.rolled or not text.written:
+            return []
+        return list(text.held[:-1])
 
     def _longest_prefix(self, tokens: list[int]) -> tuple[int, int]:
         """Return (slot, length) of the longest beginning of these tokens that some place holds, without the last one.
@@ -126,7 +132,7 @@ class Scheduler:
         """
         if not self.shares_prefixes:
             return -1, 0
-        places = {**self._remembered, **{t.slot: list(t.held[:-1]) for t in self.running.values() if t.written}}
+        places = {**self._remembered, **{t.slot: self._beginning(t) for t in self.running.values()}}
         lengths = {slot: _common(held, tokens[:-1]) for slot, held in places.items()}
         slot = max(lengths, key=lambda slot: (lengths[slot], slot in self._remembered))
         return slot, lengths[slot]

@@ -49,16 +49,28 @@ class StaticCache:
         # Of one step, for all its layers: where its keys go, and what each place may see of them all.
         self.at_B = torch.zeros_like(self.positions_B)
         self.mask_BS = torch.zeros(places, S, device=device, dtype=dtype)
+        self._window = config.rolling_window
         self._keys_S = torch.arange(S, device=device)
         self._back_N = torch.arange(1 - getattr(config, "ngram", 1), 1, device=device)  # …, -2, -1, 0
         self._seen, self._unseen = (torch.full((), value, device=device, dtype=dtype) for value in (0.0, -math.inf))
-        self._last, self._nothing = S - 1, V
+        self._places, self._nothing = S, V
 
     def begin_step(self) -> None:
         """Prepare what all layers need."""
-        # A text that is full has no room for one more key: it is read again before it goes on.
-        torch.clamp(self.positions_B, max=self._last, out=self.at_B)
-        torch.where(self._keys_S <= self.at_B[:, None], self._seen, self._unseen, out=self.mask_BS)
+        self.at_B.copy_(self._place_of(self.positions_B))
+        seen_BS = self._keys_S <= self.at_B[:, None]
+        if self._window:
+            in_ring_S = self._keys_S >= self._places - self._window
+            seen_BS = torch.where(self.positions_B[:, None] < self._places, seen_BS, in_ring_S)
+        torch.where(seen_BS, self._seen, self._unseen, out=self.mask_BS)
+
+    def _place_of(self, positions: Tensor) -> Tensor:
+        """Return where tokens are kept, as `KVCache.places` says."""
+        if not self._window:
+            # A text that is full has no room for one more key: it is read again before it goes on.
+            return positions.clamp(max=self._places - 1)
+        first = self._places - self._window
+        return torch.where(positions < self._places, positions, first + (positions - self._places) % self._window)
 
     def append(self, layer: int, key_BK1E: Tensor, value_BK1E: Tensor) -> tuple[Tensor, Tensor]:
         """Store one layer's keys and values of this step; return all there is room for, shapes BKSE."""
@@ -71,9 +83,13 @@ class StaticCache:
     def append_tokens(self, tokens_B1: Tensor) -> Tensor:
         """Store this step's tokens; return the last N of each place, and V where there is none."""
         self.tokens_BS.scatter_(1, self.at_B[:, None], tokens_B1)
-        back_BN = self.at_B[:, None] + self._back_N
-        tokens_BN = self.tokens_BS.gather(1, back_BN.clamp(min=0))
-        return tokens_BN.masked_fill(back_BN < 0, self._nothing)
+        back_BN = self.positions_B[:, None] + self._back_N
+        tokens_BN = self.tokens_BS.gather(1, self._place_of(back_BN.clamp(min=0)))
+        forgotten_BN = back_BN < 0
+        if self._window:
+            rolling_B1 = self.positions_B[:, None] >= self._places
+            forgotten_BN = forgotten_BN | (rolling_B1 & (self._back_N <= -self._window))
+        return tokens_BN.masked_fill(forgotten_BN, self._nothing)
 
     def advance(self, tokens: int) -> None:
         """Count the token of each active place as read."""
@@ -106,14 +122,15 @@ class RotaryPositions(nn.Module):
     def __init__(self, rotary: Rotary, cache: StaticCache) -> None:
         super().__init__()
         self.cache, self.rotary = cache, rotary
-        self.cosines_SE, self.sines_SE = rotary.cosines_SE, rotary.sines_SE
+        self.frequencies_E = rotary.frequencies_E.to(cache.at_B.device)
         places = len(cache.at_B)
-        rotary.cosines_SE, rotary.sines_SE = (t[:1].repeat(places, 1) for t in (self.cosines_SE, self.sines_SE))
+        rotary.cosines_SE, rotary.sines_SE = (t[:1].repeat(places, 1) for t in (rotary.cosines_SE, rotary.sines_SE))
 
     def begin_step(self) -> None:
-        """Look up the angles of this step, for all layers."""
-        torch.index_select(self.cosines_SE, 0, self.cache.at_B, out=self.rotary.cosines_SE)
-        torch.index_select(self.sines_SE, 0, self.cache.at_B, out=self.rotary.sines_SE)
+        """Compute the angles of this step, for all layers, in float64 as the model does."""
+        angles_BE = self.cache.positions_B[:, None] * self.frequencies_E
+        self.rotary.cosines_SE.copy_(angles_BE.cos())
+        self.rotary.sines_SE.copy_(angles_BE.sin())
 
     def forward(self, x_B1HE: Tensor, start: int) -> Tensor:
         # To the model's own lines the places are the times of one text, and turn each by an angle of its own.

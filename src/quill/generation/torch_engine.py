@@ -65,6 +65,7 @@ class TorchEngine:
     def __init__(self, model: Model, slots: int = 1) -> None:
         weight = model.token_embedding.weight
         self.model, self.config, self.slots, self.context = model, model.config, slots, model.config.block_size
+        self.rolls = model.config.rolling_window > 0
         self.device, self.dtype = weight.device, weight.dtype
         self.places: dict[int, _Place] = {}
 

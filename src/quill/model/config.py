@@ -39,6 +39,11 @@ class GPTConfig:
         check_fields(self)
         check_shape(self)
 
+    @property
+    def rolling_window(self) -> int:
+        """0: learned positions are part of the cached keys, so a full cache cannot go on by one token."""
+        return 0
+
 
 @dataclass(frozen=True)
 class ModernConfig:
@@ -89,9 +94,24 @@ class ModernConfig:
         """How many rows the tables of pairs, triples, … have: never more than there are such runs."""
         return [min(self.ngram_rows, (self.vocab_size + 1) ** n) for n in range(2, self.ngram + 1)]
 
+    @property
+    def rolling_window(self) -> int:
+        """How many of the latest tokens a text that is longer than `block_size` goes on to see.
+
+        Three quarters: training has seldom seen the longest distances, and with them the loss is higher (docs/log.md).
+        """
+        return max(1, 3 * self.block_size // 4)
+
 
 SHARPNESS = 1.2  # of a modern model's normalised queries and keys, each: their products would stay within ±√E otherwise
 SLOWEST = 1024  # tokens in which the slowest pair of a modern model's rotary position turns by one radian
+
+
+def rotary_frequencies(size: int) -> list[float]:
+    """Return by how many radians a token turns each pair of a head of this size: 1 to 1 / SLOWEST, in equal ratios."""
+    pairs = size // 2
+    return [SLOWEST ** (-pair / max(1, pairs - 1)) for pair in range(pairs)]
+
 
 ModelConfig = GPTConfig | ModernConfig
 CONFIGS: dict[str, type[GPTConfig] | type[ModernConfig]] = {"classic": GPTConfig, "modern": ModernConfig}

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from quill.errors import ConfigError
 from quill.model.cache import KVCache
-from quill.model.config import SHARPNESS, SLOWEST, ModernConfig
+from quill.model.config import SHARPNESS, ModernConfig, rotary_frequencies
 from quill.model.gpt import causal_mask
 
 
@@ -65,26 +65,37 @@ class Rotary(nn.Module):
         (x₁, x₂) → (x₁ cos - x₂ sin, x₂ cos + x₁ sin)
 
     The product of a turned query and a turned key then depends on how far apart they are (Su et al. 2021, "RoFormer",
-    section 3.2.2).
+    section 3.2.2). So they may go on for as long as a text does: a table holds the angles of the trained context, and
+    beyond it they are computed.
     """
 
     def __init__(self, block_size: int, size: int):
         super().__init__()
-        frequencies_E = SLOWEST ** -torch.linspace(0, 1, size // 2)
-        angles_SE = torch.arange(block_size)[:, None] * frequencies_E
+        self.frequencies_E = torch.tensor(rotary_frequencies(size), dtype=torch.float64, device="cpu")
+        angles_SE = self.angles(0, block_size)
         self.cosines_SE: Tensor
         self.sines_SE: Tensor
-        self.register_buffer("cosines_SE", angles_SE.cos(), persistent=False)
-        self.register_buffer("sines_SE", angles_SE.sin(), persistent=False)
+        self.register_buffer("cosines_SE", angles_SE.cos().float(), persistent=False)
+        self.register_buffer("sines_SE", angles_SE.sin().float(), persistent=False)
 
     def forward(self, x_BTHE: Tensor, start: int) -> Tensor:
         """Turn vectors at the positions from `start` on."""
         T = x_BTHE.size(1)
-        cosines_T1E = self.cosines_SE[start : start + T, None].to(x_BTHE.dtype)
-        sines_T1E = self.sines_SE[start : start + T, None].to(x_BTHE.dtype)
+        cosines_TE, sines_TE = self.cosines_SE[start : start + T], self.sines_SE[start : start + T]
+        if start + T > len(self.cosines_SE):
+            angles_TE = self.angles(start, T)
+            cosines_TE, sines_TE = angles_TE.cos(), angles_TE.sin()
+        cosines_T1E, sines_T1E = cosines_TE[:, None].to(x_BTHE), sines_TE[:, None].to(x_BTHE)
         first, second = x_BTHE[..., 0::2], x_BTHE[..., 1::2]
         turned = (first * cosines_T1E - second * sines_T1E, second * cosines_T1E + first * sines_T1E)
         return torch.stack(turned, dim=-1).flatten(-2)
+
+    def angles(self, start: int, T: int) -> Tensor:
+        """Return angles_TE of the positions from `start` on, in float64: near a million, float32 counts in sixteenths.
+
+        They are computed on the CPU, because not every accelerator has float64.
+        """
+        return torch.arange(start, start + T, dtype=torch.float64, device="cpu")[:, None] * self.frequencies_E
 
 
 class Attention(nn.Module):
@@ -187,8 +198,9 @@ class Block(nn.Module):
 class ModernGPT(nn.Module):
     """The whole model: tokens_BT (whole numbers below V) to logits_BTV, the scores of each token's successor.
 
-    With a cache, tokens_BT continue the text that the cache holds. More than `block_size` tokens in all is a
-    ConfigError. The model knows no loss, no optimizer and no device but that of its weights.
+    With a cache, tokens_BT continue the text that the cache holds; past `block_size` tokens in all one at a time, each
+    seeing the last `rolling_window`. More than that at once is a ConfigError. The model knows no loss, no optimizer and
+    no device but that of its weights.
     """
 
     def __init__(self, config: ModernConfig):
@@ -205,17 +217,16 @@ class ModernGPT(nn.Module):
         self.initialize()
 
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        start, T = (cache.length if cache is not None else 0), tokens_BT.size(1)
-        if start + T > self.config.block_size:
-            limit = self.config.block_size
-            raise ConfigError(f"{start + T} tokens do not fit the model's context of block_size={limit}")
+        length, limit = tokens_BT.size(1), self.config.block_size
+        if cache is None and length > limit:
+            raise ConfigError(f"{length} tokens do not fit the model's context of block_size={limit}")
         tokens_BS = cache.append_tokens(tokens_BT) if cache is not None else tokens_BT
         x_BTD = self.ngram_embedding(self.token_embedding(tokens_BT), tokens_BS)
         x_BTD = x0_BTD = self.embedding_dropout(self.embedding_norm(x_BTD))
         for block, reminder in zip(self.blocks, self.reminders, strict=True):
             x_BTD = block(x_BTD + reminder * x0_BTD, cache)  # an embedding skip, as in modded-nanogpt
         if cache is not None:
-            cache.advance(T)
+            cache.advance(length)
         logits_BTV = self.head(self.final_norm(x_BTD))
         cap = self.config.logit_softcap
         return cap * torch.tanh(logits_BTV / cap) if cap else logits_BTV  # Gemma Team 2024, "Gemma 2", section 2

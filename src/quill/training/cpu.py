@@ -28,7 +28,7 @@ def quicken(model: Model) -> None:
         elif isinstance(module, ReLUSquared):
             module.forward = QuickReLUSquared.apply
         elif isinstance(module, Rotary):
-            module.forward = functools.partial(rotate, turns_of(module))
+            module.forward = functools.partial(rotate, module.forward, turns_of(module))
         elif isinstance(module, Attention):
             module.attend = functools.partial(attend, module, module.attend)
 
@@ -91,9 +91,11 @@ def turns_of(rotary: Rotary) -> Tensor:
     return torch.complex(rotary.cosines_SE.float(), rotary.sines_SE.float())[:, None]
 
 
-def rotate(turns_S1E: Tensor, x_BTHE: Tensor, start: int) -> Tensor:
-    """Return what the module returns."""
-    return Turn.apply(x_BTHE, turns_S1E[start : start + x_BTHE.size(1)])  # type: ignore[no-any-return]
+def rotate(module: Any, turns_S1E: Tensor, x_BTHE: Tensor, start: int) -> Tensor:
+    """Return what the module returns, by the module itself past the trained context."""
+    if (end := start + x_BTHE.size(1)) > len(turns_S1E):
+        return module(x_BTHE, start)  # type: ignore[no-any-return]
+    return Turn.apply(x_BTHE, turns_S1E[start:end])  # type: ignore[no-any-return]
 
 
 def attend(attention: Attention, fused: Any, q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from quill.generation.compiled.state import (
     Weights,
     Work,
 )
-from quill.model.config import SHARPNESS, SLOWEST, GPTConfig, ModelConfig
+from quill.model.config import SHARPNESS, GPTConfig, ModelConfig, rotary_frequencies
 
 Arrays = Mapping[str, np.ndarray]
 NONE = np.zeros(0, np.float32)
@@ -44,15 +44,16 @@ def pack_model(config: ModelConfig, arrays: Arrays, kind: str) -> tuple[Shape, W
     bias = arrays["head.bias"][None] if "head.bias" in arrays else None
     if not isinstance(config, GPTConfig):
         tables = [arrays[f"ngram_embedding.tables.{i}.weight"] for i in range(config.ngram - 1)]
-        frequencies_E = np.float64(SLOWEST) ** -np.linspace(0, 1, shape.head_size // 2)
-        angles_SE = np.arange(config.block_size)[:, None] * frequencies_E
+        frequencies = np.array(rotary_frequencies(shape.head_size))
+        angles_SE = np.arange(config.block_size)[:, None] * frequencies
         angles = [turn(angles_SE).astype(np.float32).ravel() for turn in (np.cos, np.sin)]
+        angles.append(frequencies)
         positions, norms, reminders = NONE, NONE, np.array(arrays["reminders"])
     else:
         names = [f"blocks.{i}.{norm}" for i in range(shape.n_layer) for norm in ("attention_norm", "feed_forward_norm")]
         zeros = np.zeros(shape.n_embd, np.float32)
         pairs = [[arrays[f"{n}.weight"], arrays.get(f"{n}.bias", zeros)] for n in (*names, "final_norm")]
-        tables, angles, reminders = [], [NONE, NONE], NONE
+        tables, angles, reminders = [], [NONE, NONE, np.zeros(0)], NONE
         positions, norms = pad(arrays["position_embedding.weight"], D), pad(np.array(pairs), D)
     ngrams = np.concatenate(tables) if tables else np.zeros((0, shape.n_embd), np.float32)
     ngram_scales = np.ones(len(ngrams), np.float32)
@@ -73,6 +74,7 @@ def pack_model(config: ModelConfig, arrays: Arrays, kind: str) -> tuple[Shape, W
         reminders=reminders,
         cosines=angles[0],
         sines=angles[1],
+        frequencies=angles[2],
     )
 
 
@@ -97,6 +99,8 @@ def shape_of(config: ModelConfig) -> Shape:
         projected=whole_panels((H + 2 * K) * E),
         hidden=whole_panels(4 * D),
         scores=whole_panels(config.vocab_size),
+        context=config.block_size,
+        window=config.rolling_window,
         capacity=whole_panels(config.block_size),
     )
 
@@ -151,6 +155,8 @@ def make_work(shape: Shape, slots: int, rows: int, threads: int) -> Work:
         tokens=zeros(rows, dtype=np.int64),
         slots=zeros(rows, dtype=np.int64),
         positions=zeros(rows, dtype=np.int64),
+        cosines=zeros(rows, shape.head_size // 2),
+        sines=zeros(rows, shape.head_size // 2),
         stream=zeros(rows, shape.width),
         start=zeros(rows, shape.width),
         normed=zeros(rows + threads * FEW, shape.width),

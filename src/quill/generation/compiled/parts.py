@@ -54,11 +54,12 @@ def embed(shape, weights, work, row):
         return
     for i in range(D):
         sums[i] = means[i]
+    work.history[slot * shape.capacity + place_of(shape, position)] = token
     key, factor, first = token, 1, 0
     for back in range(1, len(weights.ngram_rows) + 1):
-        before = shape.vocab_size  # nothing yet
-        if position >= back:
-            before = work.history[slot * shape.capacity + position - back]
+        before = shape.vocab_size  # nothing yet, or nothing any more
+        if position >= back and (position < shape.context or back < shape.window):
+            before = work.history[slot * shape.capacity + place_of(shape, position - back)]
         factor *= shape.vocab_size + 1
         key += before * factor
         entry = first + key % weights.ngram_rows[back - 1]
@@ -70,6 +71,39 @@ def embed(shape, weights, work, row):
     normalize(shape, weights, 0, work.normed, at, work.stream, at)
     for i in range(D):
         start[i] = stream[i]
+    aim(shape, weights, work, row)
+
+
+@compiled
+def place_of(shape, position):
+    """Return where a token is kept: past the context, places go round in the last `window` of them."""
+    if position < shape.context:
+        return position
+    return shape.context - shape.window + (position - shape.context) % shape.window
+
+
+@compiled
+def seen_from(shape, position):
+    """Return the first place that a token looks at, and the one behind the last."""
+    if position < shape.context:
+        return 0, position + 1
+    return shape.context - shape.window, shape.context
+
+
+@compiled
+def aim(shape, weights, work, row):
+    """Note how far a row's position turns each pair of a head; beyond the tables in float64, as the model does."""
+    pairs, position = shape.head_size // 2, work.positions[row]
+    cosines, sines = work.cosines[row * pairs : (row + 1) * pairs], work.sines[row * pairs : (row + 1) * pairs]
+    if position < shape.context:
+        of = position * pairs
+        known_cosines, known_sines = weights.cosines[of : of + pairs], weights.sines[of : of + pairs]
+        for pair in range(pairs):
+            cosines[pair], sines[pair] = known_cosines[pair], known_sines[pair]
+    else:
+        for pair in range(pairs):
+            angle = position * weights.frequencies[pair]
+            cosines[pair], sines[pair] = np.cos(angle), np.sin(angle)
 
 
 @compiled
@@ -82,43 +116,43 @@ def remind(shape, weights, work, layer, row):
 
 
 @compiled
-def turn(shape, weights, values, at, position):
-    """Give a query or a key unit size, and turn it to its position."""
+def turn(shape, work, values, at, row):
+    """Give a query or a key unit size, and turn it to its row's position."""
     E = shape.head_size
     square = np.float32(0.0)
     for i in range(E):
         square += values[at + i] * values[at + i]
     factor = np.float32(1.0) / np.sqrt(square / np.float32(E) + np.float32(shape.epsilon))
-    angles = position * (E // 2)
+    angles = row * (E // 2)
     for pair in range(E // 2):
         first, second = values[at + 2 * pair] * factor, values[at + 2 * pair + 1] * factor
-        cosine, sine = weights.cosines[angles + pair], weights.sines[angles + pair]
+        cosine, sine = work.cosines[angles + pair], work.sines[angles + pair]
         values[at + 2 * pair] = first * cosine - second * sine
         values[at + 2 * pair + 1] = second * cosine + first * sine
 
 
 @compiled
-def remember(shape, weights, work, layer, row, head):
+def remember(shape, work, layer, row, head):
     """Make the queries that share a key ready, and put the key and its value into the cache."""
     E, H, K = shape.head_size, shape.n_head, shape.n_kv_head
-    position, group, at = work.positions[row], H // K, row * shape.projected
+    kept_at, group, at = place_of(shape, work.positions[row]), H // K, row * shape.projected
     key, value = at + (H + head) * E, at + (H + K + head) * E
     if shape.modern:
-        turn(shape, weights, work.projected, key, position)
+        turn(shape, work, work.projected, key, row)
         for query in range(head * group, (head + 1) * group):
-            turn(shape, weights, work.projected, at + query * E, position)
+            turn(shape, work, work.projected, at + query * E, row)
     queries = work.projected[at + head * group * E : at + (head + 1) * group * E]
     for i in range(len(queries)):
         queries[i] *= np.float32(shape.scale)
     place = (work.slots[row] * shape.n_layer + layer) * K + head
-    to = place * shape.capacity * E + position // PANEL * E * PANEL + position % PANEL
+    to = place * shape.capacity * E + kept_at // PANEL * E * PANEL + kept_at % PANEL
     keys, new = work.keys[to : to + (E - 1) * PANEL + 1], work.projected[key : key + E]
     for i in range(E):
         keys[i * PANEL] = new[i]
     panels = (E + PANEL - 1) // PANEL
     for panel in range(panels):
         count = min(PANEL, E - panel * PANEL)
-        to = ((place * panels + panel) * shape.capacity + position) * PANEL
+        to = ((place * panels + panel) * shape.capacity + kept_at) * PANEL
         values, new = (
             work.values[to : to + count],
             work.projected[value + panel * PANEL : value + panel * PANEL + count],
@@ -137,40 +171,47 @@ def copy(source, of, target, to, count):
 
 @compiled
 def attend(shape, work, thread, layer, first, count, head):
-    """heads = softmax(query · keys) · values, over each row's token and all before it.
+    """heads = softmax(query · keys) · values, over each row's token and all before it that its text still holds.
 
-    The `count` rows (at most 6) from `first` on are of one text, so that they share every key and value that is read.
+    The `count` rows (at most 6) from `first` on are of one text, so that they share every key and value that is read;
+    past the context a text has one row.
     """
-    E, capacity, seen = shape.head_size, shape.capacity, work.positions[first + count - 1] + 1
+    E, capacity = shape.head_size, shape.capacity
+    start, end = seen_from(shape, work.positions[first + count - 1])
+    begin = start // PANEL * PANEL
     place = (work.slots[first] * shape.n_layer + layer) * shape.n_kv_head + head // (shape.n_head // shape.n_kv_head)
     shares_at, tile = thread * ROWS_AT_ONCE * capacity, thread * ROWS_AT_ONCE * PANEL
     query = first * shape.projected + head * E
-    for panel in range((seen + PANEL - 1) // PANEL):
+    for panel in range(begin // PANEL, (end + PANEL - 1) // PANEL):
         keys = (place * capacity + panel * PANEL) * E
         tile_product(count, work.sums, tile, work.keys, keys, work.projected, query, shape.projected, E)
         for row in range(count):
             to, of = shares_at + row * capacity + panel * PANEL, tile + row * PANEL
             copy(work.sums, of, work.attention, to, PANEL)
     for row in range(count):
-        soften(work.attention, shares_at + row * capacity, work.positions[first + row] + 1, seen)
+        _, seen = seen_from(shape, work.positions[first + row])
+        soften(work.attention, shares_at + row * capacity + begin, start - begin, seen - begin, end - begin)
     panels = (E + PANEL - 1) // PANEL
     for panel in range(panels):
-        values = (place * panels + panel) * capacity * PANEL
-        tile_product(count, work.sums, tile, work.values, values, work.attention, shares_at, capacity, seen)
+        values = ((place * panels + panel) * capacity + begin) * PANEL
+        shares = shares_at + begin
+        tile_product(count, work.sums, tile, work.values, values, work.attention, shares, capacity, end - begin)
         for row in range(count):
             to, of = (first + row) * shape.width + head * E + panel * PANEL, tile + row * PANEL
             copy(work.sums, of, work.heads, to, min(PANEL, E - panel * PANEL))
 
 
 @compiled
-def soften(scores, at, seen, longest):
-    """Turn `seen` scores into shares of 1, and those after them, up to `longest`, into 0."""
+def soften(scores, at, start, seen, longest):
+    """Turn the scores from `start` up to `seen` into shares of 1, and all others up to `longest` into 0."""
     last = (seen + LANES - 1) // LANES * LANES
+    scores[at : at + start] = -np.inf
     scores[at + seen : at + max(last, longest)] = -np.inf
     highest = largest(scores, at, last)
     shares = scores[at : at + last]
     for i in range(last):
         shares[i] = exponential(shares[i] - highest)
+    scores[at : at + start] = 0.0
     scores[at + seen : at + max(last, longest)] = 0.0
     whole = total(scores, at, last)
     for i in range(last):

@@ -50,7 +50,9 @@ class Shape(NamedTuple):
     projected: int  # of a row of queries, keys and values
     hidden: int
     scores: int  # of a row of logits
-    capacity: int  # tokens of a text, in whole panels
+    context: int  # places of a text
+    window: int  # the last of these places, which are a ring once all are full; 0 where positions cannot roll
+    capacity: int  # room for the places, in whole panels
 
 
 class Weights(NamedTuple):
@@ -70,6 +72,7 @@ class Weights(NamedTuple):
     reminders: np.ndarray  # L
     cosines: np.ndarray  # S E/2
     sines: np.ndarray
+    frequencies: np.ndarray  # E/2, float64: radians a token, for positions beyond these tables
 
 
 class Work(NamedTuple):
@@ -80,7 +83,9 @@ class Work(NamedTuple):
     history: np.ndarray  # slot S: the tokens that are held
     tokens: np.ndarray  # R
     slots: np.ndarray  # R
-    positions: np.ndarray  # R
+    positions: np.ndarray  # R: in the text; how many tokens come before
+    cosines: np.ndarray  # R E/2: of these positions
+    sines: np.ndarray
     stream: np.ndarray  # R width: the residual stream
     start: np.ndarray  # R width: what it began with
     normed: np.ndarray  # R width, and then FEW rows for each thread

@@ -39,7 +39,7 @@ def forward(thread, threads, rows, kept, shape, weights, work):
         matrix, inputs = weights.query_key_value, work.normed
         linear(thread, threads, rows, matrix, layer, inputs, first, width, work.projected, shape.projected, STORE, work)
         wait(counters, thread, threads)
-        rows = look(thread, threads, rows, kept, apart, layer, shape, weights, work)
+        rows = look(thread, threads, rows, kept, apart, layer, shape, work)
         wait(counters, thread, threads)
         matrix = weights.attention_output
         linear(thread, threads, rows, matrix, layer, work.heads, 0, width, work.stream, width, ADD, work)
@@ -81,13 +81,13 @@ def prepare(thread, threads, rows, shape, weights, work, norm):
 
 
 @compiled
-def look(thread, threads, rows, kept, apart, layer, shape, weights, work):
+def look(thread, threads, rows, kept, apart, layer, shape, work):
     """Let all rows attend to the texts before them, and return how many rows go on: after the last layer those kept."""
     group = shape.n_head // shape.n_kv_head
     items = rows * shape.n_kv_head
     for item in range(thread, items, threads):
         row, head = item // shape.n_kv_head, item % shape.n_kv_head
-        remember(shape, weights, work, layer, row, head)
+        remember(shape, work, layer, row, head)
         if apart:
             for query in range(head * group, (head + 1) * group):
                 attend(shape, work, thread, layer, row, 1, query)
@@ -138,7 +138,7 @@ def write(thread, everything):
         forward(thread, threads, rows, kept, shape, weights, work)
         rows = len(kept)
         for row in range(thread, rows, threads):
-            slot, position = work.slots[row], work.positions[row] + 1
+            slot = work.slots[row]
             logits = work.logits[row * shape.scores : row * shape.scores + V]
             at, more = 2 * thread * shape.scores, (2 * thread + 1) * shape.scores
             scores, ordered = work.scratch[at : at + V], work.scratch[more : more + V]
@@ -147,7 +147,6 @@ def write(thread, everything):
                 call.logits_TBV[step, row, i] = logits[i]
             call.tokens_TB[step, row] = token
             sampler.counts_BV[slot, token] += 1
-            work.tokens[row], work.positions[row] = token, position
-            if position < shape.capacity:
-                work.history[slot * shape.capacity + position] = token
+            work.tokens[row] = token
+            work.positions[row] += 1
         wait(work.counters, thread, threads)
