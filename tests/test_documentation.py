@@ -21,6 +21,7 @@ SHORTER = {
     "v2": ["--max_iters=2", "--eval_iters=1", "--batch_size=2", "--sample_tokens=10"],
     "generate": ["--max_new_tokens=10"],
     "demo": ["--seconds=1"],
+    "estimate": ["--batch_size=2"],
 }
 RUN_BY_CI = ("pip", "pytest", "ruff", "pyright")
 

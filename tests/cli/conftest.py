@@ -32,11 +32,10 @@ class Run:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_network(tmp_path_factory: pytest.TempPathFactory):
-    """Keep the corpora of this machine, and the network, out of the tests."""
+def no_data(tmp_path_factory: pytest.TempPathFactory):
+    """Keep the corpora of this machine out of the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUILL_DATA_DIR", str(tmp_path_factory.mktemp("no-data")))
-        patch.setenv("QUILL_CACHE_DIR", str(tmp_path_factory.mktemp("no-cache")))
         yield
 
 

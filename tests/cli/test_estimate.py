@@ -73,8 +73,8 @@ def test_training_that_runs_out_of_memory_ends_in_one_line_and_its_advice_works(
     pytest.importorskip("resource", reason="this system cannot limit a process's memory")
     if not sys.platform.startswith("linux"):
         pytest.skip("only Linux holds a process to its limit on address space")
-    shape = ["--n_layer=2", "--n_head=2", "--n_embd=64", "--block_size=64", "--device=cpu", "--sample_tokens=0"]
-    steps = ["--max_iters=1", "--eval_iters=1", "--dataset=my.txt", "--out_dir=out"]
+    shape = ["--n_layer=2", "--n_head=2", "--n_embd=64", "--block_size=64", "--dropout=0.0", "--device=cpu"]
+    steps = ["--sample_tokens=0", "--max_iters=1", "--eval_iters=1", "--dataset=my.txt", "--out_dir=out"]
 
     def train(*flags: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", LIMITED, "train", *shape, *steps, *flags]

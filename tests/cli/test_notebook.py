@@ -29,10 +29,11 @@ def test_a_notebook_trains_and_writes(here: Path, monkeypatch: pytest.MonkeyPatc
     notebook = nbformat.v4.new_notebook(cells=cells)
     kernel = {"resources": {"metadata": {"path": str(here)}}, "kernel_name": "python3", "timeout": 300}
     nbclient.NotebookClient(notebook, **kernel).execute()
-    shown = ["".join(o.get("text", "") for o in cell.outputs if o.output_type == "stream") for cell in notebook.cells]
+    streams = [[o for o in cell.outputs if o.output_type == "stream"] for cell in notebook.cells]
+    shown = ["".join(o.text for o in outputs) for outputs in streams]
     assert "validation loss" in shown[0] and "Try next:" in shown[0]
     assert "finished at step 4" in shown[1] and "next: quill generate" in shown[1]
-    length, written = shown[2].split("\n", 1)
+    length, written = "".join(o.text for o in streams[2] if o.name == "stdout").split("\n", 1)
     assert int(length) == 20 and len(written) == 20
     assert (here / "out-demo" / "loss.png").is_file()
     assert not any("\x1b[" in text for text in shown), "a notebook is no terminal"
