@@ -8,12 +8,9 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # before PyTorch is imported, which asks for the number of threads once
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-LONGEST = ("test_documentation.py", "test_notebook.py", "test_demo.py", "test_estimate.py")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let what takes longest begin first, or one core would wait for it at the end."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    """Let long tests begin first, or one core would wait for them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)

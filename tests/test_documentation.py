@@ -72,6 +72,7 @@ def run(words: list[str], folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_runs_in_the_order_of_the_page(page: str, folder: Path) -> None:
     try:

@@ -24,6 +24,7 @@ def small_demo(here, monkeypatch):
     return here
 
 
+@pytest.mark.long
 def test_the_demo_trains_writes_measures_and_says_what_to_try(quill, small_demo):
     code, out, error = quill("demo", "--seconds=0.5", "--device=cpu")
     assert (code, error) == (0, "")

@@ -69,6 +69,7 @@ def test_what_does_not_fit_comes_with_advice(quill, here, tiny, monkeypatch):
     assert code == 0 and "it does not fit: batch_size=4 needs" in out and "not measured" in out
 
 
+@pytest.mark.long
 def test_training_that_runs_out_of_memory_ends_in_one_line_and_its_advice_works(here: Path, environment):
     pytest.importorskip("resource", reason="this system cannot limit a process's memory")
     if not sys.platform.startswith("linux"):

@@ -22,6 +22,7 @@ CELLS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="the kernel's event loop warns on Windows, and warnings are errors")
 def test_a_notebook_trains_and_writes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # the demo then takes the text that Python carries

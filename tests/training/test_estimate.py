@@ -150,28 +150,28 @@ def founding() -> Callable[[int], tuple[str, GPTConfig, TrainConfig]]:
     """What is said of the founding run when so many bytes can be had, with the configurations."""
 
     def make(room: int) -> tuple[str, GPTConfig, TrainConfig]:
-        shape, recipe = GPTConfig(65, n_layer=2), TrainConfig(device="cpu")
+        shape, recipe = GPTConfig(65, n_layer=1), TrainConfig(device="cpu")
         return describe_shortage(shape, recipe, CPU, room), shape, recipe
 
     return make
 
 
-@pytest.mark.parametrize("room", [600_000_000, 1_000_000_000, 2_500_000_000])
-def test_what_is_advised_fits_and_trains_on_the_same_batch(founding: Callable, room: int) -> None:
-    line, shape, recipe = founding(room)
-    assert "\n" not in line and line.startswith("batch_size=64 needs about ")
-    advice = re.findall(r"((?:--\w+=\w+ )+)needs ([\d.]+) ([GM]B)", line)
-    assert advice
-    for flags, size, unit in advice:
-        given = dict(re.findall(r"--(\w+)=(\w+)", flags))
-        changed = replace(
-            recipe,
-            **{name: value == "True" if value in ("True", "False") else int(value) for name, value in given.items()},
-        )
-        assert changed.batch_size * changed.gradient_accumulation_steps == 64
-        peak = typical_overhead(changed, CPU).peak(trace_step(shape, changed, CPU))
-        assert peak <= room
-        assert float(size) * {"GB": 1e9, "MB": 1e6}[unit] == pytest.approx(peak, rel=0.06)
+def test_what_is_advised_fits_and_trains_on_the_same_batch(founding: Callable) -> None:
+    for room in (400_000_000, 700_000_000, 1_500_000_000):  # in one test, so that each step is traced once
+        line, shape, recipe = founding(room)
+        assert "\n" not in line and line.startswith("batch_size=64 needs about ")
+        advice = re.findall(r"((?:--\w+=\w+ )+)needs ([\d.]+) ([GM]B)", line)
+        assert advice, room
+        for flags, size, unit in advice:
+            given = dict(re.findall(r"--(\w+)=(\w+)", flags))
+            changed = replace(
+                recipe,
+                **{n: value == "True" if value in ("True", "False") else int(value) for n, value in given.items()},
+            )
+            assert changed.batch_size * changed.gradient_accumulation_steps == 64
+            peak = typical_overhead(changed, CPU).peak(trace_step(shape, changed, CPU))
+            assert peak <= room
+            assert float(size) * {"GB": 1e9, "MB": 1e6}[unit] == pytest.approx(peak, rel=0.06)
 
 
 def test_where_no_batch_fits_a_smaller_model_is_advised(founding: Callable) -> None:
@@ -185,7 +185,7 @@ def test_no_advice_is_given_that_is_followed_already() -> None:
 
 
 def test_memory_that_ran_out_is_explained_even_where_the_estimate_says_that_it_fits() -> None:
-    line = explain_out_of_memory(GPTConfig(65, n_layer=2), TrainConfig(device="cpu"))
+    line = explain_out_of_memory(GPTConfig(65, n_layer=1, dropout=0.0), TrainConfig(device="cpu"))
     assert line.startswith("memory ran out: batch_size=64 needs about ") and "--batch_size=" in line
 
 
