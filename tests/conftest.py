@@ -8,6 +8,7 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # before PyTorch is imported, which asks for the number of threads once
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let long tests begin first, or one core would wait for them at the end."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)

@@ -73,7 +73,7 @@ class NumbaEngine:
         self._followers = ThreadPoolExecutor(max(1, self.threads - 1), "quill-follower")
         state = (self.shape, self.weights, self.work, self.sampler)
         self._state = table_of(state)
-        example = Everything(self._call([], 0, 0), *state)
+        example = Everything(self._call(np.zeros(0, np.int64), 0, 0), *state)
         self._write = load_step(weights, example, lambda: (tell or to_stderr)(COMPILING))
 
     def begin(self, slot: int, request: Request) -> None:
@@ -115,22 +115,22 @@ class NumbaEngine:
 
     def _read(self, prompts: Sequence[Prompt], whole: bool) -> Iterator[Written]:
         """Read texts end to end, some rows at a time; keep the scores of all tokens, or of each text's last one."""
-        rows: list[tuple[int, int, int, bool]] = []
-        for slot, tokens, start in prompts:
-            places = range(start, start + len(tokens))
-            rows += [(token, slot, place, whole) for token, place in zip(tokens, places, strict=True)]
-            rows[-1] = (*rows[-1][:3], True)
+        lengths = [len(prompt.tokens) for prompt in prompts]
+        tokens = np.concatenate([np.array(prompt.tokens, np.int64) for prompt in prompts])
+        slots = np.repeat([prompt.slot for prompt in prompts], lengths)
+        places = np.concatenate([np.arange(prompt.start, prompt.start + len(prompt.tokens)) for prompt in prompts])
+        kept = np.full(len(tokens), whole)
+        kept[np.cumsum(lengths) - 1] = True
         history = self.work.history.reshape(-1, self.shape.capacity)
-        for first in range(0, len(rows), ROWS):
-            for token, slot, place, _ in rows[max(0, first - self.context) : first + ROWS]:
-                history[slot, place] = token
-            tokens, slots, places, kept = zip(*rows[first : first + ROWS], strict=True)
-            yield self._run(tokens, slots, places, [row for row, wanted in enumerate(kept) if wanted], 1)
+        for first in range(0, len(tokens), ROWS):
+            known, part = slice(max(0, first - self.context), first + ROWS), slice(first, first + ROWS)
+            history[slots[known], places[known]] = tokens[known]
+            yield self._run(tokens[part], slots[part], places[part], kept[part].nonzero()[0], 1)
 
     def decode(self, slots: Sequence[int], steps: int) -> Written:
-        tokens, positions = zip(*(self._next[slot] for slot in slots), strict=True)
-        written = self._run(tokens, slots, positions, list(range(len(slots))), steps)
-        for slot, token, position in zip(slots, written.tokens_TB[-1].tolist(), positions, strict=True):
+        tokens, positions = np.array([self._next[slot] for slot in slots]).T
+        written = self._run(tokens, np.array(slots), positions, np.arange(len(slots)), steps)
+        for slot, token, position in zip(slots, written.tokens_TB[-1].tolist(), positions.tolist(), strict=True):
             self._next[slot] = (token, position + steps)
         return written
 
@@ -151,17 +151,17 @@ class NumbaEngine:
         return sum(array.nbytes for array in arrays)
 
     def _run(
-        self, tokens: Sequence[int], slots: Sequence[int], positions: Sequence[int], kept: list[int], steps: int
+        self, tokens: np.ndarray, slots: np.ndarray, positions: np.ndarray, kept: np.ndarray, steps: int
     ) -> Written:
         work, rows = self.work, len(tokens)
         call = self._call(kept, steps, rows)
         work.tokens[:rows], work.slots[:rows], work.positions[:rows] = tokens, slots, positions
-        for column, row in enumerate(kept):
-            if slots[row] == self.slots:
+        for column, slot in enumerate(slots[kept].tolist()):
+            if slot == self.slots:
                 continue
-            request, count = self._requests[slots[row]]
+            request, count = self._requests[slot]
             call.uniforms_TB[:, column] = uniforms(request.seed, [request.row], count, steps)[:, 0]
-            self._requests[slots[row]] = (request, count + steps)
+            self._requests[slot] = (request, count + steps)
         running = self._leader.submit(self._run_threads, np.concatenate([table_of(call), self._state]))
         try:
             running.result()
@@ -170,14 +170,14 @@ class NumbaEngine:
             raise
         return Written(call.tokens_TB, call.logits_TBV)
 
-    def _call(self, kept: list[int], steps: int, rows: int) -> Call:
+    def _call(self, kept: np.ndarray, steps: int, rows: int) -> Call:
         """Return room for what is to be written."""
         T, B, V = steps, len(kept), self.config.vocab_size
         return Call(
             threads=self.threads,
             steps=steps,
             rows=rows,
-            kept=np.array(kept, np.int64),
+            kept=kept,
             uniforms_TB=np.zeros((T, B)),
             tokens_TB=np.zeros((T, B), np.int64),
             logits_TBV=np.zeros((T, B, V), np.float32),

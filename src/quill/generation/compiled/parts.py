@@ -214,5 +214,6 @@ def soften(scores, at, start, seen, longest):
     scores[at : at + start] = 0.0
     scores[at + seen : at + max(last, longest)] = 0.0
     whole = total(scores, at, last)
+    share = np.float32(1.0) / whole
     for i in range(last):
-        shares[i] /= whole
+        shares[i] *= share

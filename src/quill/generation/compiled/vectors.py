@@ -150,11 +150,11 @@ def _reduction(kind):
                 if kind == "squares":
                     new = builder.fmul(new, new)
                 builder.store(join(builder.load(state), new), state)
-            lanes = builder.load(state)
-            result = builder.extract_element(lanes, I32(0))
-            for lane in range(1, LANES):
-                result = join(result, builder.extract_element(lanes, I32(lane)))
-            return result
+            lanes, nothing = builder.load(state), ir.Constant(vector, ir.Undefined)
+            for half in (8, 4, 2, 1):  # lane i and lane i + half
+                order = ir.Constant(ir.VectorType(I32, LANES), [(lane + half) % LANES for lane in range(LANES)])
+                lanes = join(lanes, builder.shuffle_vector(lanes, nothing, order))
+            return builder.extract_element(lanes, I32(0))
 
         return types.float32(values, types.int64, types.int64), generate
 
