@@ -23,7 +23,7 @@ from startup import quill_command
 
 PRESETS = ("modern-laptop", "modern")
 QUIET = ["--sample_tokens=0", "--eval_iters=1"]
-TRIED = 6  # steps, of which the first are not counted
+TRIED = 8  # seconds of steps
 
 
 def main() -> int:
@@ -71,12 +71,21 @@ def trained(text: str, name: str, flags: list[str], folder: Path) -> dict[str, A
 
 def steps_within(seconds: float, text: str, preset: str, folder: Path) -> int:
     """Return how many steps of a preset fit into this time, beside its start-up, two evaluations and its end."""
-    out = folder / f"{preset}-tried"
-    tried = [f"--config={preset}", f"--max_iters={TRIED}", f"--eval_interval={TRIED}", "--log_interval=1", *QUIET]
-    whole = run("train", f"--dataset={text}", f"--data_dir={folder / 'data'}", f"--out_dir={out}", *tried)
+    step, _ = try_steps(4, text, preset, folder)
+    step, rest = try_steps(max(4, int(TRIED / step)), text, preset, folder)
+    return max(2, int((seconds - rest) / step))
+
+
+def try_steps(steps: int, text: str, preset: str, folder: Path) -> tuple[float, float]:
+    """Return the seconds of a step of a preset, and those of all else in a run of it."""
+    out = folder / f"{preset}-{steps}"
+    flags = [f"--config={preset}", f"--max_iters={steps}", f"--eval_interval={steps}", "--log_interval=1", *QUIET]
+    whole = run(
+        "train", f"--dataset={text}", f"--data_dir={folder / 'data'}", f"--out_dir={out}", "--overwrite=True", *flags
+    )
     ends = [event["seconds"] for event in events(out) if event["event"] == "step"]
     step = statistics.median(after - before for before, after in itertools.pairwise(ends[1:]))
-    return max(2, int((seconds - (whole - TRIED * step)) / step))
+    return step, whole - steps * step
 
 
 def run(*words: str) -> float:

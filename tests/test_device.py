@@ -1,8 +1,11 @@
 """The ground floor knows the machine: its number formats, and how its memory behaves when asked to."""
 
+import importlib.machinery
+import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,3 +50,44 @@ def test_kept_memory_costs_no_page_faults_and_importing_changes_nothing() -> Non
 @pytest.mark.skipif(platform.libc_ver()[0] == "glibc", reason="glibc can")
 def test_other_systems_are_left_alone() -> None:
     assert not keep_freed_memory()
+
+
+@pytest.mark.parametrize(
+    ("built_for", "there", "answer"),
+    [
+        ("cuda: Optional[str] = None\nhip: Optional[str] = None", ["/dev/nvidiactl"], True),
+        ("cuda: Optional[str] = '12.8'\nhip: Optional[str] = None", ["/dev/nvidiactl"], False),
+        ("cuda: Optional[str] = '12.8'\nhip: Optional[str] = None", [], True),
+        ("cuda = None\nhip = '6.4'", ["/dev/kfd"], False),
+        ("cuda = None\nhip = '6.4'", ["/dev/nvidiactl"], True),
+    ],
+)
+def test_a_cpu_is_known_without_importing_pytorch(
+    built_for: str, there: list[str], answer: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "version.py").write_text(f"__version__ = '2'\n{built_for}\n", encoding="utf-8")
+    spec = importlib.machinery.ModuleSpec("torch", None, origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+    monkeypatch.setattr(sys, "platform", "linux")
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda p: str(p) in there if str(p).startswith("/dev/") else exists(p))
+    assert device.means_cpu("auto") is answer
+    assert device.means_cpu("cpu") and not device.means_cpu("cuda")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not device.means_cpu("auto"), "a Mac may have MPS"
+
+
+def test_what_is_taken_for_a_cpu_is_one() -> None:
+    assert not device.means_cpu("auto") or device.resolve_device("auto").type == "cpu"
+
+
+THREADS = "from quill.device import cpu_threads; n = cpu_threads(); import torch; print(n, torch.get_num_threads())"
+
+
+@pytest.mark.parametrize("asked", [None, "1", "2", "nonsense"])
+def test_as_many_threads_are_taken_without_pytorch_as_with_it(asked: str | None) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {} if asked is None else {"OMP_NUM_THREADS": asked}
+    run = subprocess.run([sys.executable, "-c", THREADS], env=environment, capture_output=True, text=True, check=True)
+    before, after = run.stdout.split()
+    assert before == after

@@ -19,6 +19,7 @@ from quill.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+DRIVERS = {"cuda": ("/dev/nvidiactl", "/dev/dxg"), "hip": ("/dev/kfd", "/dev/dxg")}  # on Linux
 DTYPES = ("auto", "fastest", "float32", "bfloat16", "float16")
 
 
@@ -53,11 +54,10 @@ def means_cpu(name: str) -> bool:
     found = importlib.util.find_spec("torch")
     if found is None or found.origin is None:
         return False
-    built_for = Path(found.origin).with_name("version.py").read_text(encoding="utf-8")
-    if not re.search(r"^(cuda|hip|xpu)\b[^=]*= *['\"]", built_for, re.MULTILINE):
-        return True
-    drivers = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/dri")
-    return sys.platform == "linux" and not any(Path(driver).exists() for driver in drivers)
+    about = Path(found.origin).with_name("version.py").read_text(encoding="utf-8")
+    built_for = re.findall(r"^(cuda|hip)\b[^=\n]*= *['\"]", about, re.MULTILINE)
+    missing = sys.platform == "linux" and not any(Path(driver).exists() for k in built_for for driver in DRIVERS[k])
+    return missing or not built_for
 
 
 def cpu_threads() -> int:
