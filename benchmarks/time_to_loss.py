@@ -29,7 +29,8 @@ from measure import Summary
 
 from quill.cli.arguments import read_config
 from quill.model.config import GPTConfig, ModelConfig
-from quill.text.dataset import Dataset, evaluation_windows, open_dataset, prepare_dataset
+from quill.text.dataset import Dataset, open_dataset, prepare_dataset
+from quill.text.windows import evaluation_windows
 from quill.training.config import TrainConfig
 
 PRESET = "laptop"

@@ -30,7 +30,8 @@ from measure import Figures, Summary
 
 from quill.model.config import GPTConfig
 from quill.text.corpus import find_demo_corpus
-from quill.text.dataset import open_dataset, prepare_dataset, sample_batch
+from quill.text.dataset import open_dataset, prepare_dataset
+from quill.text.windows import sample_batch
 from quill.training.config import TrainConfig
 
 if TYPE_CHECKING:  # the process that measures stays without PyTorch

@@ -128,7 +128,8 @@ def say_how_to_go_on(command: str, out_dir: str) -> int:
 def prepare(settings: dict[str, Any]) -> Dataset:
     """Return the tokens to train on, preparing them where they are missing, long enough for the model's context."""
     from quill.device import resolve_device, resolve_dtype
-    from quill.text.dataset import prepare_dataset, require_window
+    from quill.text.dataset import prepare_dataset
+    from quill.text.windows import require_window
 
     resolve_dtype(settings["dtype"], resolve_device(settings["device"]))  # a GPU that is not there is found first
     dataset = prepare_dataset(settings["dataset"], tokenizer=settings["tokenizer"], data_dir=settings["data_dir"])

@@ -29,7 +29,7 @@ from quill.model.gpt import causal_mask
 class NGramEmbedding(nn.Module):
     """What the last two, three, … tokens mean together: a row of a table, looked up instead of computed.
 
-        row = (token_t + (V+1) token_t-1 + (V+1)² token_t-2 + …) mod rows
+        row = (token_t + (V+1) token_t-1 + (V+1)² token_t-2 + …) mod ngram_rows
 
     Small models spend most of their arithmetic on such short patterns; here they cost one addition. Rows are shared
     by runs that fall on the same number. Huang et al. 2025, "Over-Tokenized Transformer", section 3.
@@ -37,7 +37,7 @@ class NGramEmbedding(nn.Module):
 
     def __init__(self, config: ModernConfig):
         super().__init__()
-        self.vocab_size = config.vocab_size
+        self.vocab_size, self.rows = config.vocab_size, config.ngram_rows
         self.tables = nn.ModuleList(nn.Embedding(rows, config.n_embd) for rows in config.ngram_sizes)
         self.dropout = nn.Dropout(config.ngram_dropout)
 
@@ -47,8 +47,9 @@ class NGramEmbedding(nn.Module):
         key_BT = tokens_BS[:, -T:]
         for back, table in enumerate(self.tables, start=1):
             before_BS = F.pad(tokens_BS, (back, 0), value=self.vocab_size)[:, : tokens_BS.size(1)]  # V: nothing yet
-            key_BT = key_BT + before_BS[:, -T:] * (self.vocab_size + 1) ** back
-            x_BTD = x_BTD + self.dropout(table(key_BT % table.num_embeddings))
+            factor = pow(self.vocab_size + 1, back, self.rows)  # the remainder is the same, and no number grows large
+            key_BT = (key_BT + before_BS[:, -T:] * factor) % self.rows
+            x_BTD = x_BTD + self.dropout(table(key_BT))
         return x_BTD
 
 

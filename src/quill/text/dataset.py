@@ -1,11 +1,8 @@
-"""Tokens on disk, and batches cut from them.
+"""Tokens on disk.
 
 The second step on the way text → tokens → model → training → generation → people. Preparing a corpus writes a folder
 of three files, `train.bin`, `val.bin` and `dataset.json`, whole or not at all. The first 90 % of the characters train,
-the rest validates. A batch is a pure function of (tokens, seed, step, rank): resuming needs no state of a loader.
-
-Reference: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), for the counter-based generator.
-Shapes: B batch, T time.
+the rest validates. Batches are cut from them in windows.py.
 """
 
 from __future__ import annotations
@@ -17,7 +14,6 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -107,63 +103,6 @@ def open_dataset(folder: str | Path) -> Dataset:
         train_characters=characters[0],
         val_characters=characters[1],
     )
-
-
-def sample_batch(
-    tokens: np.ndarray, *, batch_size: int, block_size: int, seed: int, step: int, rank: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return (inputs_BT, targets_BT), int64: random windows, each start equally likely, fixed by the arguments alone.
-
-    CorpusError if the tokens are fewer than a window.
-    """
-    require_window(tokens, block_size, "the text")
-    starts_B = window_starts(len(tokens), batch_size=batch_size, block_size=block_size, seed=seed, step=step, rank=rank)
-    return _windows(tokens, starts_B, block_size)
-
-
-def window_starts(count: int, *, batch_size: int, block_size: int, seed: int, step: int, rank: int = 0) -> np.ndarray:
-    """Return starts_B, int64: where the windows of a batch begin among `count` tokens, fixed by the arguments alone."""
-    # The counter's lower 128 bits run while numbers are drawn; the step sits above, so that steps never overlap.
-    key, counter = np.array([seed, rank], np.uint64), np.array([0, 0, step, 0], np.uint64)
-    generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
-    return generator.integers(0, count - block_size, size=batch_size)
-
-
-def evaluation_windows(
-    tokens: np.ndarray, *, block_size: int, batch_size: int, max_windows: int | None = None
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (inputs_BT, targets_BT), int64, over consecutive windows: every token but the first is a target once.
-
-    The last window, if shorter, comes by itself. `max_windows` takes that many full windows, evenly spaced: an
-    estimate. CorpusError if there is no target at all.
-    """
-    require_window(tokens, 1, "the text")
-    full, rest = divmod(len(tokens) - 1, block_size)
-    chosen = np.arange(full)
-    if max_windows is not None and max_windows < full + (rest > 0):
-        chosen, rest = np.linspace(0, full - 1, min(max_windows, full)).round().astype(np.int64), 0
-    for first in range(0, len(chosen), batch_size):
-        yield _windows(tokens, chosen[first : first + batch_size] * block_size, block_size)
-    if rest:
-        yield _windows(tokens, np.array([full * block_size]), rest)
-
-
-def require_window(tokens: np.ndarray, block_size: int, what: str) -> None:
-    """Raise CorpusError with the numbers unless the tokens (`what` they are) hold a window and its last target."""
-    count = len(tokens)
-    if count > block_size:
-        return
-    shorter = f"use --block_size={count - 1} or less, or a longer text" if count > 1 else "use a longer text"
-    raise CorpusError(
-        f"{what} has {count:,} token{'' if count == 1 else 's'}; block_size={block_size} needs at least "
-        f"{block_size + 1:,}: {shorter}"
-    )
-
-
-def _windows(tokens: np.ndarray, starts_B: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    # Gathered as they are stored and widened after: an eighth of the memory traffic, and both results contiguous.
-    windows = np.asarray(tokens)[starts_B[:, None] + np.arange(length + 1)]
-    return windows[:, :-1].astype(np.int64), windows[:, 1:].astype(np.int64)
 
 
 def _open_if_whole(folder: Path) -> Dataset | None:

@@ -1,6 +1,6 @@
 """Batches for the training step: cut from the text by the CPU, or by a GPU out of its own memory.
 
-Both give the same windows, the pure function of (tokens, seed, step) in text/dataset.py.
+Both give the same windows, the pure function of (tokens, seed, step) in text/windows.py.
 Shapes: B windows of a whole step, all micro-batches in one; T time; N tokens of the text.
 """
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from quill.device import available_memory
 from quill.model.config import ModelConfig
-from quill.text.dataset import Dataset, sample_batch, window_starts
+from quill.text.dataset import Dataset
+from quill.text.windows import Order, sample_batch, window_starts
 from quill.training.config import TrainConfig
 
 LARGEST_SHARE = 0.25  # of a device's free memory that the text may take
@@ -31,6 +32,7 @@ def fetch_batch(
         block_size=model_config.block_size,
         seed=config.seed,
         step=step,
+        order=config.windows,
     )
     return torch.from_numpy(inputs_BT).to(device), torch.from_numpy(targets_BT).to(device)
 
@@ -44,6 +46,7 @@ class DeviceBatches:
 
     def __init__(self, dataset: Dataset, model_config: ModelConfig, config: TrainConfig, device: torch.device):
         self.count, self.seed = len(dataset.train), config.seed
+        self.order: Order = config.windows
         self.block_size = model_config.block_size
         self.tokens_N = torch.from_numpy(np.asarray(dataset.train).astype(stored_dtype(dataset))).to(device)
         self.offsets_T = torch.arange(self.block_size + 1, device=device)
@@ -52,11 +55,8 @@ class DeviceBatches:
 
     def aim(self, step: int) -> None:
         """Let the next `cut` give the batch of this step."""
-        starts_B = torch.from_numpy(
-            window_starts(
-                self.count, batch_size=len(self.starts_B), block_size=self.block_size, seed=self.seed, step=step
-            )
-        )
+        sizes = {"batch_size": len(self.starts_B), "block_size": self.block_size}
+        starts_B = torch.from_numpy(window_starts(self.count, **sizes, seed=self.seed, step=step, order=self.order))
         if self.starts_B.is_cuda:
             starts_B = starts_B.pin_memory()  # or the copy would wait for all work before it; each step pins its own
         self.starts_B.copy_(starts_B, non_blocking=True)

@@ -23,6 +23,8 @@ class TrainConfig:
     """folder for prepared token files"""
     out_dir: str = "out"
     """folder of this run: configuration, metrics, samples, checkpoints"""
+    windows: Literal["random", "shuffled"] = "random"
+    """which parts of the text a step reads: random ones, or shuffled, every part once before any part again"""
     batch_size: int = 64
     """windows of text in one forward and backward pass (a micro-batch)"""
     gradient_accumulation_steps: int = 1
@@ -30,13 +32,15 @@ class TrainConfig:
     max_iters: int = 5000
     """optimizer steps in the whole run"""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw, or muon for the matrices inside the blocks with AdamW for everything else"""
+    """adamw, or muon for the matrices inside the blocks, steps by rows for n-gram tables, and AdamW for the rest"""
     learning_rate: float = 1e-3
     """highest learning rate, reached after the warm-up"""
     embedding_learning_rate: float | None = None
     """the same for embeddings; None means learning_rate"""
     muon_learning_rate: float = 0.02
     """the same for the matrices that Muon moves"""
+    ngram_learning_rate: float = 0.03
+    """the same for n-gram tables beside Muon: how far each number of a row moves that was read"""
     lr_schedule: Literal["cosine", "linear", "wsd"] = "cosine"
     """how learning rates fall: cosine, linear, or wsd (warm up, stay, and fall linearly at the end)"""
     cooldown: float = 0.4
@@ -90,7 +94,8 @@ class TrainConfig:
         for name in ("warmup_iters", "patience", "sample_tokens", "seed"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in (
-            "learning_rate", "embedding_learning_rate", "muon_learning_rate", "min_lr", "weight_decay", "grad_clip",
+            "learning_rate", "embedding_learning_rate", "muon_learning_rate", "ngram_learning_rate", "min_lr",
+            "weight_decay", "grad_clip",
         ):  # fmt: skip
             value = getattr(self, name)
             require(value is None or 0 <= value < float("inf"), name, value, "a finite number, 0 or more")

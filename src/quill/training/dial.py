@@ -5,8 +5,9 @@ of training splits alone, stands in docs/log.md:
 
 - The more steps the machine could do, the deeper and wider the model, and the longer its context. Short runs live on
   the n-gram tables and need a single block.
-- A text that is read once or twice is best met with tables for runs of up to four characters. Read oftener, rare runs
-  are learnt by heart: pairs then have a table and nothing longer has, and all weights decay.
+- A text that is read a few times is best met with tables for runs of up to six characters, of which the more is
+  dropped the oftener it is read. Read oftener still, rare runs are learnt by heart: pairs then have a table and nothing
+  longer has, and all weights decay.
 - A step has 2,048 tokens: smaller ones leave processors idle, larger ones leave too few steps.
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 
 TOKENS_PER_STEP = 2048
 HEAD_SIZE = 32
-FEW_EPOCHS = 2.5  # there tables of long runs and weights that decay are worth the same
+FEW_EPOCHS = 5  # there tables of long runs and weights that decay are worth the same
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ PROBE = LADDER[0]
 RECIPE: dict[str, Any] = {
     "architecture": "modern", "optimizer": "muon", "learning_rate": 0.01, "embedding_learning_rate": 0.01,
     "muon_learning_rate": 0.02, "beta2": 0.95, "grad_clip": 0.0, "lr_schedule": "linear",
-    "warmup_iters": 0, "dropout": 0.0, "dtype": "fastest", "eval_iters": 16,
+    "warmup_iters": 0, "dropout": 0.0, "dtype": "fastest", "eval_iters": 16, "windows": "shuffled",
 }  # fmt: skip
 
 
@@ -70,7 +71,7 @@ def choose_recipe(probe_steps: float, train_tokens: int) -> dict[str, Any]:
 def remembering(epochs: float) -> dict[str, float]:
     """Return the tables and the weight decay of a run that reads its text so many times."""
     if epochs <= FEW_EPOCHS:
-        return {"ngram": 4, "ngram_dropout": round(0.3 * math.log2(1 + epochs), 2), "weight_decay": 0.0}
+        return {"ngram": 6, "ngram_dropout": round(min(0.8, epochs / 4), 2), "weight_decay": 0.0}
     decay = round(min(0.6, 0.1 * math.log2(1 + epochs)), 2)
     return {"ngram": 2, "ngram_dropout": 0.6, "weight_decay": decay}
 

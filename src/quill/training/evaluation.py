@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from quill.model.build import Model
-from quill.text.dataset import evaluation_windows
 from quill.text.tokenizer import Tokenizer
+from quill.text.windows import evaluation_windows
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from quill.device import describe_device, resolve_device, resolve_dtype
 from quill.errors import ConfigError, TrainingError
 from quill.model.build import Model, build_model
 from quill.model.config import ModelConfig
-from quill.text.dataset import Dataset, require_window
+from quill.text.dataset import Dataset
+from quill.text.windows import require_window
 from quill.training.batches import fetch_batch
 from quill.training.checkpoint import find_checkpoint, save_checkpoint
 from quill.training.config import TrainConfig

@@ -1,6 +1,7 @@
-"""Which weights move how: AdamW for all of them, or Muon for the matrices inside the blocks and AdamW for the rest.
+"""Which weights move how: AdamW for all of them, or Muon for the matrices inside the blocks, n-gram tables row by row,
+and AdamW for the rest.
 
-The rules themselves are pure functions: PyTorch's fused AdamW, and `muon` in a file of its own. The class around them
+The rules themselves are pure functions: PyTorch's fused AdamW, and muon.py and rows.py. The class around them
 is ours because PyTorch's loads its compiler at the first use, and with it a second goes by before the first step.
 """
 
@@ -15,12 +16,13 @@ from torch.optim.adamw import adamw
 
 from quill.training.config import TrainConfig
 from quill.training.muon import move_by_muon
+from quill.training.rows import move_rows
 
 EPS = 1e-8
 
 
 class Optimizer:
-    """Moves groups of weights, each group by its `kind`: muon, or AdamW for all others.
+    """Moves groups of weights, each group by its `kind`: muon, rows, or AdamW for all others.
 
     `param_groups` and `state` are as in PyTorch's optimizers, and a group also carries the `names` of its weights.
     """
@@ -43,6 +45,10 @@ class Optimizer:
                 names, momenta = [name for name, _ in named], [each["momentum"] for each in state]
                 maps = (maps_in(names, tensors) for tensors in (weights, gradients, momenta))
                 move_by_muon(*maps, lr=group["lr"], weight_decay=group["weight_decay"])
+            elif group["kind"] == "rows":
+                rates = {"lr": group["lr"], "weight_decay": group["weight_decay"], "beta": self.betas[1]}
+                for weight, gradient, each in zip(weights, gradients, state, strict=True):
+                    move_rows(weight, gradient, each["readings"], **rates)
             else:
                 self._move_by_adamw(weights, gradients, state, group)
 
@@ -86,7 +92,7 @@ class Optimizer:
         state = self.state[weight]
         for key in state_keys(kind):
             if key not in state:
-                state[key] = torch.zeros((), device=weight.device) if key == "step" else torch.zeros_like(weight)
+                state[key] = torch.zeros(shape_of(key, weight), device=weight.device)
         return state
 
 
@@ -103,6 +109,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
         "vector": config.learning_rate,
         "embedding": config.embedding_learning_rate or config.learning_rate,
         "muon": config.muon_learning_rate,
+        "rows": config.ngram_learning_rate,
     }
     groups: list[dict[str, Any]] = []
     for kind, rate in rates.items():
@@ -115,11 +122,11 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
 
 
 def kind_of(name: str, weight: nn.Parameter, model: nn.Module, config: TrainConfig) -> str:
-    """Return which group a weight belongs to: vector, muon, embedding (where these have their own rate) or matrix."""
+    """Return which group a weight belongs to: vector, muon, rows, embedding (with a rate of their own) or matrix."""
     if not decays(weight):
         return "vector"
-    if config.optimizer == "muon" and name.startswith("blocks."):
-        return "muon"
+    if config.optimizer == "muon" and name.startswith(("blocks.", "ngram_embedding.")):
+        return "muon" if name.startswith("blocks.") else "rows"
     of_embedding = isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Embedding)
     return "embedding" if of_embedding and config.embedding_learning_rate is not None else "matrix"
 
@@ -156,4 +163,9 @@ def keep_rates_on(optimizer: Optimizer, device: torch.device) -> None:
 
 def state_keys(kind: str) -> tuple[str, ...]:
     """Return the names of what is remembered of each weight in a group of this kind."""
-    return ("momentum",) if kind == "muon" else ("step", "exp_avg", "exp_avg_sq")
+    return {"muon": ("momentum",), "rows": ("readings",)}.get(kind, ("step", "exp_avg", "exp_avg_sq"))
+
+
+def shape_of(key: str, weight: Tensor) -> tuple[int, ...]:
+    """Return the shape of what is remembered of a weight under this name."""
+    return {"step": (), "readings": (weight.size(0), 2)}.get(key, tuple(weight.shape))

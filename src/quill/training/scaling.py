@@ -18,12 +18,15 @@ from quill.model.gpt import FeedForward
 from quill.training.config import TrainConfig
 from quill.training.cpu import quicken
 from quill.training.dropout import lighten_dropout
+from quill.training.rows import touch_only_rows_read
 
 
 def apply_scale(model: Model, config: TrainConfig, device: torch.device) -> None:
     """Do to a finished model what this recipe asks for and this device likes, compilation excepted."""
     if device.type == "cpu" and config.compile is not True:  # a compiler fuses in a way of its own
         quicken(model)
+        if config.optimizer == "muon":  # whose tables move row by row
+            touch_only_rows_read(model)
         lighten_dropout(model)
         if not config.gradient_checkpointing:  # which forgets them anyway
             forget_activations(model)

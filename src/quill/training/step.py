@@ -53,6 +53,14 @@ class Step:
 
 def clip_gradients(model: Model, longest: float) -> Tensor:
     """Shorten the gradient of all weights together to at most `longest` (0: leave it), and return how long it was."""
+    gradients: list[Tensor] = []
+    for parameter in model.parameters():
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()  # a row for each row that was read, however often
+            gradients.append(parameter.grad.values())
+        elif parameter.grad is not None:
+            gradients.append(parameter.grad)
+    norm = torch.nn.utils.get_total_norm(gradients)
     if longest:
-        return torch.nn.utils.clip_grad_norm_(model.parameters(), longest)
-    return torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), longest, norm)
+    return norm

@@ -19,6 +19,7 @@ from quill.training.evaluation import cross_entropy
 from quill.training.graph import compile_choice, suits_a_graph
 from quill.training.optimizer import build_optimizer
 from quill.training.scaling import apply_scale, compile_model
+from quill.training.step import clip_gradients
 
 QUICK_SECONDS = 0.25  # a step that takes longer is not tried with twice as many windows
 
@@ -102,8 +103,7 @@ class Trial:
             loss = cross_entropy(self.forward(tokens_BT), tokens_BT)
         loss.backward()
         computed = self.clock()
-        if self.config.grad_clip:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        clip_gradients(self.model, self.config.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return computed - started, self.clock() - computed

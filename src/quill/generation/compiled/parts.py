@@ -56,13 +56,14 @@ def embed(shape, weights, work, row):
         sums[i] = means[i]
     work.history[slot * shape.capacity + place_of(shape, position)] = token
     key, factor, first = token, 1, 0
+    rows = weights.ngram_rows[-1] if len(weights.ngram_rows) > 0 else 1  # shorter tables hold all keys there are
     for back in range(1, len(weights.ngram_rows) + 1):
         before = shape.vocab_size  # nothing yet, or nothing any more
         if position >= back and (position < shape.context or back < shape.window):
             before = work.history[slot * shape.capacity + place_of(shape, position - back)]
-        factor *= shape.vocab_size + 1
-        key += before * factor
-        entry = first + key % weights.ngram_rows[back - 1]
+        factor = factor * (shape.vocab_size + 1) % rows
+        key = (key + before * factor) % rows
+        entry = first + key
         together = weights.ngrams[entry * shape.width : entry * shape.width + D]
         scale = weights.ngram_scales[entry]
         for i in range(D):

@@ -1,0 +1,73 @@
+"""Rows of n-gram tables: a row that was read moves, at a length that its own past gradients give it; all others stay.
+
+    g = the sum of the gradients of a row's readings in this step             rows with g ≠ 0, no others
+    s ← β s + (1 - β) mean(g²)        n ← n + 1
+    row ← (1 - lr · decay) row - lr g / √(s / (1 - βⁿ))
+
+A step reads a few thousand of some hundred thousand rows, and most rows are of rare runs that are read a few times in
+all. AdamW would remember two numbers for each weight and, to forget them evenly, touch all of them at every step. Here
+a row has one average s, of whole rows as in Adafactor (Shazeer & Stern 2018, section 3), and the number n of steps that
+read it, by which time goes on for it alone. What it is worth: docs/log.md.
+
+Shapes: R rows of the table, N rows that were read, D width. What is remembered has two columns, s and n.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from quill.model.build import Model
+from quill.model.modern import NGramEmbedding
+
+TINY = 1e-30  # beside the square of a gradient: nothing is divided by 0
+
+
+def touch_only_rows_read(model: Model) -> None:
+    """Make gradients of n-gram tables hold only the rows that were read: what is not written need not be cleared.
+
+    Applied from outside, on CPUs. A GPU has the bandwidth, and its steps must be the same operations each time.
+    """
+    for module in model.modules():
+        if isinstance(module, NGramEmbedding):
+            for table in module.tables:
+                assert isinstance(table, nn.Embedding)
+                table.sparse = True
+
+
+def move_rows(
+    table_RD: Tensor,
+    gradient_RD: Tensor,
+    state_R2: Tensor,
+    *,
+    lr: float | Tensor,
+    weight_decay: float,
+    beta: float,
+) -> None:
+    """Move a table's rows, and what is remembered of each, in place by one step.
+
+    The gradient may be sparse, and a rate may lie on the device.
+    """
+    if not gradient_RD.is_sparse:
+        rows_RD, states_R2 = moved(table_RD, gradient_RD, state_R2, lr, weight_decay, beta)
+        table_RD.copy_(rows_RD)
+        state_R2.copy_(states_R2)
+        return
+    gradient_RD = gradient_RD.coalesce()
+    read_N = gradient_RD.indices()[0]
+    table_RD[read_N], state_R2[read_N] = moved(
+        table_RD[read_N], gradient_RD.values(), state_R2[read_N], lr, weight_decay, beta
+    )
+
+
+def moved(
+    rows_ND: Tensor, gradients_ND: Tensor, state_N2: Tensor, lr: float | Tensor, weight_decay: float, beta: float
+) -> tuple[Tensor, Tensor]:
+    """Return rows, and what is remembered of them, after a step. A row whose gradient is 0 comes back as it was."""
+    square_N1, (average_N1, count_N1) = gradients_ND.square().mean(-1, keepdim=True), state_N2.split(1, dim=-1)
+    read_N1 = square_N1 > 0
+    average_N1 = torch.where(read_N1, torch.lerp(square_N1, average_N1, beta), average_N1)
+    count_N1 = count_N1 + read_N1
+    length_N1 = (average_N1 / (1 - beta**count_N1).clamp(min=TINY) + TINY).sqrt()
+    steps_ND = gradients_ND / length_N1 + weight_decay * rows_ND * read_N1
+    return rows_ND - lr * steps_ND, torch.cat([average_N1, count_N1], dim=-1)
