@@ -8,13 +8,27 @@ import yaml
 from quill.cli import minutes
 from quill.cli.arguments import build_configs
 from quill.cli.minutes import FEWEST_STEPS, MOST_STEPS, Speed, default_settings, fit_steps
-from quill.training.dial import LADDER, PROBE, choose_recipe, epochs_of
+from quill.training.dial import LADDER, PROBE, choose_recipe, epochs_of, remembering
 
 
 def test_the_steps_fit_the_time():
     fitted = fit_steps(60, Speed(step=0.01, look=0.5), evaluations=8)
     looks = 1 + -(-fitted["max_iters"] // fitted["eval_interval"])
     assert 0.8 * 60 < fitted["max_iters"] * 0.01 + looks * 0.5 <= 60
+
+
+def test_where_time_is_short_little_of_it_is_spent_on_looking():
+    fitted = fit_steps(10, Speed(step=0.01, look=0.5), evaluations=8)
+    looks = 1 + -(-fitted["max_iters"] // fitted["eval_interval"])
+    assert 2 <= looks <= 4 and fitted["max_iters"] * 0.01 > 0.6 * 10
+    hopeless = fit_steps(1, Speed(step=0.01, look=5.0), evaluations=8)
+    assert hopeless == {"max_iters": FEWEST_STEPS, "eval_interval": FEWEST_STEPS}
+
+
+def test_dropout_lets_a_row_learn_about_once_from_each_place_of_the_text():
+    for epochs in (1, 2, 4, 6):
+        assert epochs * (1 - remembering(epochs)["ngram_dropout"]) == pytest.approx(0.9, abs=0.05)
+    assert remembering(0.01)["ngram_dropout"] == remembering(0.5)["ngram_dropout"] == 0.1
 
 
 @pytest.mark.parametrize(("step", "steps"), [(100.0, FEWEST_STEPS), (1e-9, MOST_STEPS)])

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MARGIN = 0.9  # of the time: other programs also want the processor now and then
 EVALUATIONS = 6
+MOST_LOOKING = 0.25  # of the time: evaluations, samples and checkpoints
 FEWEST_STEPS, MOST_STEPS = 20, 1_000_000
 
 
@@ -36,7 +37,7 @@ def fit_to_minutes(
     `asked` holds what was set by hand, and stays. The time is that of training, evaluations and samples; finding out
     how quick the machine is comes off it.
     """
-    from quill.training.dial import PROBE, RECIPE, choose_recipe
+    from quill.training.dial import PROBE, RECIPE, choose_recipe, remembering
 
     started = time.monotonic()
     seconds = minutes * 60
@@ -48,14 +49,18 @@ def fit_to_minutes(
     settings = defaults | {name: value for name, value in recipe.items() if name in defaults} | asked
     speed = measure(settings, dataset, patience, look=evaluations > 0)
     left = seconds - (time.monotonic() - started)
-    settings |= fit_steps(left, speed, evaluations)
-    return settings | asked, speed
+    settings |= fit_steps(left, speed, evaluations) | asked
+    windows = settings["max_iters"] * settings["batch_size"] * settings["gradient_accumulation_steps"]
+    recipe = remembering(windows * settings["block_size"] / len(dataset.train))  # now it is known how often it reads
+    return settings | {name: value for name, value in recipe.items() if name in defaults} | asked, speed
 
 
 def fit_steps(seconds: float, speed: Speed, evaluations: int) -> dict[str, int]:
-    """Return how many steps fit the time, and after how many to evaluate."""
-    # Evaluations are taken to last half as long again: pictures and displays come with some of them.
-    steps = int((seconds * MARGIN - 1.5 * (evaluations + 1) * speed.look) / speed.step)
+    """Return how many steps fit the time, and after how many to evaluate: so often, or less where little time is."""
+    look = 1.5 * speed.look  # pictures and displays come with some of them
+    if look:
+        evaluations = max(1, min(evaluations, int(MOST_LOOKING * seconds / look) - 1))  # one more comes at the start
+    steps = int((seconds * MARGIN - (evaluations + 1) * look) / speed.step)
     steps = max(FEWEST_STEPS, min(MOST_STEPS, steps))
     return {"max_iters": steps, "eval_interval": max(1, -(-steps // max(1, evaluations)))}
 

@@ -5,9 +5,9 @@ of training splits alone, stands in docs/log.md:
 
 - The more steps the machine could do, the deeper and wider the model, and the longer its context. Short runs live on
   the n-gram tables and need a single block.
-- A text that is read a few times is best met with tables for runs of up to six characters, of which the more is
-  dropped the oftener it is read. Read oftener still, rare runs are learnt by heart: pairs then have a table and nothing
-  longer has, and all weights decay.
+- A text that is read a few times is best met with tables for runs of up to six characters. So that rare runs are not
+  learnt by heart, as much of them is dropped as lets a row learn about once from each place of the text, however often
+  that is read. Read oftener still, pairs have a table and nothing longer has, and all weights decay.
 - A step has 2,048 tokens: smaller ones leave processors idle, larger ones leave too few steps.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 
 TOKENS_PER_STEP = 2048
 HEAD_SIZE = 32
-FEW_EPOCHS = 5  # there tables of long runs and weights that decay are worth the same
+FEW_EPOCHS = 8  # there tables of long runs and weights that decay are worth the same
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ def choose_recipe(probe_steps: float, train_tokens: int) -> dict[str, Any]:
 
 
 def remembering(epochs: float) -> dict[str, float]:
-    """Return the tables and the weight decay of a run that reads its text so many times."""
+    """Return the tables and the weight decay of a run that reads its text so many times (a share of it, below 1)."""
     if epochs <= FEW_EPOCHS:
-        return {"ngram": 6, "ngram_dropout": round(min(0.8, epochs / 4), 2), "weight_decay": 0.0}
+        return {"ngram": 6, "ngram_dropout": round(max(0.1, 1 - 0.9 / epochs), 2), "weight_decay": 0.0}
     decay = round(min(0.6, 0.1 * math.log2(1 + epochs)), 2)
     return {"ngram": 2, "ngram_dropout": 0.6, "weight_decay": decay}
 

@@ -55,9 +55,10 @@ def move_rows(
         return
     gradient_RD = gradient_RD.coalesce()
     read_N = gradient_RD.indices()[0]
-    table_RD[read_N], state_R2[read_N] = moved(
-        table_RD[read_N], gradient_RD.values(), state_R2[read_N], lr, weight_decay, beta
-    )
+    before_ND, state_N2 = table_RD.index_select(0, read_N), state_R2.index_select(0, read_N)
+    rows_ND, state_N2 = moved(before_ND, gradient_RD.values(), state_N2, lr, weight_decay, beta)
+    table_RD.index_copy_(0, read_N, rows_ND)
+    state_R2.index_copy_(0, read_N, state_N2)
 
 
 def moved(
@@ -69,5 +70,5 @@ def moved(
     average_N1 = torch.where(read_N1, torch.lerp(square_N1, average_N1, beta), average_N1)
     count_N1 = count_N1 + read_N1
     length_N1 = (average_N1 / (1 - beta**count_N1).clamp(min=TINY) + TINY).sqrt()
-    steps_ND = gradients_ND / length_N1 + weight_decay * rows_ND * read_N1
-    return rows_ND - lr * steps_ND, torch.cat([average_N1, count_N1], dim=-1)
+    kept_ND = rows_ND * (1 - lr * weight_decay * read_N1) if weight_decay else rows_ND
+    return torch.addcmul(kept_ND, gradients_ND, -lr / length_N1), torch.cat([average_N1, count_N1], dim=-1)
