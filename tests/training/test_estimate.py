@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from quill.model.config import GPTConfig
+from quill.model.config import GPTConfig, ModernConfig
 from quill.model.gpt import GPT
 from quill.training import estimate as estimating
 from quill.training.config import TrainConfig
@@ -74,6 +74,15 @@ def test_several_micro_batches_hold_the_gradients_of_the_first() -> None:
 def test_adamw_keeps_two_numbers_for_each_weight() -> None:
     cost = trace_step(SHAPE, RECIPE, CPU)
     assert 2 * cost.weights <= cost.optimizer < 2 * cost.weights + 1000  # and a step counter for each matrix
+
+
+def test_a_modern_recipe_keeps_a_momentum_for_each_matrix_and_two_numbers_for_each_row_of_a_table() -> None:
+    shape = ModernConfig(vocab_size=255, block_size=32, n_layer=3, n_head=2, n_embd=16, ngram=2, ngram_rows=65_536)
+    cost = trace_step(shape, replace(RECIPE, optimizer="muon"), CPU)
+    matrices, by_adamw, rows = 3 * 12 * 16 * 16, 2 * (255 * 16) + 3, 65_536
+    assert 0 <= cost.optimizer - 4 * (matrices + 2 * by_adamw + 2 * rows) < 100
+    table = 4 * rows * 16
+    assert trace_step(shape, RECIPE, CPU).working > table > cost.working, "AdamW needs a gradient as large as the table"
 
 
 def test_attention_on_a_gpu_never_stores_its_weights() -> None:

@@ -67,7 +67,7 @@ class TensorCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
+            if isinstance(tensor, torch.Tensor) and not tensor.is_sparse:  # that is: rows of tables, a few thousand
                 self._count(tensor.untyped_storage())
         self.peak = max(self.peak, self.live)
         if count := FLOPS.get(func.overloadpacket):
