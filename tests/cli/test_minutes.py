@@ -27,8 +27,13 @@ def test_where_time_is_short_little_of_it_is_spent_on_looking():
 
 def test_dropout_lets_a_row_learn_about_once_from_each_place_of_the_text():
     for epochs in (1, 2, 4, 6):
-        assert epochs * (1 - remembering(epochs)["ngram_dropout"]) == pytest.approx(0.9, abs=0.05)
-    assert remembering(0.01)["ngram_dropout"] == remembering(0.5)["ngram_dropout"] == 0.1
+        assert epochs * (1 - remembering(PROBE, epochs)["ngram_dropout"]) == pytest.approx(0.9, abs=0.05)
+    assert remembering(PROBE, 0.01)["ngram_dropout"] == remembering(PROBE, 0.5)["ngram_dropout"] == 0.1
+
+
+def test_the_larger_the_model_the_sooner_it_does_without_tables_of_long_runs():
+    assert [remembering(size, 4)["ngram"] for size in (LADDER[0], LADDER[-1])] == [6, 2]
+    assert [each.few_epochs for each in LADDER] == sorted((each.few_epochs for each in LADDER), reverse=True)
 
 
 @pytest.mark.parametrize(("step", "steps"), [(100.0, FEWEST_STEPS), (1e-9, MOST_STEPS)])

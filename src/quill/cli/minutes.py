@@ -37,7 +37,7 @@ def fit_to_minutes(
     `asked` holds what was set by hand, and stays. The time is that of training, evaluations and samples; finding out
     how quick the machine is comes off it.
     """
-    from quill.training.dial import PROBE, RECIPE, choose_recipe, remembering
+    from quill.training.dial import PROBE, RECIPE, choose_recipe, choose_size, remembering
 
     started = time.monotonic()
     seconds = minutes * 60
@@ -51,7 +51,8 @@ def fit_to_minutes(
     left = seconds - (time.monotonic() - started)
     settings |= fit_steps(left, speed, evaluations) | asked
     windows = settings["max_iters"] * settings["batch_size"] * settings["gradient_accumulation_steps"]
-    recipe = remembering(windows * settings["block_size"] / len(dataset.train))  # now it is known how often it reads
+    size = choose_size(seconds / probed.step, len(dataset.train))
+    recipe = remembering(size, windows * settings["block_size"] / len(dataset.train))  # how often it reads is known now
     return settings | {name: value for name, value in recipe.items() if name in defaults} | asked, speed
 
 

@@ -4,32 +4,36 @@ Speed is counted in steps a second of the PROBE, the smallest model of the ladde
 of training splits alone, stands in docs/log.md:
 
 - The more steps the machine could do, the deeper and wider the model, and the longer its context. Short runs live on
-  the n-gram tables and need a single block.
+  the n-gram tables: to have read much of the text is worth more to them than depth and width.
 - A text that is read a few times is best met with tables for runs of up to six characters. So that rare runs are not
   learnt by heart, as much of them is dropped as lets a row learn about once from each place of the text, however often
-  that is read. Read oftener still, pairs have a table and nothing longer has, and all weights decay.
+  that is read. Read oftener still, the sooner the larger the model, pairs have a table and nothing longer has, and all
+  weights decay.
 - A step has 2,048 tokens: smaller ones leave processors idle, larger ones leave too few steps.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 TOKENS_PER_STEP = 2048
 HEAD_SIZE = 32
-FEW_EPOCHS = 8  # there tables of long runs and weights that decay are worth the same
 
 
 @dataclass(frozen=True)
 class Size:
-    """A model for machines and times that could do up to `probe_steps` steps of the smallest one."""
+    """A model for machines and times that could do up to `probe_steps` steps of the smallest one.
+
+    At `few_epochs` readings, tables of long runs and weights that decay are worth the same to it.
+    """
 
     probe_steps: float
     n_layer: int
     n_embd: int
     block_size: int
+    few_epochs: float
 
     def settings(self) -> dict[str, Any]:
         """Return the size as the flags of `quill train`."""
@@ -43,11 +47,11 @@ class Size:
 
 
 LADDER = (
-    Size(400, n_layer=1, n_embd=128, block_size=64),
-    Size(1_200, n_layer=2, n_embd=128, block_size=128),
-    Size(6_000, n_layer=3, n_embd=128, block_size=128),
-    Size(30_000, n_layer=4, n_embd=192, block_size=256),
-    Size(math.inf, n_layer=6, n_embd=256, block_size=256),
+    Size(500, n_layer=1, n_embd=96, block_size=128, few_epochs=8),
+    Size(1_500, n_layer=2, n_embd=128, block_size=128, few_epochs=8),
+    Size(6_000, n_layer=3, n_embd=128, block_size=256, few_epochs=8),
+    Size(60_000, n_layer=4, n_embd=192, block_size=256, few_epochs=3),
+    Size(math.inf, n_layer=6, n_embd=256, block_size=256, few_epochs=2),
 )
 PROBE = LADDER[0]
 RECIPE: dict[str, Any] = {
@@ -57,20 +61,25 @@ RECIPE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def choose_recipe(probe_steps: float, train_tokens: int) -> dict[str, Any]:
-    """Return model and training, but for the number of steps, for a machine that could do so many steps of the probe.
+def choose_size(probe_steps: float, train_tokens: int) -> Size:
+    """Return the size for a machine that could do so many steps of the probe.
 
     `train_tokens` is the length of the training split: a context is never longer than an eighth of it.
     """
     size = next(each for each in LADDER if probe_steps <= each.probe_steps)
     longest = max(8, 2 ** int(math.log2(max(8, train_tokens / 8))))
-    size = Size(size.probe_steps, size.n_layer, size.n_embd, min(size.block_size, longest))
-    return RECIPE | size.settings() | remembering(epochs_of(size, probe_steps, train_tokens))
+    return replace(size, block_size=min(size.block_size, longest))
 
 
-def remembering(epochs: float) -> dict[str, float]:
+def choose_recipe(probe_steps: float, train_tokens: int) -> dict[str, Any]:
+    """Return model and training, but for the number of steps."""
+    size = choose_size(probe_steps, train_tokens)
+    return RECIPE | size.settings() | remembering(size, epochs_of(size, probe_steps, train_tokens))
+
+
+def remembering(size: Size, epochs: float) -> dict[str, float]:
     """Return the tables and the weight decay of a run that reads its text so many times (a share of it, below 1)."""
-    if epochs <= FEW_EPOCHS:
+    if epochs <= size.few_epochs:
         return {"ngram": 6, "ngram_dropout": round(max(0.1, 1 - 0.9 / epochs), 2), "weight_decay": 0.0}
     decay = round(min(0.6, 0.1 * math.log2(1 + epochs)), 2)
     return {"ngram": 2, "ngram_dropout": 0.6, "weight_decay": decay}
