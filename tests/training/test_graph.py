@@ -67,7 +67,12 @@ def shape_of(kind: str, dataset: Dataset) -> ModelConfig:
 def rates_of(kind: str) -> dict[str, Any]:
     """Return rates that are powers of two and stay: exact in float32, so that nothing is rounded on the way."""
     rates = {"learning_rate": 2**-7, "min_lr": 2**-7, "warmup_iters": 0, "weight_decay": 0.25}
-    muon = {"optimizer": "muon", "muon_learning_rate": 2**-6, "embedding_learning_rate": 2**-5}
+    muon = {
+        "optimizer": "muon",
+        "muon_learning_rate": 2**-6,
+        "embedding_learning_rate": 2**-5,
+        "ngram_learning_rate": 2**-5,
+    }
     return rates if kind == "classic" else rates | muon
 
 
