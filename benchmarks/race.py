@@ -48,7 +48,7 @@ def main() -> int:
     add = parser.add_argument
     add("--seeds", type=int, default=1, help="how many seeds; medians count (%(default)s)")
     add("--laps", default="sprint,even", help=f"which laps, of {','.join(LAPS)} (%(default)s)")
-    add("--loss", type=float, help="the loss to reach; nanoGPT's last one if not given")
+    add("--loss", help="the losses to reach, commas between them; nanoGPT's last one if not given")
     add("--dataset", default="shakespeare", help="what to train on, as in quill train (%(default)s)")
     add("--sprint", type=float, default=9.0, help="the sprint has nanoGPT's time divided by this (%(default)s)")
     add("--device", default="cpu", help="where to train (%(default)s)")
@@ -65,6 +65,7 @@ def main() -> int:
         print(json.dumps(race_nanogpt(arguments) if arguments.worker == NANOGPT else race_quill(arguments)))
         return 0
     laps = arguments.laps.split(",")
+    goals = [float(loss) for loss in arguments.loss.split(",")] if arguments.loss else []
     if unknown := [lap for lap in laps if lap not in LAPS]:
         parser.error(f"--laps: there is no {unknown[0]!r}, only {', '.join(LAPS)}")
     if not arguments.nanogpt or not (arguments.nanogpt / "model.py").is_file():
@@ -84,12 +85,12 @@ def main() -> int:
                 loss, seconds = runs[-1]["losses"][-1], whole_time(runs[-1])
                 print(f"    {seconds:.1f} s, whole-split loss {loss:.4f}", file=sys.stderr, flush=True)
     print(measure.describe_hardware())
-    goal = arguments.loss or Summary.of([run["losses"][-1] for run in curves[NANOGPT]]).median
-    report(curves, goal)
+    goals = goals or [Summary.of([run["losses"][-1] for run in curves[NANOGPT]]).median]
+    report(curves, goals)
     if arguments.plot:
-        time_to_loss.draw({LABELS.get(name, name): runs for name, runs in curves.items()}, goal, arguments.plot)
+        time_to_loss.draw({LABELS.get(name, name): runs for name, runs in curves.items()}, goals[0], arguments.plot)
     if arguments.json:
-        measure.write_json(arguments.json, "race", curves, loss=goal, corpus=dataset.note, dataset=arguments.dataset)
+        measure.write_json(arguments.json, "race", curves, losses=goals, corpus=dataset.note, dataset=arguments.dataset)
     return 0
 
 
@@ -145,24 +146,38 @@ def race_quill(arguments: Namespace) -> Curve:
     return time_to_loss.follow_quill(shape, recipe, dataset, arguments.started) | {"settings": settings}
 
 
-def report(curves: dict[str, list[Curve]], goal: float) -> None:
-    """Print a row for each contestant: its time, its last loss, and when it reached the goal against nanoGPT."""
-    theirs = Summary.of([whole_time(run) for run in curves[NANOGPT]])
+def loss_at(seconds: float, run: Curve) -> float:
+    """Return the loss at the last evaluation that is not later, start-up included."""
+    return next(
+        loss
+        for at, loss in zip(reversed(run["seconds"]), reversed(run["losses"]), strict=True)
+        if run["startup_seconds"] + at <= seconds or at == 0
+    )
+
+
+def report(curves: dict[str, list[Curve]], goals: list[float]) -> None:
+    """Print a row for each contestant: its time, its last loss, its loss in nanoGPT's time, and when it reached goals.
+
+    nanoGPT's time is that of its run with the same seed for the loss, and the median of its runs for ratios.
+    """
+    theirs = curves[NANOGPT]
+    usual = Summary.of([whole_time(run) for run in theirs]).median
     rows = []
     for name, runs in curves.items():
-        reached = [seconds for run in runs if (seconds := seconds_to(goal, run)) is not None]
-        text = str(Summary.of(reached)) if reached else "never"
-        if len(reached) < len(runs):
-            text += f" ({len(reached)} of {len(runs)} runs)"
-        ratio = f"1/{theirs.median / Summary.of(reached).median:.1f}" if reached and name != NANOGPT else ""
         size = runs[0].get("settings")
         shape = f"{size['n_layer']} × {size['n_embd']}, context {size['block_size']}" if size else "4 × 128, context 64"
-        losses = Summary.of([run["losses"][-1] for run in runs])
-        times = Summary.of([whole_time(run) for run in runs])
-        rows.append([LABELS.get(name, name), shape, str(times), str(losses), text, ratio])
-    columns = ["contestant", "shape", "seconds in all", "last loss", f"seconds to {goal:.3f}", "of nanoGPT's time"]
-    seeds = len(curves[NANOGPT])
-    measure.print_table(f"The race, {seeds} seed{'s' if seeds > 1 else ''}: median (range)", columns, rows)
+        in_time = [loss_at(whole_time(their), run) for their, run in zip(theirs, runs, strict=True)]
+        samples = ([whole_time(run) for run in runs], [run["losses"][-1] for run in runs], in_time)
+        cells = [str(Summary.of(sample)) for sample in samples]
+        for goal in goals:
+            reached = [seconds for run in runs if (seconds := seconds_to(goal, run)) is not None]
+            cell = str(Summary.of(reached)) if reached else "never"
+            cell += f", {len(reached)} of {len(runs)} runs" if len(reached) < len(runs) else ""
+            cells.append(cell + (f": 1/{usual / Summary.of(reached).median:.1f}" if reached and size else ""))
+        rows.append([LABELS.get(name, name), shape, *cells])
+    columns = ["contestant", "shape", "seconds in all", "last loss", "loss in nanoGPT's time"]
+    columns += [f"seconds to {goal:.3f}: of nanoGPT's time" for goal in goals]
+    measure.print_table(f"The race, {len(theirs)} seed{'s' if len(theirs) > 1 else ''}: median (range)", columns, rows)
 
 
 if __name__ == "__main__":
