@@ -65,7 +65,7 @@ def test_minutes_train_a_modern_model_and_flags_go_on_top(quill, here, monkeypat
     small = ["--n_layer=1", "--n_head=1", "--n_embd=8", "--ngram_rows=97", "--batch_size=2", "--sample_tokens=5"]
     code, out, error = quill("train", "my.txt", "--minutes=0.1", "--device=cpu", "--learning_rate=0.002", *small)
     assert (code, error) == (0, ""), error
-    assert "for 0.1 minutes: modern model, 1 layers, 8 wide" in out
+    assert "for 0.1 minutes: modern model, 1 layer, 8 wide" in out
     stored = yaml.safe_load((here / "out" / "config.yaml").read_text(encoding="utf-8"))
     assert (stored["architecture"], stored["optimizer"], stored["learning_rate"]) == ("modern", "muon", 0.002)
     assert stored["max_iters"] == FEWEST_STEPS and stored["n_embd"] == 8

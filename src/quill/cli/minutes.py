@@ -119,6 +119,7 @@ def describe(settings: dict[str, Any], minutes: float) -> str:
     """Return in one line what was chosen."""
     s = settings
     return (
-        f"for {minutes:g} minutes: {s['architecture']} model, {s['n_layer']} layers, {s['n_embd']} wide, "
+        f"for {minutes:g} minute{'s' * (minutes != 1)}: {s['architecture']} model, "
+        f"{s['n_layer']} layer{'s' * (s['n_layer'] != 1)}, {s['n_embd']} wide, "
         f"context {s['block_size']}, batch {s['batch_size']}, {s['max_iters']:,} steps"
     )
