@@ -111,8 +111,14 @@ def train_quill(arguments: Namespace) -> Curve:
     return follow_quill(shape, recipe, dataset, arguments.started)
 
 
-def follow_quill(shape: ModelConfig, recipe: TrainConfig, dataset: Dataset, started: float) -> Curve:
-    """Train by this recipe in a folder that is thrown away; the events of the loop carry both clocks."""
+def follow_quill(
+    shape: ModelConfig, recipe: TrainConfig, dataset: Dataset, started: float, ends: float | None = None
+) -> Curve:
+    """Train by this recipe in a folder that is thrown away; the events of the loop carry both clocks.
+
+    With `ends` the number of steps is aimed at that second after the start, as `quill train --minutes` does it.
+    """
+    from quill.cli.minutes import Pace
     from quill.training.loop import train
 
     curve: Curve = {"startup_seconds": 0.0, "steps": [], "seconds": [], "losses": [], "step_seconds": []}
@@ -138,7 +144,8 @@ def follow_quill(shape: ModelConfig, recipe: TrainConfig, dataset: Dataset, star
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as out_dir:
         windows = len(dataset.val) // shape.block_size + 1
         whole = max(recipe.eval_iters, -(-windows // recipe.batch_size))
-        train(shape, replace(recipe, out_dir=out_dir, eval_iters=whole), dataset, report=report)
+        pace = Pace(ends, recipe.max_iters, lambda: curve["startup_seconds"] + seconds) if ends else None
+        train(shape, replace(recipe, out_dir=out_dir, eval_iters=whole), dataset, report=report, plan=pace)
     return curve
 
 

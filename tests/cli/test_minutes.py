@@ -7,14 +7,28 @@ import yaml
 
 from quill.cli import minutes
 from quill.cli.arguments import build_configs
-from quill.cli.minutes import FEWEST_STEPS, MOST_STEPS, Speed, default_settings, fit_steps
+from quill.cli.minutes import FEWEST_STEPS, MOST_STEPS, Pace, Speed, default_settings, fit_steps
 from quill.training.dial import LADDER, PROBE, choose_recipe, epochs_of, remembering
+from quill.training.report import read_events
 
 
 def test_the_steps_fit_the_time():
     fitted = fit_steps(60, Speed(step=0.01, look=0.5), evaluations=8)
     looks = 1 + -(-fitted["max_iters"] // fitted["eval_interval"])
-    assert 0.8 * 60 < fitted["max_iters"] * 0.01 + looks * 0.5 <= 60
+    assert 0.9 * 60 < fitted["max_iters"] * 0.01 + looks * 0.5 <= 60
+
+
+@pytest.mark.parametrize("slower", [0.5, 1.0, 1.6])
+def test_a_machine_that_changes_its_pace_still_ends_in_time_with_its_rates_at_zero(slower):
+    now, step, interval = 5.0, 0, 100
+    pace = Pace(ends=65.0, steps=600, clock=lambda: now)
+    steps = pace(0)
+    assert steps == 600
+    while step < steps:
+        done = min(interval, steps - step)
+        now, step = now + done * 0.1 * slower, step + done
+        steps = pace(step) if step < steps else steps
+    assert now == pytest.approx(65.0, abs=0.5), "so the schedule, which falls to zero at the last step, is not cut off"
 
 
 def test_where_time_is_short_little_of_it_is_spent_on_looking():
@@ -63,12 +77,15 @@ def test_minutes_train_a_modern_model_and_flags_go_on_top(quill, here, monkeypat
     quick = Speed(step=0.5, look=0.01)
     monkeypatch.setattr(minutes, "measure", lambda *args, **kwargs: quick)
     small = ["--n_layer=1", "--n_head=1", "--n_embd=8", "--ngram_rows=97", "--batch_size=2", "--sample_tokens=5"]
-    code, out, error = quill("train", "my.txt", "--minutes=0.1", "--device=cpu", "--learning_rate=0.002", *small)
+    code, out, error = quill("train", "my.txt", "--minutes=0.01", "--device=cpu", "--learning_rate=0.002", *small)
     assert (code, error) == (0, ""), error
-    assert "for 0.1 minutes: modern model, 1 layer, 8 wide" in out
+    assert "for 0.01 minutes: modern model, 1 layer, 8 wide" in out
     stored = yaml.safe_load((here / "out" / "config.yaml").read_text(encoding="utf-8"))
     assert (stored["architecture"], stored["optimizer"], stored["learning_rate"]) == ("modern", "muon", 0.002)
-    assert stored["max_iters"] == FEWEST_STEPS and stored["n_embd"] == 8
+    assert stored["n_embd"] == 8
+    told = read_events(here / "out" / "metrics.jsonl")
+    planned = [event["max_iters"] for event in told if event["event"] in ("start", "plan")]
+    assert planned[0] == FEWEST_STEPS and planned[-1] == stored["max_iters"]
 
 
 def test_minutes_that_cannot_be_are_refused(refused, here):

@@ -82,6 +82,31 @@ def test_resuming_equals_never_having_stopped(
     assert find_checkpoint(whole.out_dir, "best").name == find_checkpoint(parts.out_dir, "best").name
 
 
+@pytest.mark.parametrize("steps", [5, 11], ids=["fewer", "more"])
+def test_to_plan_anew_is_to_resume_with_so_many_steps(
+    steps: int, model_config: GPTConfig, recipe: Recipe, dataset: Dataset
+) -> None:
+    planned, stopped = recipe("planned"), recipe("stopped")
+    told, count = Diary(), iter(range(1, 100))
+    result = train(
+        model_config, planned, dataset, report=told, plan=lambda step: steps if step >= 4 else planned.max_iters
+    )
+    assert (result.reason, result.step) == ("finished", steps)
+    assert told.all("plan") == [{"event": "plan", "step": 4, "max_iters": steps}]
+    train(model_config, stopped, dataset, stop=lambda: "interrupted" if next(count) == 4 else None)
+    train(model_config, replace(stopped, max_iters=steps), dataset, resume=True)
+    assert_same(saved_state(planned.out_dir), saved_state(stopped.out_dir))
+
+
+def test_a_plan_whose_time_is_over_takes_one_more_step_at_the_end_of_its_schedule(
+    model_config: GPTConfig, recipe: Recipe, dataset: Dataset
+) -> None:
+    told = Diary()
+    result = train(model_config, recipe(), dataset, report=told, plan=lambda step: 0 if step else 8)
+    assert (result.reason, result.step) == ("finished", 5)
+    assert told.all("step")[-1]["learning_rate"] < 0.5 * told.all("step")[-2]["learning_rate"]
+
+
 def test_the_same_seed_gives_the_same_run_and_another_one_does_not(
     model_config: GPTConfig, recipe: Recipe, dataset: Dataset
 ) -> None:

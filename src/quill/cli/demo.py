@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from quill.cli import train
 from quill.cli.arguments import Parser
 from quill.cli.generate import opening
-from quill.cli.minutes import describe, fit_to_minutes
+from quill.cli.minutes import MARGIN, Pace, describe, fit_to_minutes
 from quill.device import keep_freed_memory, resolve_device
 from quill.errors import ConfigError, require
 
@@ -53,11 +53,12 @@ def run(arguments: argparse.Namespace) -> int:
     print("looking for Tiny Shakespeare …", flush=True)
     dataset = prepare_demo_text(asked["data_dir"])
     print("measuring how quick this machine is …", flush=True)
-    ends = time.monotonic() + arguments.seconds
+    started = time.monotonic()
     settings, speed = fit_to_minutes(dataset, arguments.seconds / 60, asked | {"dataset": dataset.name})
     print(describe(settings, arguments.seconds / 60), flush=True)
-    stop = deadline(ends, arguments.seconds, speed.look)
-    result = train.start_training(settings, dataset, replace=True, stop=stop, mark=MARK)
+    plan = Pace(started + MARGIN * arguments.seconds, settings["max_iters"])
+    stop = deadline(started + arguments.seconds, arguments.seconds, speed.look)
+    result = train.start_training(settings, dataset, replace=True, stop=stop, plan=plan, mark=MARK)
     if result.reason == "interrupted":
         return train.say_how_to_go_on("train", str(out_dir))
     write_sample(out_dir, arguments.device, arguments.seed)

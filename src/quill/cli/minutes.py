@@ -1,11 +1,13 @@
 """Time as the one dial: how minutes become a whole configuration, for `quill train --minutes` and `quill demo`.
 
-A few real steps of models that are thrown away tell how quick this machine is; training/dial.py decides from there.
+A few real steps of models that are thrown away tell how quick this machine is; training/dial.py decides from there. As
+a machine may become slower or quicker, the run is then aimed anew after each evaluation.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ from quill.cli.arguments import Parser, add_configuration, build_configs, settin
 if TYPE_CHECKING:
     from quill.text.dataset import Dataset
 
-MARGIN = 0.9  # of the time: other programs also want the processor now and then
+MARGIN = 0.97  # of the time: what comes behind the last step wants some, too
 EVALUATIONS = 6
 MOST_LOOKING = 0.25  # of the time: evaluations, samples and checkpoints
 FEWEST_STEPS, MOST_STEPS = 20, 1_000_000
@@ -27,6 +29,25 @@ class Speed:
 
     step: float
     look: float
+
+
+class Pace:
+    """How many steps a run can have until a moment, if it goes on as it has since it was last asked.
+
+    That is after each evaluation, so the time that these take is part of the pace.
+    """
+
+    def __init__(self, ends: float, steps: int, clock: Callable[[], float] = time.monotonic):
+        self.ends, self.steps, self.clock = ends, steps, clock
+        self.asked_at = (0, 0.0)  # after how many steps, and when
+
+    def __call__(self, step: int) -> int:
+        """Return how many steps the run shall have in all: as many as were planned, until some are done."""
+        now, (step_before, before) = self.clock(), self.asked_at
+        if step > step_before:
+            self.steps = step + int((self.ends - now) / (now - before) * (step - step_before))
+        self.asked_at = (step, now)
+        return self.steps
 
 
 def fit_to_minutes(
@@ -87,9 +108,9 @@ def measure(settings: dict[str, Any], dataset: Dataset, patience: float, *, look
         started = time.perf_counter()
         while len(times) < 6 or (time.perf_counter() - started < patience and len(times) < 200):
             before = time.perf_counter()
-            for number in range(config.gradient_accumulation_steps):
-                fetch_batch(dataset, model_config, config, len(times) + number, device)
-                trial.step(config.batch_size)
+            batch = fetch_batch(dataset, model_config, config, len(times), device)
+            for inputs_BT, targets_BT in zip(*(each.split(config.batch_size) for each in batch), strict=True):
+                trial.step(inputs_BT, targets_BT)
             times.append(time.perf_counter() - before)
         step = statistics.median(times[len(times) // 3 :])  # the first ones also pay for memory and kernels that stay
         if not look:

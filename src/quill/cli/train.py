@@ -96,7 +96,7 @@ def train_run(arguments: argparse.Namespace) -> TrainResult | None:
 
 def train_for_minutes(arguments: argparse.Namespace) -> TrainResult:
     """Train for as long as the arguments say, with the recipe that suits this text, this machine and that time."""
-    from quill.cli.minutes import describe, fit_to_minutes
+    from quill.cli.minutes import MARGIN, Pace, describe, fit_to_minutes
 
     require(0 < arguments.minutes < float("inf"), "minutes", arguments.minutes, "a number above 0")
     if arguments.resume:
@@ -110,13 +110,14 @@ def train_for_minutes(arguments: argparse.Namespace) -> TrainResult:
     if not arguments.overwrite:
         refuse_existing_run(out_dir, asked)
     keep_freed_memory()
-    ends = time.monotonic() + arguments.minutes * 60
+    started, seconds = time.monotonic(), arguments.minutes * 60
     dataset = prepare(settings_of(arguments) | {"block_size": asked.get("block_size", 8)})
     settings, _ = fit_to_minutes(dataset, arguments.minutes, asked)
     print(describe(settings, arguments.minutes), flush=True)
-    late = ends + 0.1 * 60 * arguments.minutes  # only a machine that has become much slower is stopped half way
+    plan = None if "max_iters" in asked else Pace(started + MARGIN * seconds, settings["max_iters"])
+    late = started + 1.1 * seconds  # only a machine that has become much slower since it was asked is stopped half way
     stop: Callable[[], str | None] = lambda: "time" if time.monotonic() > late else None  # noqa: E731
-    return start_training(settings, dataset, replace=arguments.overwrite, stop=stop)
+    return start_training(settings, dataset, replace=arguments.overwrite, stop=stop, plan=plan)
 
 
 def say_how_to_go_on(command: str, out_dir: str) -> int:
@@ -145,11 +146,13 @@ def start_training(
     resume: bool = False,
     replace: bool = False,
     stop: Callable[[], str | None] | None = None,
+    plan: Callable[[int], int] | None = None,
     mark: str = "",
 ) -> TrainResult:
     """Train with everything that a run leaves behind: config.yaml, metrics, samples, the picture, checkpoints.
 
-    With `replace` an earlier run in the same folder goes. `mark` is a comment that opens config.yaml.
+    With `replace` an earlier run in the same folder goes. `stop` and `plan` are those of `train()`. `mark` is a comment
+    that opens config.yaml.
     """
     from quill.training.display import choose_display
     from quill.training.loop import train
@@ -166,7 +169,9 @@ def start_training(
             JsonLines(out_dir / "metrics.jsonl"), display, Samples(out_dir / "samples.txt", history), tensorboard,
             LossPlot(out_dir / "loss.png", history),
         )  # fmt: skip
-        report = Reporter(everyone, lambda: write_config(out_dir, settings, mark), dataset.note)
+        report = Reporter(
+            everyone, lambda steps: write_config(out_dir, settings | {"max_iters": steps}, mark), dataset.note
+        )
         return train(
             model_config,
             config,
@@ -175,23 +180,26 @@ def start_training(
             sample=sampler(dataset, config.sample_tokens, config.seed),
             resume=resume,
             stop=stop or (lambda: None),
+            plan=plan,
         )
 
 
 class Reporter:
     """Hands events on, once training has really begun: until then nothing in the run's folder is touched.
 
-    What comes before the start (a warning about compiling) waits for it.
+    What comes before the start (a warning about compiling) waits for it. `configure` is told how many steps the run
+    shall have, when it begins and when that changes.
     """
 
-    def __init__(self, consumer: Callable[[dict[str, Any]], None], begin: Callable[[], None], note: str) -> None:
-        self._consumer, self._begin, self._note = consumer, begin, note
+    def __init__(self, consumer: Callable[[dict[str, Any]], None], configure: Callable[[int], None], note: str) -> None:
+        self._consumer, self._configure, self._note = consumer, configure, note
         self._begun = False
         self._waiting: list[dict[str, Any]] = []
 
     def __call__(self, event: dict[str, Any]) -> None:
+        if event["event"] in ("start", "plan"):
+            self._configure(event["max_iters"])
         if event["event"] == "start":
-            self._begin()
             self._begun = True
             self._consumer({"corpus_note": self._note} | event)
             for earlier in self._waiting:

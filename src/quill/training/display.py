@@ -57,6 +57,8 @@ class _Display:
     def _remember(self, event: Event) -> None:
         if event["event"] == "start":
             self.start, self.step, self.first_step = event, {}, {}
+        elif event["event"] == "plan":
+            self.start = {**self.start, "max_iters": event["max_iters"]}
         elif event["event"] == "step":
             self.step = event
             self.first_step = self.first_step or event

@@ -10,7 +10,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +62,14 @@ def train(
     sample: Callable[[Model], str] | None = None,
     resume: bool = False,
     stop: Callable[[], str | None] = lambda: None,
+    plan: Callable[[int], int] | None = None,
 ) -> TrainResult:
     """Train a GPT on a dataset, keeping checkpoints in `config.out_dir`, and return how it ended.
 
     `report` is told of everything as events (listed in docs/architecture.md), `sample` writes a text with the model
-    at each evaluation, and `stop` is asked after each step for a reason to end early. Ctrl-C saves and ends. A loss
-    that is no number, or memory that runs out, is a TrainingError.
+    at each evaluation, and `stop` is asked after each step for a reason to end early. `plan`, if given, is asked after
+    each evaluation, with the steps done, how many the run shall have in all: its schedule then ends there. Ctrl-C saves
+    and ends. A loss that is no number, or memory that runs out, is a TrainingError.
     """
     require_window(dataset.train, model_config.block_size, f"the training split of {dataset.name}")
     require_window(dataset.val, model_config.block_size, f"the validation split of {dataset.name}")
@@ -109,6 +111,7 @@ def train(
     with catch_interrupts() as interrupted, explaining_out_of_memory(model_config, config):
         if progress.step == 0:
             evaluate(model, config, dataset, progress, dtype, report, sample, started)
+        config = replan(config, plan, progress.step, report)
         logged, log_started = progress.step, time.perf_counter()
         model.train()
         while progress.step < config.max_iters and reason == "finished":
@@ -147,6 +150,8 @@ def train(
                     config.out_dir, model, dataset.tokenizer, step=progress.step, val_loss=progress.val_loss,
                     best=best, training_tensors=tensors, training_metadata=metadata,
                 )  # fmt: skip
+            if evaluating and not at_end:
+                config = replan(config, plan, progress.step, report)
             model.train()
             logged, log_started = progress.step, time.perf_counter()
 
@@ -162,6 +167,14 @@ def train(
         }
     )
     return TrainResult(reason, progress.step, progress.val_loss, progress.best_val_loss, progress.best_step, checkpoint)
+
+
+def replan(config: TrainConfig, plan: Callable[[int], int] | None, step: int, report: Report) -> TrainConfig:
+    """Return the recipe with as many steps as are planned now, one more than are done at least; tell if that is new."""
+    steps = max(step + 1, plan(step)) if plan else config.max_iters
+    if steps != config.max_iters:
+        report({"event": "plan", "step": step, "max_iters": steps})
+    return replace(config, max_iters=steps)
 
 
 def tokens_per_step(model_config: ModelConfig, config: TrainConfig) -> int:

@@ -1,6 +1,7 @@
 """A few real training steps, small and quick, to learn how fast this machine is. Serves training/estimate.py.
 
-The steps do what `train()` does, with made-up tokens; nothing is written and nobody's random numbers change.
+The steps do what `train()` does, with made-up tokens where none are given; nothing is written and nobody's random
+numbers change.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ def measure(model_config: ModelConfig, config: TrainConfig, device: torch.device
         return None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # nobody's random numbers change
         trial = Trial(model_config, config, device)
-        trial.step(1)
+        trial.step(trial.tokens(1))
         batch_size = min(2, largest)  # a single window is slower than each of several
-        while sum(trial.step(batch_size)) < QUICK_SECONDS and batch_size < largest:
+        while sum(trial.step(trial.tokens(batch_size))) < QUICK_SECONDS and batch_size < largest:
             batch_size = min(largest, 2 * batch_size)
         trial.compile(batch_size)
-        trial.step(batch_size)
-        micro_batches, optimizer_steps = zip(*(trial.step(batch_size) for _ in range(2)), strict=True)
+        trial.step(trial.tokens(batch_size))
+        micro_batches, optimizer_steps = zip(*(trial.step(trial.tokens(batch_size)) for _ in range(2)), strict=True)
         return Measurement(
             batch_size=batch_size,
             micro_batch_seconds=sum(micro_batches) / 2,
@@ -65,12 +66,13 @@ def memory_without_model(config: TrainConfig, device: torch.device) -> int:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         tiny = GPTConfig(vocab_size=2, block_size=2, n_layer=1, n_head=1, n_embd=2)
-        Trial(tiny, replace(config, compile=False), device).step(1)  # loads what PyTorch loads at its first step
+        trial = Trial(tiny, replace(config, compile=False), device)
+        trial.step(trial.tokens(1))  # loads what PyTorch loads at its first step
         return memory_held(device)
 
 
 class Trial:
-    """A run of a few steps with made-up tokens."""
+    """A run of a few steps."""
 
     def __init__(self, model_config: ModelConfig, config: TrainConfig, device: torch.device):
         self.config, self.device = config, device
@@ -88,6 +90,7 @@ class Trial:
             self.forward = compile_model(self.model, choice, self.tokens(batch_size), lambda message: None)
 
     def tokens(self, batch_size: int) -> torch.Tensor:
+        """Return made-up tokens_BT. Unlike those of a text they hardly ever share a row of an n-gram table."""
         c = self.model.config
         return torch.randint(c.vocab_size, (batch_size, c.block_size), device=self.device)
 
@@ -96,11 +99,11 @@ class Trial:
             getattr(torch, self.device.type).synchronize()
         return time.perf_counter()
 
-    def step(self, batch_size: int) -> tuple[float, float]:
+    def step(self, inputs_BT: torch.Tensor, targets_BT: torch.Tensor | None = None) -> tuple[float, float]:
         """Return the seconds of a micro-batch forward and backward, and those of the optimizer."""
-        tokens_BT, started = self.tokens(batch_size), self.clock()
+        started = self.clock()
         with self.autocast:
-            loss = cross_entropy(self.forward(tokens_BT), tokens_BT)
+            loss = cross_entropy(self.forward(inputs_BT), inputs_BT if targets_BT is None else targets_BT)
         loss.backward()
         computed = self.clock()
         clip_gradients(self.model, self.config.grad_clip)
