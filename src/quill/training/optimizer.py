@@ -135,8 +135,9 @@ def maps_in(names: list[str], matrices: list[Tensor]) -> list[Tensor]:
     """Return the maps that these matrices are made of, as views: queries, keys and values are each a map for itself."""
     maps: list[Tensor] = []
     for name, matrix in zip(names, matrices, strict=True):
-        stacked = name.endswith("query_key_value.weight") and matrix.size(0) == 3 * matrix.size(1)
-        maps += matrix.chunk(3) if stacked else [matrix]
+        rows, columns = matrix.shape  # queries take as many rows as there are columns; keys and values may take fewer
+        stacked = name.endswith("query_key_value.weight")
+        maps += matrix.split([columns, *2 * [(rows - columns) // 2]]) if stacked else [matrix]
     return maps
 
 
