@@ -70,7 +70,7 @@ def main() -> int:
         facts = start_worker("facts", arguments)
         cuda = facts["device"].startswith("cuda")
         arguments.interval = 20 if cuda else 1  # a GPU must not wait for its loss to be read after each step
-        names = contestants(arguments, compiled=cuda or arguments.compile)
+        names = contestants(arguments, compiled=cuda or arguments.compile, bfloat16=facts["may_use_bfloat16"])
         results = measure.alternate({name: turn(name, arguments) for name in names}, arguments.runs)
     print(measure.describe_hardware())
     report(results, facts, arguments.batch_size)
@@ -80,8 +80,11 @@ def main() -> int:
     return 0
 
 
-def contestants(arguments: Namespace, *, compiled: bool) -> list[str]:
-    """Return who takes part, in the order of their turns."""
+def contestants(arguments: Namespace, *, compiled: bool, bfloat16: bool) -> list[str]:
+    """Return who takes part, in the order of their turns.
+
+    `bfloat16` adds Quill with its products in that format: not the same arithmetic, but what this processor can do.
+    """
     names = ["Quill"]
     if arguments.nanogpt:
         names.append("nanoGPT")
@@ -89,7 +92,7 @@ def contestants(arguments: Namespace, *, compiled: bool) -> list[str]:
         names.append("transformers")
     if compiled:
         names += [f"{name}, compiled" for name in names]
-    return [*names, "Quill, gradient checkpointing", CEILING]
+    return [*names, *["Quill, bfloat16"] * bfloat16, "Quill, gradient checkpointing", CEILING]
 
 
 def turn(name: str, arguments: Namespace) -> Callable[[], Figures]:
@@ -138,7 +141,7 @@ def work(arguments: Namespace) -> dict[str, Any]:
     """Be the worker that `--worker` names, and return its figures."""
     import torch
 
-    from quill.device import describe_device, resolve_device, resolve_dtype
+    from quill.device import describe_device, multiplies_bfloat16, resolve_device, resolve_dtype
 
     device = resolve_device(arguments.device)
     dtype = resolve_dtype(arguments.dtype, device)
@@ -150,6 +153,7 @@ def work(arguments: Namespace) -> dict[str, Any]:
             "dtype": str(dtype).removeprefix("torch."),
             "vocab_size": vocab_size,
             "flops_per_token": flops_per_token(vocab_size),
+            "may_use_bfloat16": device.type == "cpu" and dtype == torch.float32 and multiplies_bfloat16(),
         }
     if name == CEILING:
         return {"flops_per_second": multiply_matrices(device, dtype)}
@@ -184,7 +188,7 @@ def train_quill(arguments: Namespace, vocab_size: int, device: torch.device, var
             sample_tokens=0,
             seed=SEED,
             device=arguments.device,
-            dtype=arguments.dtype,
+            dtype="bfloat16" if variant == "bfloat16" else arguments.dtype,
             compile=variant == "compiled",
             gradient_checkpointing=variant == "gradient checkpointing",
             out_dir=out_dir,
