@@ -134,7 +134,7 @@ def race_nanogpt(arguments: Namespace) -> Curve:
 def race_quill(arguments: Namespace) -> Curve:
     """Train with the recipe that the dial picks for these minutes; its events carry both clocks."""
     from quill.cli.arguments import build_configs
-    from quill.cli.minutes import MARGIN, fit_to_minutes
+    from quill.cli.minutes import fit_to_minutes
 
     keep_freed_memory()  # as the command does
     dataset = open_dataset(arguments.folder)
@@ -143,8 +143,8 @@ def race_quill(arguments: Namespace) -> Curve:
     settings |= {"seed": arguments.seed, "sample_tokens": 0}
     settings["eval_interval"] = max(1, settings["max_iters"] // 12)
     shape, recipe = build_configs(settings, vocab_size=dataset.tokenizer.vocab_size)
-    ends = MARGIN * arguments.minutes * 60
-    return time_to_loss.follow_quill(shape, recipe, dataset, arguments.started, ends) | {"settings": settings}
+    seconds = arguments.minutes * 60
+    return time_to_loss.follow_quill(shape, recipe, dataset, arguments.started, seconds) | {"settings": settings}
 
 
 def loss_at(seconds: float, run: Curve) -> float:

@@ -112,11 +112,11 @@ def train_quill(arguments: Namespace) -> Curve:
 
 
 def follow_quill(
-    shape: ModelConfig, recipe: TrainConfig, dataset: Dataset, started: float, ends: float | None = None
+    shape: ModelConfig, recipe: TrainConfig, dataset: Dataset, started: float, time_given: float | None = None
 ) -> Curve:
     """Train by this recipe in a folder that is thrown away; the events of the loop carry both clocks.
 
-    With `ends` the number of steps is aimed at that second after the start, as `quill train --minutes` does it.
+    With `time_given`, in seconds from the start, the number of steps follows the pace, as in `quill train --minutes`.
     """
     from quill.cli.minutes import Pace
     from quill.training.loop import train
@@ -144,8 +144,9 @@ def follow_quill(
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as out_dir:
         windows = len(dataset.val) // shape.block_size + 1
         whole = max(recipe.eval_iters, -(-windows // recipe.batch_size))
-        pace = Pace(ends, recipe.max_iters, lambda: curve["startup_seconds"] + seconds) if ends else None
-        train(shape, replace(recipe, out_dir=out_dir, eval_iters=whole), dataset, report=report, plan=pace)
+        clock = lambda: curve["startup_seconds"] + seconds  # noqa: E731
+        plan = Pace(0.0, time_given, recipe.max_iters, look=0.0, clock=clock) if time_given else None
+        train(shape, replace(recipe, out_dir=out_dir, eval_iters=whole), dataset, report=report, plan=plan)
     return curve
 
 

@@ -18,17 +18,19 @@ def test_the_steps_fit_the_time():
     assert 0.9 * 60 < fitted["max_iters"] * 0.01 + looks * 0.5 <= 60
 
 
+@pytest.mark.parametrize("look", [0.0, 2.0])
 @pytest.mark.parametrize("slower", [0.5, 1.0, 1.6])
-def test_a_machine_that_changes_its_pace_still_ends_in_time_with_its_rates_at_zero(slower):
-    now, step, interval = 5.0, 0, 100
-    pace = Pace(ends=65.0, steps=600, clock=lambda: now)
+def test_a_machine_that_changes_its_pace_still_ends_in_time_with_its_rates_at_zero(slower, look):
+    now, step, interval = 5.0 + look, 0, 100
+    pace = Pace(started=5.0, seconds=60.0, steps=600, look=look, clock=lambda: now)
     steps = pace(0)
     assert steps == 600
     while step < steps:
         done = min(interval, steps - step)
-        now, step = now + done * 0.1 * slower, step + done
+        now, step = now + done * 0.1 * slower + look, step + done
         steps = pace(step) if step < steps else steps
-    assert now == pytest.approx(65.0, abs=0.5), "so the schedule, which falls to zero at the last step, is not cut off"
+    # All steps were made, so that the schedule, which falls to zero at the last one, was not cut off.
+    assert now <= 5 + 60 and now == pytest.approx(5 + minutes.MARGIN * 60, abs=0.5 + look)
 
 
 def test_where_time_is_short_little_of_it_is_spent_on_looking():
@@ -76,16 +78,17 @@ def test_more_time_means_a_larger_model_and_more_reading_means_more_forgetting()
 def test_minutes_train_a_modern_model_and_flags_go_on_top(quill, here, monkeypatch):
     quick = Speed(step=0.5, look=0.01)
     monkeypatch.setattr(minutes, "measure", lambda *args, **kwargs: quick)
+    monkeypatch.setattr(minutes, "Pace", lambda *args: lambda step: FEWEST_STEPS + (3 if step else 0))
     small = ["--n_layer=1", "--n_head=1", "--n_embd=8", "--ngram_rows=97", "--batch_size=2", "--sample_tokens=5"]
-    code, out, error = quill("train", "my.txt", "--minutes=0.01", "--device=cpu", "--learning_rate=0.002", *small)
+    code, out, error = quill("train", "my.txt", "--minutes=0.1", "--device=cpu", "--learning_rate=0.002", *small)
     assert (code, error) == (0, ""), error
-    assert "for 0.01 minutes: modern model, 1 layer, 8 wide" in out
+    assert "for 0.1 minutes: modern model, 1 layer, 8 wide" in out
     stored = yaml.safe_load((here / "out" / "config.yaml").read_text(encoding="utf-8"))
     assert (stored["architecture"], stored["optimizer"], stored["learning_rate"]) == ("modern", "muon", 0.002)
     assert stored["n_embd"] == 8
     told = read_events(here / "out" / "metrics.jsonl")
     planned = [event["max_iters"] for event in told if event["event"] in ("start", "plan")]
-    assert planned[0] == FEWEST_STEPS and planned[-1] == stored["max_iters"]
+    assert planned == [FEWEST_STEPS, FEWEST_STEPS + 3] and stored["max_iters"] == planned[-1]
 
 
 def test_minutes_that_cannot_be_are_refused(refused, here):

@@ -215,6 +215,12 @@ def test_the_time_left_is_the_pace_times_what_is_left():
     assert "step  20 of 100   loss 2.000   1,000 tokens/s   48 s left" in text
 
 
+def test_a_run_that_is_planned_anew_is_shown_with_its_new_length():
+    planned = [START, step(10), {"event": "plan", "step": 10, "max_iters": 60}, step(20, seconds=7.0)]
+    assert "step 20 of 60   loss 2.000   1,000 tokens/s   24 s left" in plain(planned)
+    assert "step 20/60" in live(planned) and START["max_iters"] == 100
+
+
 def test_the_live_picture_shows_progress_curve_speed_best_and_sample():
     text = live([*RUN[:-1]])
     for words in (

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from quill.cli import train
 from quill.cli.arguments import Parser
 from quill.cli.generate import opening
-from quill.cli.minutes import MARGIN, Pace, describe, fit_to_minutes
+from quill.cli.minutes import Pace, describe, fit_to_minutes
 from quill.device import keep_freed_memory, resolve_device
 from quill.errors import ConfigError, require
 
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     settings, speed = fit_to_minutes(dataset, arguments.seconds / 60, asked | {"dataset": dataset.name})
     print(describe(settings, arguments.seconds / 60), flush=True)
-    plan = Pace(started + MARGIN * arguments.seconds, settings["max_iters"])
+    plan = Pace(started, arguments.seconds, settings["max_iters"], speed.look)
     stop = deadline(started + arguments.seconds, arguments.seconds, speed.look)
     result = train.start_training(settings, dataset, replace=True, stop=stop, plan=plan, mark=MARK)
     if result.reason == "interrupted":

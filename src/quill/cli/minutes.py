@@ -17,7 +17,7 @@ from quill.cli.arguments import Parser, add_configuration, build_configs, settin
 if TYPE_CHECKING:
     from quill.text.dataset import Dataset
 
-MARGIN = 0.97  # of the time: what comes behind the last step wants some, too
+MARGIN = 0.97  # of the time: the last stretch may be slower than the one before it
 EVALUATIONS = 6
 MOST_LOOKING = 0.25  # of the time: evaluations, samples and checkpoints
 FEWEST_STEPS, MOST_STEPS = 20, 1_000_000
@@ -32,19 +32,23 @@ class Speed:
 
 
 class Pace:
-    """How many steps a run can have until a moment, if it goes on as it has since it was last asked.
+    """The `plan` of a run that has so many seconds: how many steps fit, if it goes on as since it was last asked.
 
-    That is after each evaluation, so the time that these take is part of the pace.
+    It is asked after each evaluation, so their time is part of the pace; `look`, the seconds of the last one, is kept
+    free besides, because the steps before that one may be few. `steps` is the plan until there is a pace.
     """
 
-    def __init__(self, ends: float, steps: int, clock: Callable[[], float] = time.monotonic):
-        self.ends, self.steps, self.clock = ends, steps, clock
-        self.asked_at = (0, 0.0)  # after how many steps, and when
+    def __init__(
+        self, started: float, seconds: float, steps: int, look: float, clock: Callable[[], float] = time.monotonic
+    ):
+        self.ends, self.steps, self.clock = started + MARGIN * seconds - look, steps, clock
+        self.asked_at: tuple[int, float] | None = None  # after how many steps, and when
 
     def __call__(self, step: int) -> int:
-        """Return how many steps the run shall have in all: as many as were planned, until some are done."""
-        now, (step_before, before) = self.clock(), self.asked_at
-        if step > step_before:
+        """Return how many steps the run shall have in all, of which so many are done."""
+        now = self.clock()
+        if self.asked_at:
+            step_before, before = self.asked_at
             self.steps = step + int((self.ends - now) / (now - before) * (step - step_before))
         self.asked_at = (step, now)
         return self.steps

@@ -96,7 +96,7 @@ def train_run(arguments: argparse.Namespace) -> TrainResult | None:
 
 def train_for_minutes(arguments: argparse.Namespace) -> TrainResult:
     """Train for as long as the arguments say, with the recipe that suits this text, this machine and that time."""
-    from quill.cli.minutes import MARGIN, Pace, describe, fit_to_minutes
+    from quill.cli.minutes import Pace, describe, fit_to_minutes
 
     require(0 < arguments.minutes < float("inf"), "minutes", arguments.minutes, "a number above 0")
     if arguments.resume:
@@ -112,9 +112,9 @@ def train_for_minutes(arguments: argparse.Namespace) -> TrainResult:
     keep_freed_memory()
     started, seconds = time.monotonic(), arguments.minutes * 60
     dataset = prepare(settings_of(arguments) | {"block_size": asked.get("block_size", 8)})
-    settings, _ = fit_to_minutes(dataset, arguments.minutes, asked)
+    settings, speed = fit_to_minutes(dataset, arguments.minutes, asked)
     print(describe(settings, arguments.minutes), flush=True)
-    plan = None if "max_iters" in asked else Pace(started + MARGIN * seconds, settings["max_iters"])
+    plan = None if "max_iters" in asked else Pace(started, seconds, settings["max_iters"], speed.look)
     late = started + 1.1 * seconds  # only a machine that has become much slower since it was asked is stopped half way
     stop: Callable[[], str | None] = lambda: "time" if time.monotonic() > late else None  # noqa: E731
     return start_training(settings, dataset, replace=arguments.overwrite, stop=stop, plan=plan)

@@ -1,4 +1,4 @@
-"""A few real training steps, small and quick, to learn how fast this machine is. Serves training/estimate.py.
+"""A few real training steps, small and quick, to learn how fast this machine is. Serves estimate.py and the dial.
 
 The steps do what `train()` does, with made-up tokens where none are given; nothing is written and nobody's random
 numbers change.
