@@ -50,7 +50,7 @@ LADDER = (
     Size(800, n_layer=1, n_embd=96, block_size=128, few_epochs=8),
     Size(1_500, n_layer=2, n_embd=128, block_size=128, few_epochs=8),
     Size(18_000, n_layer=3, n_embd=128, block_size=512, few_epochs=8),
-    Size(60_000, n_layer=4, n_embd=192, block_size=512, few_epochs=2),
+    Size(200_000, n_layer=4, n_embd=192, block_size=512, few_epochs=2),
     Size(math.inf, n_layer=6, n_embd=256, block_size=512, few_epochs=2),
 )
 PROBE = LADDER[0]
