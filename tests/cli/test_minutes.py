@@ -66,7 +66,7 @@ def test_every_recipe_is_a_possible_one(probe_steps, train_tokens):
 
 
 def test_more_time_means_a_larger_model_and_more_reading_means_more_forgetting():
-    sizes = [choose_recipe(steps, 1_000_000) for steps in (100, 1_000, 5_000, 20_000, 300_000)]
+    sizes = [choose_recipe(each.probe_steps, 1_000_000) for each in LADDER]
     matrices = [s["n_layer"] * s["n_embd"] ** 2 for s in sizes]
     assert matrices == sorted(set(matrices)), "each step of the ladder is larger"
     short, long = choose_recipe(3_000, 10_000_000), choose_recipe(3_000, 100_000)
