@@ -20,9 +20,9 @@ from typing import Any
 
 from measure import argument_parser, describe_hardware, peak_memory, print_table, run_worker, write_json
 
+from quill.data.corpus import find_demo_corpus
+from quill.data.dataset import open_dataset, prepare_dataset
 from quill.model.config import GPTConfig
-from quill.text.corpus import find_demo_corpus
-from quill.text.dataset import open_dataset, prepare_dataset
 from quill.training.config import TrainConfig
 
 ALLOWED = 0.15
@@ -150,8 +150,9 @@ def configure(arguments: Namespace, out_dir: str) -> tuple[GPTConfig, TrainConfi
 
 def predict(arguments: Namespace) -> dict[str, Any]:
     """Estimate the case."""
-    from quill.device import keep_freed_memory, resolve_device
-    from quill.training.estimate import estimate_run
+    from quill.device import resolve_device
+    from quill.planning.estimate import estimate_run
+    from quill.process import keep_freed_memory
 
     keep_freed_memory()  # as the command does
     model_config, config, _ = configure(arguments, "out")
@@ -164,9 +165,10 @@ def train_for_real(arguments: Namespace) -> dict[str, Any]:
     import torch
 
     import quill.training.state  # noqa: F401 - loaded before memory is looked at
-    from quill.device import keep_freed_memory, resolve_device
+    from quill.device import resolve_device
+    from quill.process import keep_freed_memory
     from quill.training.loop import train
-    from quill.training.optimizer import build_optimizer
+    from quill.training.parameter_groups import build_optimizer
 
     keep_freed_memory()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as out_dir:

@@ -39,11 +39,11 @@ from measure import Figures, alternate, argument_parser, describe_hardware, prin
 from startup import quill_command
 from writers import CONFIG, TOP_K, Writer
 
-from quill.generation.engine import make_engine
-from quill.generation.numba_engine import NumbaEngine
+from quill.checkpoints.run_folder import save_checkpoint
+from quill.engines.make import make_engine
+from quill.engines.numba_engine import NumbaEngine
 from quill.model.gpt import GPT
-from quill.text.tokenizer import CharTokenizer
-from quill.training.checkpoint import save_checkpoint
+from quill.tokenizers.char import CharTokenizer
 
 CASES = {"one": (1, 16, 240), "long": (1, 16, 500), "sixteen": (16, 16, 240), "prefill": (1, 255, 1)}
 PARTS = {"cpu": (*CASES, "shell", "memory"), "cuda": ("one", "sixteen", "prefill")}

@@ -35,10 +35,11 @@ import time_to_loss
 from measure import Figures, Summary
 from time_to_loss import Curve
 
-from quill.cli.arguments import build_configs, read_config
-from quill.cli.minutes import default_settings
+from quill.data.dataset import Dataset, open_dataset, prepare_dataset
 from quill.model.config import ModelConfig
-from quill.text.dataset import Dataset, open_dataset, prepare_dataset
+from quill.runs.presets import read_config
+from quill.runs.settings import build_configs
+from quill.runs.time_budget import default_settings
 from quill.training.config import TrainConfig
 
 CEILING = "matrix product"

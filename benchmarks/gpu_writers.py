@@ -18,9 +18,9 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from writers import TEMPERATURE, TOP_K, Writer
 
-from quill.generation.cuda_engine import CudaEngine
-from quill.generation.engine import make_engine
-from quill.generation.static_model import StaticModel
+from quill.engines.cuda_engine import CudaEngine
+from quill.engines.make import make_engine
+from quill.engines.static_model import StaticModel
 from quill.model.cache import KVCache
 from quill.model.gpt import GPT
 

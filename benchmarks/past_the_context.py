@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from quill.model.config import rotary_frequencies
+from quill.checkpoints.run_folder import load_checkpoint
+from quill.data.dataset import prepare_dataset
 from quill.model.modern import Attention, Block, ModernGPT
-from quill.text.dataset import prepare_dataset
-from quill.training.checkpoint import load_checkpoint
+from quill.model.rotary import rotary_frequencies
 
 CHUNK = 1024  # tokens
 

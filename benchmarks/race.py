@@ -32,8 +32,8 @@ import time_to_loss
 from measure import Summary
 from time_to_loss import Curve, seconds_to
 
-from quill.device import keep_freed_memory
-from quill.text.dataset import open_dataset, prepare_dataset
+from quill.data.dataset import open_dataset, prepare_dataset
+from quill.process import keep_freed_memory
 from quill.training.config import TrainConfig
 
 LAPS = ("sprint", "even", "twelve", "hour")
@@ -133,8 +133,8 @@ def race_nanogpt(arguments: Namespace) -> Curve:
 
 def race_quill(arguments: Namespace) -> Curve:
     """Train with the recipe that the dial picks for these minutes; its events carry both clocks."""
-    from quill.cli.arguments import build_configs
-    from quill.cli.minutes import fit_to_minutes
+    from quill.runs.settings import build_configs
+    from quill.runs.time_budget import fit_to_minutes
 
     keep_freed_memory()  # as the command does
     dataset = open_dataset(arguments.folder)

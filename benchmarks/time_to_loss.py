@@ -27,10 +27,10 @@ import measure
 import numpy as np
 from measure import Summary
 
-from quill.cli.arguments import read_config
+from quill.data.dataset import Dataset, open_dataset, prepare_dataset
+from quill.data.windows import evaluation_windows
 from quill.model.config import GPTConfig, ModelConfig
-from quill.text.dataset import Dataset, open_dataset, prepare_dataset
-from quill.text.windows import evaluation_windows
+from quill.runs.presets import read_config
 from quill.training.config import TrainConfig
 
 PRESET = "laptop"
@@ -118,7 +118,7 @@ def follow_quill(
 
     With `time_given`, in seconds from the start, the number of steps follows the pace, as in `quill train --minutes`.
     """
-    from quill.cli.minutes import Pace
+    from quill.runs.time_budget import Pace
     from quill.training.loop import train
 
     curve: Curve = {"startup_seconds": 0.0, "steps": [], "seconds": [], "losses": [], "step_seconds": []}
@@ -172,7 +172,7 @@ def follow_nanogpt(
     """
     import torch
 
-    from quill.training.schedule import learning_rate_at  # the same curve as nanoGPT's
+    from quill.training.schedule import learning_rate_at
 
     device = torch.device(recipe.device)
     gpu = device.type == "cuda"
@@ -236,7 +236,7 @@ def evaluate_nanogpt(model: Any, dataset: Dataset, device: str) -> float:
     """Return the loss of nanoGPT's model over the whole validation split, in the windows that Quill uses."""
     import torch
 
-    from quill.training.evaluation import cross_entropy
+    from quill.evaluation.loss import cross_entropy
 
     nats, scored = 0.0, 0
     model.eval()

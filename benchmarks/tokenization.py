@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from measure import Figures, alternate, describe_hardware, print_table, write_json
 
-from quill.text.corpus import find_corpus
-from quill.text.tokenizer import ByteTokenizer, CharTokenizer
+from quill.data.corpus import find_corpus
+from quill.tokenizers.byte import ByteTokenizer
+from quill.tokenizers.char import CharTokenizer
 
 BYT5_MEGABYTES = 0.2
 

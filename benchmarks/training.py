@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, Any
 import measure
 from measure import Figures, Summary
 
+from quill.data.corpus import find_demo_corpus
+from quill.data.dataset import open_dataset, prepare_dataset
+from quill.data.windows import sample_batch
 from quill.model.config import GPTConfig
-from quill.text.corpus import find_demo_corpus
-from quill.text.dataset import open_dataset, prepare_dataset
-from quill.text.windows import sample_batch
 from quill.training.config import TrainConfig
 
 if TYPE_CHECKING:  # the process that measures stays without PyTorch
@@ -171,7 +171,7 @@ def work(arguments: Namespace) -> dict[str, Any]:
 
 def train_quill(arguments: Namespace, vocab_size: int, device: torch.device, variant: str) -> dict[str, float]:
     """Train with Quill's own loop for a few steps, and return speed and memory from its events."""
-    from quill.device import keep_freed_memory
+    from quill.process import keep_freed_memory
     from quill.training.loop import train
 
     keep_freed_memory()  # as `quill train` does
@@ -250,8 +250,8 @@ def build_nanogpt(module: Any, vocab_size: int, device: torch.device) -> Peer:
 
 def build_transformers(library: Any, vocab_size: int, device: torch.device) -> Peer:
     """Return transformers' GPT-2 of the founding size, random weights and all its biases, and fused AdamW."""
-    from quill.training.evaluation import cross_entropy
-    from quill.training.optimizer import build_optimizer
+    from quill.evaluation.loss import cross_entropy
+    from quill.training.parameter_groups import build_optimizer
 
     shape = GPTConfig(vocab_size)
     config = library.GPT2Config(

@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from measure import import_file
 
-from quill.generation.engine import Engine, make_engine
-from quill.generation.generate import Batch
-from quill.generation.request import Request, SamplingConfig
+from quill.engines.base import Engine
+from quill.engines.make import make_engine
+from quill.engines.request import Request, SamplingConfig
+from quill.generation.batch_generator import BatchGenerator
 from quill.model.config import GPTConfig
 from quill.model.gpt import GPT
 
@@ -46,7 +47,7 @@ def quill_writer(model: GPT, engine: str, weights: str = "fp32") -> Writer:
 
 def engine_writer(engine: Engine) -> Writer:
     """Return one of Quill's engines behind its queue."""
-    batch = Batch(engine)
+    batch = BatchGenerator(engine)
     how = SamplingConfig(TEMPERATURE, top_k=TOP_K)
 
     def write(prompts: list[list[int]], new_tokens: int) -> None:

@@ -1,12 +1,21 @@
-"""What all tests share: two run at a time, each on a core of its own, and none sees this machine's cache."""
+"""Fixtures of all tests: a small text, tiny models and runs. Two tests run at a time, with a cache of their own."""
+
+from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before PyTorch is imported, which asks for the number of threads once
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from quill.cli.main import main
+from quill.data.dataset import Dataset, prepare_dataset
+from quill.model.config import GPTConfig
+from quill.training.config import TrainConfig
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,3 +34,131 @@ def one_cache(tmp_path_factory: pytest.TempPathFactory):
 
 def _shared(base: Path) -> Path:
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+# About a second of training: what these tests ask is whether the parts fit together, not whether they learn.
+TINY = [
+    "--n_layer=1", "--n_head=2", "--n_embd=8", "--block_size=8", "--dropout=0.0", "--batch_size=4", "--max_iters=6",
+    "--eval_interval=3", "--eval_iters=2", "--log_interval=2", "--sample_tokens=12", "--warmup_iters=2", "--device=cpu",
+]  # fmt: skip
+TEXT = "".join(f"KING {n}: now is the winter of our discontent, the {n} of {n * n}.\n" for n in range(60))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run, the folder that holds everything, and the flags that made it."""
+
+    folder: Path
+    flags: list[str]
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_data(tmp_path_factory: pytest.TempPathFactory):
+    """Keep the corpora of this machine out of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QUILL_DATA_DIR", str(tmp_path_factory.mktemp("no-data")))
+        yield
+
+
+@pytest.fixture
+def tiny() -> list[str]:
+    """Flags for the smallest training that still does everything."""
+    return list(TINY)
+
+
+@pytest.fixture
+def files_below() -> Callable[[Path], dict[str, bytes]]:
+    """Every file in a folder with its contents."""
+    return _files_below
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, with a text in it."""
+    (tmp_path / "my.txt").write_text(TEXT, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of `quill train`, made once; tests read it and leave it as it is."""
+    folder = tmp_path_factory.mktemp("trained")
+    text = folder / "my.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    flags = [*TINY, f"--dataset={text}", f"--data_dir={folder / 'data'}", f"--out_dir={folder / 'out'}"]
+    assert main(["train", *flags]) == 0
+    return Run(folder, flags)
+
+
+@pytest.fixture
+def quill(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process: (exit code, standard output, standard error)."""
+
+    def run(*argv: str | Path) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(word) for word in argv])
+        out, error = capsys.readouterr()
+        return code, out, error
+
+    return run
+
+
+@pytest.fixture
+def refused(quill: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
+    """Run a command that must be refused with one line and exit code 2, and must write nothing; return the line."""
+
+    def run(*argv: str | Path) -> str:
+        before = _files_below(Path.cwd())
+        code, out, error = quill(*argv)
+        assert (code, out, error.count("\n")) == (2, "", 1), error
+        assert error.startswith("quill") and ": error: " in error and "Traceback" not in error
+        assert _files_below(Path.cwd()) == before
+        return error
+
+    return run
+
+
+def _files_below(folder: Path) -> dict[str, bytes]:
+    """Every file in a folder with its contents."""
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    """What a command in a process of its own should see: a person's terminal, not CI or a notebook."""
+    hidden = ("CI", "JPY_PARENT_PID", "TERM", "COLUMNS", "LINES", "NO_COLOR")
+    return {k: v for k, v in os.environ.items() if k not in hidden} | {"TERM": "xterm-256color", "OMP_NUM_THREADS": "1"}
+
+
+FOX = "the quick brown fox jumps over the lazy dog; pack my box with five dozen liquor jugs.\n" * 40
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "fox.txt").write_text(FOX, encoding="utf-8")
+    return prepare_dataset(str(folder / "fox.txt"), data_dir=folder / "data")
+
+
+@pytest.fixture
+def model_config(dataset: Dataset) -> GPTConfig:
+    return GPTConfig(dataset.tokenizer.vocab_size, block_size=16, n_layer=2, n_head=2, n_embd=16, dropout=0.2)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Callable[..., TrainConfig]:
+    """Return a TrainConfig for a short run, with whatever is given changed; `out` names its folder."""
+
+    def make(out: str = "out", **changes: object) -> TrainConfig:
+        short = TrainConfig(
+            dataset="fox", out_dir=str(tmp_path / out), batch_size=4, max_iters=12, warmup_iters=2, eval_interval=4,
+            eval_iters=2, log_interval=3, sample_tokens=0, device="cpu", learning_rate=1e-2,
+        )  # fmt: skip
+        return replace(short, **changes)  # type: ignore[arg-type]
+
+    return make

@@ -1,4 +1,4 @@
-"""The house keeps its shape: imports go one way, rooms stay readable, and nothing here can run hidden code."""
+"""The code layout: which package may import which, no circles between files, files and folders of a readable size."""
 
 import ast
 import subprocess
@@ -11,72 +11,134 @@ import quill
 
 PACKAGE = Path(quill.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
+LONGEST_FILE, MOST_FILES = 300, 12  # lines; files in one folder
 
-# room: what it may import of ours. The ground floor (errors, device, the package itself) is open to all.
-GROUND_FLOOR = {"errors", "device", "__init__"}
+GROUND = ["errors", "validation", "device", "process", "files", "units"]
+"""The ground floor: modules that every package may import, and that import nothing of ours but each other."""
+
+# package: what it may import beside itself and the ground floor. A dotted name is a single module.
 MAY_IMPORT = {
-    "model": set(),
-    "text": set(),
-    "training": {"model", "text"},
-    "generation": {"model", "text", "training.checkpoint"},
-    "lab": {"model", "text", "training.checkpoint"},
-    "interop": {"model", "text", "training.checkpoint"},
-    "serving": {"generation", "lab"},
-    "cli": {"model", "text", "training", "generation", "lab", "interop", "serving"},
-}
+    "model": [],
+    "tokenizers": [],
+    "optim": [],
+    "data": ["tokenizers"],
+    "checkpoints": ["model", "tokenizers"],
+    "acceleration": ["model"],
+    "evaluation": ["model", "data", "tokenizers"],
+    "training": ["model", "data", "tokenizers", "checkpoints", "optim", "acceleration", "evaluation"],
+    "engines": ["model", "checkpoints", "acceleration.cuda_graph"],
+    "tracking": ["training.events"],
+    "generation": ["engines", "tokenizers", "checkpoints", "model", "data", "evaluation"],
+    "planning": ["training", "acceleration", "optim", "evaluation", "model", "data"],
+    "lab": ["model", "tokenizers", "checkpoints", "evaluation"],
+    "interop": ["model", "tokenizers", "checkpoints"],
+    "runs": [
+        "model", "tokenizers", "data", "checkpoints", "optim", "acceleration", "evaluation", "training", "engines",
+        "tracking", "generation", "planning",
+    ],
+    "serving": ["generation", "lab", "checkpoints", "tracking.jsonl"],
+    "cli": [
+        "model", "tokenizers", "data", "checkpoints", "optim", "acceleration", "evaluation", "training", "engines",
+        "tracking", "generation", "planning", "lab", "interop", "runs", "serving",
+    ],
+}  # fmt: skip
 
 
-def imported_from_quill(file: Path) -> set[str]:
-    """Return what a file imports of ours, as dotted names without the leading "quill."."""
-    names = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+def name_of(file: Path) -> str:
+    """Return the dotted name of a file, without the leading "quill."."""
+    return ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(file): file for file in FILES}
+
+
+def imports_of(name: str) -> set[str]:
+    """Return the modules of ours that a module imports, wherever in the file it does."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: write imports in full"
-            base = node.module or ""
-            names |= {f"{base}.{alias.name}" for alias in node.names} if base == "quill" else {base}
-    return {name.removeprefix("quill.") for name in names if name == "quill" or name.startswith("quill.")}
+            assert node.level == 0, f"{name}: write imports in full"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                found.add(full if full.removeprefix("quill.") in MODULES else node.module or "")
+    return {each.removeprefix("quill.") for each in found if each == "quill" or each.startswith("quill.")} - {name}
 
 
-def room_of(file: Path) -> str:
-    parts = file.relative_to(PACKAGE).with_suffix("").parts
-    return parts[0]
+def may_import(importer: str, imported: str) -> bool:
+    """Say whether the rules above allow this import."""
+    package, home = importer.split(".")[0], imported.split(".")[0]
+    if importer in ("__init__", "__main__"):  # the public API names modules of all packages
+        return True
+    if home in GROUND or imported == "quill":  # "quill" itself holds the version, and imports nothing by itself
+        return package not in GROUND or GROUND.index(home) < GROUND.index(package)
+    if package == home:
+        return True
+    allowed = MAY_IMPORT.get(package, [])
+    return home in allowed or imported in allowed
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
-def test_imports_go_one_way(file: Path) -> None:
-    room = room_of(file)
-    for name in imported_from_quill(file):
-        home = name.split(".")[0]
-        if home in GROUND_FLOOR or home == room or home == "__version__":
-            continue
-        if room in ("__init__", "__main__"):  # the door of the house opens on every room
-            continue
-        assert room in MAY_IMPORT, f"the ground floor may not import quill.{name}"
-        allowed = MAY_IMPORT[room]
-        assert home in allowed or any(name == a or name.startswith(f"{a}.") for a in allowed), (
-            f"{room} may not import quill.{name}"
-        )
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_imports_only_what_its_package_may(name: str) -> None:
+    assert not [other for other in imports_of(name) if not may_import(name, other)]
 
 
-def test_the_import_test_sees_imports() -> None:
-    seen = imported_from_quill(PACKAGE / "training" / "loop.py")
-    assert {"model.build", "text.dataset", "training.checkpoint"} <= seen
+def test_the_rules_allow_no_way_back() -> None:
+    """Whatever a package may import, directly or through others, may never import that package."""
+
+    def reachable(package: str) -> set[str]:
+        direct = {each.split(".")[0] for each in MAY_IMPORT[package]}
+        return direct.union(*map(reachable, direct))
+
+    assert not [package for package in MAY_IMPORT if package in reachable(package)]
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
-def test_a_room_can_be_read_in_one_sitting(file: Path) -> None:
-    assert len(file.read_text(encoding="utf-8").splitlines()) <= 350
+def test_every_package_has_a_rule() -> None:
+    packages = {file.parent.name for file in PACKAGE.glob("*/__init__.py")}
+    assert packages <= set(MAY_IMPORT)
+    assert {file.stem for file in PACKAGE.glob("*.py")} - {"__init__", "__main__"} == set(GROUND)
 
 
-def test_no_room_is_named_after_nothing() -> None:
+def test_no_two_files_import_each_other_directly_or_through_others() -> None:
+    graph = {name: imports_of(name) & set(MODULES) for name in MODULES if name not in ("__init__", "__main__")}
+
+    def circle(name: str, way: tuple[str, ...]) -> tuple[str, ...]:
+        if name in way:
+            return (*way[way.index(name) :], name)
+        if name in done:
+            return ()
+        found = next((c for other in graph.get(name, ()) if (c := circle(other, (*way, name)))), ())
+        done.add(name)
+        return found
+
+    done: set[str] = set()
+    assert not [c for name in graph if (c := circle(name, ()))]
+
+
+def test_the_import_tests_see_imports() -> None:
+    assert {"model.build", "data.dataset", "checkpoints.run_folder"} <= imports_of("training.loop")
+    assert not may_import("model.gpt", "training.loop") and not may_import("errors", "device")
+    assert not may_import("tracking.terminal", "training.loop") and not may_import("runs.start", "cli.main")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_file_has_at_most_300_lines(name: str) -> None:
+    assert len(MODULES[name].read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
+
+
+def test_a_folder_has_at_most_12_files() -> None:
+    counts = {folder: len([*folder.glob("*.py")]) - 1 for folder in {file.parent for file in FILES}}
+    assert not {str(folder): count for folder, count in counts.items() if count > MOST_FILES}
+
+
+def test_no_file_is_named_utils_or_the_like() -> None:
     assert not {file.stem for file in FILES} & {"utils", "util", "common", "helpers", "misc", "manager"}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
-def test_nothing_is_unpickled_or_evaluated(file: Path) -> None:
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+@pytest.mark.parametrize("name", MODULES)
+def test_nothing_is_unpickled_or_evaluated(name: str) -> None:
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             assert called not in {"eval", "exec", "torch.load", "torch.save"} and "pickle" not in called, called
@@ -87,9 +149,13 @@ def test_importing_quill_and_its_commands_leaves_torch_alone() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_every_public_name_is_there_and_says_what_it_is() -> None:
+def test_every_public_name_exists_and_has_a_docstring() -> None:
     for name in quill.__all__:
         assert getattr(quill, name).__doc__, name
     assert set(quill.__all__) <= set(dir(quill))
     with pytest.raises(AttributeError, match="no attribute 'gpt5'"):
         quill.gpt5  # noqa: B018
+
+
+def test_the_package_is_marked_as_typed() -> None:
+    assert (PACKAGE / "py.typed").is_file()

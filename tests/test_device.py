@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from quill import device
-from quill.device import keep_freed_memory, resolve_dtype
+from quill.device import resolve_dtype
 from quill.errors import ConfigError
+from quill.process import keep_freed_memory
 
 CPU = torch.device("cpu")
 FAULTS = """

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from quill.data.corpus import find_corpus
 from quill.errors import CorpusError
-from quill.text.corpus import find_corpus
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "docs/how_it_works.md"]

@@ -3,7 +3,6 @@
     import quill
     print(quill.load("out").generate("KING", max_new_tokens=100, seed=1))
 
-The rooms, in the order that text takes: text → model → training → generation → cli.
 """
 
 from __future__ import annotations
@@ -14,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 from quill.errors import QuillError
 
 if TYPE_CHECKING:
+    from quill.data.dataset import prepare_dataset
+    from quill.evaluation.split_loss import evaluate_split
     from quill.generation.language_model import LanguageModel, load
     from quill.model.cache import KVCache
     from quill.model.config import GPTConfig
     from quill.model.gpt import GPT
-    from quill.text.dataset import prepare_dataset
-    from quill.text.tokenizer import ByteTokenizer, CharTokenizer
+    from quill.tokenizers.byte import ByteTokenizer
+    from quill.tokenizers.char import CharTokenizer
     from quill.training.config import TrainConfig
-    from quill.training.evaluation import evaluate_split
     from quill.training.loop import train
 
 __version__ = "0.1.0"
@@ -45,11 +45,11 @@ _HOMES = {
     "GPT": "model.gpt",
     "GPTConfig": "model.config",
     "KVCache": "model.cache",
-    "ByteTokenizer": "text.tokenizer",
-    "CharTokenizer": "text.tokenizer",
-    "prepare_dataset": "text.dataset",
+    "ByteTokenizer": "tokenizers.byte",
+    "CharTokenizer": "tokenizers.char",
+    "prepare_dataset": "data.dataset",
     "TrainConfig": "training.config",
-    "evaluate_split": "training.evaluation",
+    "evaluate_split": "evaluation.split_loss",
     "train": "training.loop",
     "LanguageModel": "generation.language_model",
     "load": "generation.language_model",

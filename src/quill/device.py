@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 DRIVERS = {"cuda": ("/dev/nvidiactl", "/dev/dxg"), "hip": ("/dev/kfd", "/dev/dxg")}  # on Linux
+
 DTYPES = ("auto", "fastest", "float32", "bfloat16", "float16")
 
 
@@ -99,23 +100,6 @@ def multiplies_bfloat16() -> bool:
 
     can = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of PyTorch cannot tell
     return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
-
-
-def keep_freed_memory() -> bool:
-    """Make glibc keep memory that was freed, for this whole process; say whether it did (other systems do not need it).
-
-    A training step frees and asks for the same large blocks again and again. By default glibc hands them back to the
-    system each time, and to get them again costs a page fault every 4096 bytes. Called by commands, never on import.
-    See mallopt(3), M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
-    """
-    import ctypes
-    import platform
-
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    libc, trim_threshold, mmap_threshold = ctypes.CDLL("libc.so.6"), -1, -3
-    kept = libc.mallopt(mmap_threshold, 2**30) or libc.mallopt(mmap_threshold, 2**25)  # old ones take 32 MiB at most
-    return bool(kept and libc.mallopt(trim_threshold, 2**30))
 
 
 def describe_device(device: torch.device) -> str:

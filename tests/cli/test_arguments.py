@@ -7,21 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from quill.cli.arguments import (
-    MODEL_FIELDS,
-    TRAIN_FIELDS,
-    Parser,
-    add_configuration,
-    build_configs,
-    format_config,
-    parse_config,
-    preset_names,
-    read_config,
-    settings_of,
-)
+from quill.checkpoints.run_folder import format_config
+from quill.cli.arguments import Parser, add_configuration, settings_of
 from quill.errors import ConfigError
 from quill.model.build import build_model
 from quill.model.config import ModernConfig
+from quill.runs.presets import parse_config, preset_names, read_config
+from quill.runs.settings import MODEL_FIELDS, TRAIN_FIELDS, build_configs
 
 
 def parser() -> Parser:

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-import quill.text.corpus
+import quill.data.corpus
 from quill.cli import demo
-from quill.text.corpus import find_corpus
+from quill.data.corpus import find_corpus
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def small_demo(here, monkeypatch):
     text = "ROMEO: what light is this? " + (here / "my.txt").read_text(encoding="utf-8")
     (here / "my.txt").write_text(text, encoding="utf-8")
     corpus = replace(find_corpus("my.txt"), name="shakespeare", note="a text for the tests")
-    monkeypatch.setattr(quill.text.corpus, "find_demo_corpus", lambda: corpus)
+    monkeypatch.setattr(quill.data.corpus, "find_demo_corpus", lambda: corpus)
     small = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8, "batch_size": 4, "ngram_rows": 97}
     monkeypatch.setattr(demo, "ASKED", demo.ASKED | small)
     return here

@@ -64,7 +64,7 @@ def test_impossible_values_are_refused(refused, here):
 
 
 def test_what_does_not_fit_comes_with_advice(quill, here, tiny, monkeypatch):
-    monkeypatch.setattr("quill.training.estimate.memory_room", lambda device: 1000)
+    monkeypatch.setattr("quill.planning.estimate.memory_room", lambda device: 1000)
     code, out, _ = quill("estimate", "my.txt", *tiny)
     assert code == 0 and "it does not fit: batch_size=4 needs" in out and "not measured" in out
 

@@ -40,7 +40,7 @@ def test_a_text_that_changed_is_not_measured_as_if_it_were_the_same(refused, her
     (here / "other.txt").write_text("abc\n" * 100, encoding="utf-8")
     config = here / "out" / "config.yaml"
     config.write_text("dataset: other.txt\ntokenizer: char\ndata_dir: data\n", encoding="utf-8")
-    from quill.text.dataset import prepare_dataset
+    from quill.data.dataset import prepare_dataset
 
     prepare_dataset("other.txt")
     assert "has changed" in refused("evaluate", "out")

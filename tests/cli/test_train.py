@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from quill.cli.arguments import Parser, add_configuration, settings_of
-from quill.training.report import read_events
+from quill.tracking.jsonl import read_events
 
 
 @pytest.fixture

@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 import torch
 
+from quill.engines.base import Engine
+from quill.engines.cuda_engine import CudaEngine
+from quill.engines.make import make_engine
+from quill.engines.random_numbers import uniforms
+from quill.engines.request import SamplingConfig
+from quill.engines.sampling import choose_tokens
+from quill.engines.torch_engine import TorchEngine
 from quill.errors import CheckpointError, ConfigError
-from quill.generation.cuda_engine import CudaEngine
-from quill.generation.engine import Engine, make_engine
-from quill.generation.generate import generate_tokens
-from quill.generation.random_numbers import uniforms
-from quill.generation.request import SamplingConfig
-from quill.generation.sampling import choose_tokens
-from quill.generation.torch_engine import TorchEngine, evaluation_mode
+from quill.generation.batch_generator import generate_tokens
 from quill.model.build import Model, build_model
 from quill.model.config import GPTConfig, ModelConfig
+from quill.model.modes import evaluation_mode
 
 PROMPT = [3, 1, 4, 1, 5]
 

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 import quill
+from quill.checkpoints.run_folder import save_checkpoint
 from quill.errors import CheckpointError, ConfigError, TokenizerError
 from quill.generation.language_model import GenerateOptions, LanguageModel, load
 from quill.model.config import GPTConfig
 from quill.model.gpt import GPT
-from quill.text.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
-from quill.training.checkpoint import save_checkpoint
+from quill.tokenizers.base import Tokenizer
+from quill.tokenizers.byte import ByteTokenizer
+from quill.tokenizers.char import CharTokenizer
 
 CHARACTERS = CharTokenizer.from_text("abcdefgh é漢\n")
 
@@ -203,14 +205,16 @@ def test_loading_nothing_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_completion_knows_its_tokens_and_why_it_ended():
     model = tiny()
     [completion] = model.complete("bad", max_new_tokens=30, seed=3, logprobs=2)
-    assert completion.text == model.generate("bad", max_new_tokens=30, seed=3) and completion.reason == "length"
-    assert model.tokenizer.decode([token.number for token in completion.tokens]) == completion.text
+    assert completion.text == model.generate("bad", max_new_tokens=30, seed=3) and completion.finish_reason == "length"
+    assert model.tokenizer.decode([token.token_id for token in completion.tokens]) == completion.text
     logprobs_TV = model.logits("bad" + completion.text[:13]).log_softmax(-1)  # what fits the context
     for token, logprobs_V in zip(completion.tokens[:14], logprobs_TV[2:], strict=True):
-        assert token.logprob == pytest.approx(logprobs_V[token.number].item(), abs=1e-4) and len(token.top) == 2
+        assert (
+            token.logprob == pytest.approx(logprobs_V[token.token_id].item(), abs=1e-4) and len(token.top_logprobs) == 2
+        )
     stop = completion.text[5]
     [stopped] = model.complete("bad", max_new_tokens=30, seed=3, stop=stop)
-    assert stopped.reason == "stop" and stopped.text == completion.text[: completion.text.index(stop)]
+    assert stopped.finish_reason == "stop" and stopped.text == completion.text[: completion.text.index(stop)]
     assert stopped.tokens[0].logprob is None
 
 
@@ -220,7 +224,7 @@ def test_echo_puts_the_prompt_before_with_its_probabilities():
     [echo] = model.complete("bad", max_new_tokens=5, seed=3, logprobs=0, echo=True)
     assert echo.text == "bad" + plain.text and echo.tokens[3:] == plain.tokens
     logprobs_TV = model.logits("bad").log_softmax(-1)
-    expected = [logprobs_TV[t, token.number].item() for t, token in enumerate(echo.tokens[1:3])]
+    expected = [logprobs_TV[t, token.token_id].item() for t, token in enumerate(echo.tokens[1:3])]
     assert echo.tokens[0].logprob is None
     assert [token.logprob for token in echo.tokens[1:3]] == pytest.approx(expected, abs=1e-5)
     [long] = model.complete("bad" * 10, max_new_tokens=1, seed=3, logprobs=0, echo=True)

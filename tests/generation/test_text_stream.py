@@ -6,7 +6,9 @@ import pytest
 
 from quill.errors import ConfigError
 from quill.generation.text_stream import TextStream, as_stop_strings
-from quill.text.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
+from quill.tokenizers.base import Tokenizer
+from quill.tokenizers.byte import ByteTokenizer
+from quill.tokenizers.char import CharTokenizer
 
 BYTES = ByteTokenizer()
 

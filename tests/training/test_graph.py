@@ -12,25 +12,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from quill.acceleration.compile import compile_choice
+from quill.acceleration.cuda_graph import CudaRecorder, Result, Run
+from quill.checkpoints.format import read_tensors
+from quill.checkpoints.run_folder import find_checkpoint
+from quill.data.dataset import Dataset, prepare_dataset
 from quill.model.build import build_model
 from quill.model.config import GPTConfig, ModelConfig, ModernConfig
-from quill.text.dataset import Dataset, prepare_dataset
+from quill.optim.optimizer import keep_rates_on
 from quill.training import batches, loop
 from quill.training.batches import DeviceBatches, fetch_batch
-from quill.training.checkpoint import find_checkpoint, read_tensors
 from quill.training.config import TrainConfig
-from quill.training.graph import (
-    REHEARSALS,
-    CudaRecorder,
-    RecordedStep,
-    Result,
-    Run,
-    can_be_recorded,
-    compile_choice,
-)  # fmt: skip
+from quill.training.graph_step import REHEARSALS, RecordedStep, can_be_recorded
 from quill.training.loop import train
-from quill.training.optimizer import build_optimizer, keep_rates_on
-from quill.training.step import Step
+from quill.training.parameter_groups import build_optimizer
+from quill.training.step import TrainStep
 
 CPU = torch.device("cpu")
 KINDS = ("classic", "modern")
@@ -183,8 +179,8 @@ def test_what_a_graph_cannot_hold_is_not_recorded(
 
 
 def test_a_recorded_step_is_compiled_only_if_that_is_asked_for(recipe: Recipe) -> None:
-    assert [compile_choice(recipe(compile=c), recorded=True) for c in ("auto", True, False)] == [False, True, False]
-    assert [compile_choice(recipe(compile=c), recorded=False) for c in ("auto", True, False)] == ["auto", True, False]
+    assert [compile_choice(c, recorded=True) for c in ("auto", True, False)] == [False, True, False]
+    assert [compile_choice(c, recorded=False) for c in ("auto", True, False)] == ["auto", True, False]
 
 
 class PretendedCuda:
@@ -290,7 +286,7 @@ def test_a_cuda_graph_that_fails_leaves_a_device_that_trains(dataset: Dataset, r
         return logits_BTV / max(1.0, logits_BTV.max().item() * 1e-9)
 
     autocast = torch.autocast("cuda", dtype=torch.bfloat16, cache_enabled=False)
-    step = Step(model, curious, optimizer, torch.amp.GradScaler("cuda", enabled=False), autocast, config)
+    step = TrainStep(model, curious, optimizer, torch.amp.GradScaler("cuda", enabled=False), autocast, config)
     warnings: list[str] = []
     text = DeviceBatches(dataset, shape, config, device)
     recorded = RecordedStep(step, text, CudaRecorder(device), warnings.append)

@@ -12,18 +12,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from quill.acceleration.checkpointing import checkpoint_blocks
+from quill.acceleration.compile import compile_model
+from quill.checkpoints.format import read_tensors
+from quill.checkpoints.run_folder import find_checkpoint, load_checkpoint
+from quill.data.dataset import Dataset, prepare_dataset
 from quill.errors import ConfigError, TrainingError
+from quill.evaluation.loss import cross_entropy
 from quill.model.build import Model, build_model
 from quill.model.config import GPTConfig, ModernConfig
 from quill.model.gpt import GPT
-from quill.text.dataset import Dataset, prepare_dataset
 from quill.training import loop, step
-from quill.training.checkpoint import find_checkpoint, load_checkpoint, read_tensors
 from quill.training.config import TrainConfig
-from quill.training.evaluation import cross_entropy
 from quill.training.loop import train
-from quill.training.optimizer import build_optimizer
-from quill.training.scaling import checkpoint_blocks, compile_model
+from quill.training.parameter_groups import build_optimizer
 
 TEXT = "the quick brown fox jumps over the lazy dog; pack my box with five dozen liquor jugs.\n" * 40
 Recipe = Callable[..., TrainConfig]

@@ -16,14 +16,15 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from quill.data.dataset import Dataset
 from quill.model.build import build_model
 from quill.model.config import GPTConfig, ModelConfig, ModernConfig
-from quill.text.dataset import Dataset
+from quill.optim.optimizer import keep_rates_on, set_learning_rate
 from quill.training.batches import DeviceBatches
 from quill.training.config import TrainConfig
-from quill.training.graph import REHEARSALS
-from quill.training.optimizer import build_optimizer, keep_rates_on, set_learning_rate
-from quill.training.step import Step
+from quill.training.graph_step import REHEARSALS
+from quill.training.parameter_groups import build_optimizer
+from quill.training.step import TrainStep
 
 CPU = torch.device("cpu")
 KINDS = ("classic", "modern")
@@ -61,7 +62,7 @@ def shape_of(kind: str, dataset: Dataset) -> ModelConfig:
 
 def build_run(
     kind: str, dataset: Dataset, config: TrainConfig, dtype: torch.dtype = torch.bfloat16, *, on_device: bool = True
-) -> tuple[Step, DeviceBatches]:
+) -> tuple[TrainStep, DeviceBatches]:
     """Return a step and its batches as the loop builds them for a GPU: without what only makes CPUs quick."""
     shape = shape_of(kind, dataset)
     model = build_model(shape)
@@ -70,10 +71,10 @@ def build_run(
         keep_rates_on(optimizer, CPU)
     autocast = torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return Step(model, model, optimizer, scaler, autocast, config), DeviceBatches(dataset, shape, config, CPU)
+    return TrainStep(model, model, optimizer, scaler, autocast, config), DeviceBatches(dataset, shape, config, CPU)
 
 
-def places_of(step: Step, text: DeviceBatches) -> dict[int, str]:
+def places_of(step: TrainStep, text: DeviceBatches) -> dict[int, str]:
     """Return the addresses of all that lasts from step to step, with their names."""
     places = {tensor.data_ptr(): name for name, tensor in [*step.model.named_parameters(), *step.model.named_buffers()]}
     for group in step.optimizer.param_groups:

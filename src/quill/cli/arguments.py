@@ -10,30 +10,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import re
 from collections.abc import Iterable, Sequence
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from quill.errors import ConfigError, describe_type, nearest
-from quill.model.config import CONFIGS, ModelConfig
+from quill.errors import ConfigError
+from quill.model.config import CONFIGS
+from quill.runs.presets import read_config
+from quill.runs.settings import MODEL_FIELDS, SHAPES, TRAIN_FIELDS
 from quill.training.config import TrainConfig
+from quill.validation import describe_type, nearest
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-# The vocabulary is the corpus's and its tokenizer's to decide, so it is no flag.
-# `architecture` says which of the two models the others are the shape of.
-SHAPES = {
-    name: tuple(f.name for f in dataclasses.fields(config) if f.name != "vocab_size")
-    for name, config in CONFIGS.items()
-}
-MODEL_FIELDS = ("architecture", *dict.fromkeys(itertools.chain(*SHAPES.values())))
-TRAIN_FIELDS = tuple(f.name for f in dataclasses.fields(TrainConfig))
 _TRUTH = {
     "true": True,
     "yes": True,
@@ -197,60 +188,6 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
             owner = next(other for other, names in SHAPES.items() if name in names)
             raise ConfigError(f"{name} belongs to the {owner} model: leave it out, or use --architecture={owner}")
     return {name: getattr(arguments, name) for name in (*chosen, *TRAIN_FIELDS)}
-
-
-def build_configs(settings: dict[str, Any], vocab_size: int = 1) -> tuple[ModelConfig, TrainConfig]:
-    """Return the two frozen configurations of a flat one; impossible values are ConfigErrors."""
-    kind = settings["architecture"]
-    model = CONFIGS[kind](vocab_size=vocab_size, **{name: settings[name] for name in SHAPES[kind]})
-    return model, TrainConfig(**{name: settings[name] for name in TRAIN_FIELDS})
-
-
-def preset_names() -> list[str]:
-    """Return the names of the presets that come with Quill."""
-    return sorted(f.name[:-5] for f in (resources.files("quill") / "presets").iterdir() if f.name.endswith(".yaml"))
-
-
-def read_config(name: str) -> tuple[dict[str, Any], str]:
-    """Return the settings of a preset, a YAML file or a run directory, and what to call that source in messages."""
-    if name in preset_names():
-        source, text = (
-            f"preset {name}",
-            (resources.files("quill") / "presets" / f"{name}.yaml").read_text("utf-8"),
-        )
-    else:
-        path = Path(name)
-        if path.is_dir():
-            path = path / "config.yaml"
-        source = str(path)
-        try:
-            text = path.read_text("utf-8-sig")
-        except FileNotFoundError as error:
-            hint = nearest(name, preset_names()) or f" (presets: {', '.join(preset_names())})"
-            raise ConfigError(f"--config={name!r} is neither a preset nor a file{hint}") from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--config={name!r} cannot be read: {error}") from error
-    return parse_config(text, source), source
-
-
-def parse_config(text: str, source: str) -> dict[str, Any]:
-    """Return the settings in a YAML text, `name: value` a line; ConfigError when it is something else."""
-    try:
-        settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" (line {mark.line + 1})" if mark else ""
-        raise ConfigError(f"{source} is not YAML{line}: {getattr(error, 'problem', None) or error}") from error
-    if settings is None:
-        return {}
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{source} holds no settings: it should have a `name: value` on each line")
-    return settings
-
-
-def format_config(settings: dict[str, Any]) -> str:
-    """Return the settings as YAML that `--config` reads back."""
-    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
 def _split(word: str) -> tuple[str, str]:

@@ -12,15 +12,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quill.checkpoints.run_folder import holds_run, require_folder
 from quill.cli import train
 from quill.cli.arguments import Parser
-from quill.cli.generate import opening
-from quill.cli.minutes import Pace, describe, fit_to_minutes
-from quill.device import keep_freed_memory, resolve_device
-from quill.errors import ConfigError, require
+from quill.device import resolve_device
+from quill.errors import ConfigError
+from quill.generation.sample import opening
+from quill.process import keep_freed_memory
+from quill.runs.start import start_training
+from quill.runs.time_budget import Pace, describe, fit_to_minutes
+from quill.validation import require
 
 if TYPE_CHECKING:
-    from quill.text.dataset import Dataset
+    from quill.data.dataset import Dataset
 
 MARK = "# A run of `quill demo`, which may write over it.\n"
 ASKED: dict[str, Any] = {"log_interval": 5, "sample_tokens": 120}
@@ -41,8 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Train for a minute, write, measure, and say what to try next."""
     require(0 < arguments.seconds < float("inf"), "seconds", arguments.seconds, "a number above 0")
     out_dir = Path(arguments.out_dir)
-    train.require_folder(out_dir)
-    if train.holds_run(out_dir) and not is_demo(out_dir):
+    require_folder(out_dir)
+    if holds_run(out_dir) and not is_demo(out_dir):
         raise ConfigError(
             f"{out_dir} holds a run that is no demo, and a demo would replace it: choose another --out_dir"
         )
@@ -58,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(describe(settings, arguments.seconds / 60), flush=True)
     plan = Pace(started, arguments.seconds, settings["max_iters"], speed.look)
     stop = deadline(started + arguments.seconds, arguments.seconds, speed.look)
-    result = train.start_training(settings, dataset, replace=True, stop=stop, plan=plan, mark=MARK)
+    result = start_training(settings, dataset, replace=True, stop=stop, plan=plan, mark=MARK)
     if result.reason == "interrupted":
         return train.say_how_to_go_on("train", str(out_dir))
     write_sample(out_dir, arguments.device, arguments.seed)
@@ -75,8 +79,8 @@ def is_demo(out_dir: Path) -> bool:
 
 def prepare_demo_text(data_dir: str) -> Dataset:
     """Return Tiny Shakespeare as tokens if it can be had, else pydoc; the corpus's note says which and why."""
-    from quill.text.corpus import find_demo_corpus
-    from quill.text.dataset import prepare_dataset
+    from quill.data.corpus import find_demo_corpus
+    from quill.data.dataset import prepare_dataset
 
     corpus = find_demo_corpus()
     return prepare_dataset(corpus.name, data_dir=data_dir, corpus=corpus)
@@ -92,7 +96,7 @@ def deadline(ends: float, seconds: float, look_seconds: float) -> Callable[[], s
 def write_sample(out_dir: Path, device: str, seed: int) -> None:
     """Let the model write, piece by piece."""
     from quill.generation.language_model import load
-    from quill.training.display import printable
+    from quill.tracking.terminal import printable
 
     model = load(out_dir, device=device, engine="torch")  # one short text is not worth compiling for
     print("\nThis is how it writes now:\n", flush=True)
@@ -103,8 +107,8 @@ def write_sample(out_dir: Path, device: str, seed: int) -> None:
 
 def print_scores(out_dir: Path, device: str, dataset: Dataset) -> None:
     """Print the loss over the whole validation split, its bits per character, and where the picture is."""
-    from quill.training.checkpoint import load_checkpoint
-    from quill.training.evaluation import evaluate_split
+    from quill.checkpoints.run_folder import load_checkpoint
+    from quill.evaluation.split_loss import evaluate_split
 
     model = load_checkpoint(out_dir, device=resolve_device(device)).model
     score = evaluate_split(model, dataset.val, dataset.tokenizer)

@@ -13,12 +13,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quill.cli.arguments import Parser, add_configuration, build_configs, settings_of
+from quill.cli.arguments import Parser, add_configuration, settings_of
+from quill.runs.settings import build_configs
 
 if TYPE_CHECKING:
     from quill.model.config import ModelConfig
+    from quill.planning.estimate import Estimate
     from quill.training.config import TrainConfig
-    from quill.training.estimate import Estimate
 
 LARGE_FILE = 50_000_000  # bytes; reading more would take longer than the estimate
 USUAL_VOCABULARY = {"shakespeare": 65, "pydoc": 100, "tinystories": 100}
@@ -35,8 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Estimate, and print it for people or for programs."""
     settings = settings_of(arguments)
     build_configs(settings)  # impossible values are found before any text is read
-    from quill.device import describe_device, keep_freed_memory, resolve_device
-    from quill.training.estimate import describe_shortage, estimate_run
+    from quill.device import describe_device, resolve_device
+    from quill.planning.estimate import estimate_run
+    from quill.planning.out_of_memory import describe_shortage
+    from quill.process import keep_freed_memory
 
     keep_freed_memory()  # as `quill train` does
     device = resolve_device(settings["device"])
@@ -59,10 +62,10 @@ def find_vocabulary(settings: dict[str, Any]) -> tuple[int, int | None, str]:
 
     Prepared tokens tell it, else the text if it is here and not large; else something usual is assumed.
     """
+    from quill.data.corpus import CorpusNotFoundError, find_corpus, name_of
+    from quill.data.dataset import open_dataset
     from quill.errors import CorpusError
-    from quill.text.corpus import CorpusNotFoundError, find_corpus, name_of
-    from quill.text.dataset import open_dataset
-    from quill.text.tokenizer import build_tokenizer
+    from quill.tokenizers.load import build_tokenizer
 
     dataset, kind = settings["dataset"], settings["tokenizer"]
     try:
@@ -88,7 +91,7 @@ def describe(
     model_config: ModelConfig, config: TrainConfig, estimate: Estimate, where: str, note: str
 ) -> list[tuple[str, str]]:
     """Return the lines of the table: what it is, and its value in words."""
-    from quill.training.estimate import format_bytes
+    from quill.units import format_bytes
 
     c, e = model_config, estimate
     batch = f"{config.batch_size} × {c.block_size} tokens"

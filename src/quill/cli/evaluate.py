@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from quill.cli.arguments import Parser
-from quill.cli.train import stored_settings
 from quill.errors import CheckpointError
+from quill.runs.resume import stored_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quill.generation.engine import Engine
+    from quill.engines.base import Engine
 
 
 def add_arguments(parser: Parser) -> None:
@@ -44,12 +44,12 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, and print the result for people or for programs."""
+    from quill.checkpoints.run_folder import load_checkpoint, newest_run
+    from quill.data.dataset import prepare_dataset
     from quill.device import resolve_device
-    from quill.errors import require
-    from quill.generation.engine import make_engine
-    from quill.text.dataset import prepare_dataset
-    from quill.training.checkpoint import load_checkpoint, newest_run
-    from quill.training.evaluation import evaluate_split
+    from quill.engines.make import make_engine
+    from quill.evaluation.split_loss import evaluate_split
+    from quill.validation import require
 
     require(arguments.batch_size >= 1, "batch_size", arguments.batch_size, "1 or more")
     out_dir = Path(arguments.out_dir) if arguments.out_dir else newest_run()

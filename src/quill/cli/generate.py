@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from quill.cli.arguments import Parser
-from quill.errors import ConfigError, require
+from quill.errors import ConfigError
+from quill.generation.sample import opening
+from quill.validation import require
 
 if TYPE_CHECKING:
     from quill.generation.language_model import LanguageModel
@@ -111,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
         which=arguments.checkpoint,
         engine=arguments.engine,
         weights=arguments.weights,
-        tell=note,
+        on_status=note,
     )
     seed = secrets.randbelow(1_000_000) if arguments.seed is None else arguments.seed
     prompt = known_prompt(prompt, model, arguments.unknown)
@@ -175,11 +177,6 @@ def known_prompt(prompt: str | None, model: LanguageModel, unknown: str) -> str:
     return known
 
 
-def opening(tokenizer) -> str:
-    """Return what to write from where nothing is asked for: a new line, or else the first token there is."""
-    return "\n" if not tokenizer.unknown_characters("\n") else tokenizer.decode([0])
-
-
 def write(pieces, prompt: str, num_samples: int) -> None:
     """Print the first text as it is written, the others after it, each under a line with its number."""
     texts = [prompt] * num_samples
@@ -200,7 +197,7 @@ def shown(text: str) -> str:
     """Return the text as it may be printed: in a terminal without control characters, which could rearrange it."""
     if not sys.stdout.isatty():
         return text
-    from quill.training.display import printable
+    from quill.tracking.terminal import printable
 
     return printable(text)
 

@@ -27,7 +27,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what is known; CheckpointError when the model itself cannot be read."""
-    from quill.training.checkpoint import find_checkpoint, load_checkpoint, newest_run
+    from quill.checkpoints.run_folder import find_checkpoint, load_checkpoint, newest_run
 
     path = Path(arguments.path) if arguments.path else newest_run()
     is_run = (path / "checkpoints").is_dir()
@@ -72,7 +72,7 @@ def describe_tokenizer(tokenizer) -> str:
 
 def file_lines(path: Path) -> list[str]:
     """Return a line for each file of the run or checkpoint: its size, and whether its SHA-256 is the manifest's."""
-    from quill.training.checkpoint import read_manifest, sha256_of
+    from quill.checkpoints.format import read_manifest, sha256_of
 
     root = path if path.is_dir() else path.parent
     found = sorted(file for file in root.rglob("*") if file.is_file()) if path.is_dir() else [path]

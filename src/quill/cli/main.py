@@ -13,7 +13,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from quill.errors import ConfigError, QuillError, nearest
+from quill.errors import ConfigError, QuillError
+from quill.validation import nearest
 
 COMMANDS = {
     "demo": ("quill.cli.demo", "train a small GPT for a minute, and watch it learn to write"),

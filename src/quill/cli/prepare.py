@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from quill.cli.arguments import Parser
-    from quill.text.dataset import Dataset
+    from quill.data.dataset import Dataset
 
 
 def add_arguments(parser: Parser) -> None:
@@ -28,7 +28,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prepare the tokens, and say what they are and where they lie."""
-    from quill.text.dataset import prepare_dataset
+    from quill.data.dataset import prepare_dataset
 
     dataset = prepare_dataset(
         arguments.dataset, tokenizer=arguments.tokenizer, data_dir=arguments.data_dir, force=arguments.force

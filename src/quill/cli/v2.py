@@ -6,12 +6,13 @@ The recipe is the preset `v2`; every flag of `quill train` goes on top of it.
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from quill.cli import train
-from quill.cli.arguments import Parser, read_config
-from quill.cli.generate import opening
+from quill.cli.arguments import Parser
+from quill.files import write_atomically
+from quill.generation.sample import opening
+from quill.runs.presets import read_config
 
 LENGTH = 500
 TEXT_FILE = "generated_text.txt"
@@ -44,6 +45,4 @@ def run(arguments: argparse.Namespace) -> int:
 
 def save_text(text: str, file: Path) -> None:
     """Write the text whole or not at all."""
-    draft = file.with_name(f".{file.name}.draft")
-    draft.write_text(text, encoding="utf-8", errors="replace", newline="\n")
-    os.replace(draft, file)
+    write_atomically(file, text.encode("utf-8", "replace"))

@@ -1,1 +1,1 @@
-"""Writing text with a trained model: choosing tokens, writing them one after another, and turning them into text."""
+"""Text generation: scheduling, batching, sampling and text streams."""

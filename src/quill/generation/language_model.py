@@ -19,15 +19,17 @@ from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 import numpy as np
 
+from quill.checkpoints.format import Checkpoint
+from quill.checkpoints.run_folder import load_checkpoint, newest_run
 from quill.device import means_cpu, resolve_device
-from quill.errors import ConfigError, nearest, require
-from quill.generation.engine import ENGINES, WEIGHTS, device_of, how_many_slots, make_engine
-from quill.generation.generate import Batch, with_logprobs
-from quill.generation.random_numbers import SEEDS
-from quill.generation.request import Event, Request, SamplingConfig, Token
+from quill.engines.make import ENGINES, WEIGHTS, device_of, how_many_slots, make_engine
+from quill.engines.random_numbers import SEEDS
+from quill.engines.request import Request, SamplingConfig, Token, TokenEvent
+from quill.errors import ConfigError
+from quill.generation.batch_generator import BatchGenerator, with_logprobs
 from quill.generation.text_stream import TextStream, as_stop_strings
-from quill.text.tokenizer import Tokenizer
-from quill.training.checkpoint import Checkpoint, load_checkpoint, newest_run
+from quill.tokenizers.base import Tokenizer
+from quill.validation import nearest, require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +74,7 @@ class Completion:
     """what was written, without the stop string; with `echo`, the prompt before it"""
     tokens: tuple[Token, ...]
     """every token that was chosen, also those of the stop string; with `echo`, those of the prompt before them"""
-    reason: Literal["length", "stop"]
+    finish_reason: Literal["length", "stop"]
     """whether it ended at max_new_tokens or at a stop string"""
 
     @property
@@ -86,7 +88,7 @@ class LanguageModel:
     """A GPT and its tokenizer, writing text. A request that cannot be met is a ConfigError or TokenizerError.
 
     `engine` and `weights` say how it writes, as in `quill.generation.engine`. Engines other than torch take the weights
-    as they are when the first text is written. `tell` is given a sentence where something takes long.
+    as they are when the first text is written. `on_status` is given a sentence where something takes long.
     """
 
     def __init__(
@@ -96,7 +98,7 @@ class LanguageModel:
         *,
         engine: str = "torch",
         weights: str = "fp32",
-        tell: Callable[[str], None] | None = None,
+        on_status: Callable[[str], None] | None = None,
     ) -> None:
         if tokenizer.vocab_size != model.config.vocab_size:
             raise ConfigError(
@@ -106,7 +108,7 @@ class LanguageModel:
         self._source = model
         self.config = model.config
         self.tokenizer = tokenizer
-        self._make_engine = lambda slots: make_engine(model, engine, weights=weights, slots=slots, tell=tell)
+        self._make_engine = lambda slots: make_engine(model, engine, weights=weights, slots=slots, on_status=on_status)
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -119,9 +121,9 @@ class LanguageModel:
         return self._source.model if isinstance(self._source, Checkpoint) else self._source
 
     @cached_property
-    def batch(self) -> Batch:
+    def batch(self) -> BatchGenerator:
         """All texts that are being written, whoever asked for them: one engine computes them together."""
-        return Batch(self._make_engine(how_many_slots(self.config, device_of(self._source))))
+        return BatchGenerator(self._make_engine(how_many_slots(self.config, device_of(self._source))))
 
     def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> str:
         """Write on from the prompt and return what was written, without the prompt."""
@@ -178,7 +180,7 @@ class LanguageModel:
             completions = sorted(completions, key=lambda c: -c.mean_logprob)[:num_samples]
         if echo:
             read = self._echo(prompt, logprobs, options.get("unknown", "error"))
-            text = self.tokenizer.decode([token.number for token in read])
+            text = self.tokenizer.decode([token.token_id for token in read])
             completions = [replace(c, text=text + c.text, tokens=(*read, *c.tokens)) for c in completions]
         return completions
 
@@ -189,7 +191,7 @@ class LanguageModel:
         """
         import torch
 
-        from quill.generation.torch_engine import evaluation_mode
+        from quill.model.modes import evaluation_mode
 
         if isinstance(tokens, str):
             tokens = self.tokenizer.encode(tokens)
@@ -213,7 +215,7 @@ class LanguageModel:
 
     def _write(
         self, prompt: str, num_samples: int, logprobs: int | None, options: GenerateOptions
-    ) -> Iterator[tuple[int, str, Event | None, str | None]]:
+    ) -> Iterator[tuple[int, str, TokenEvent | None, str | None]]:
         """Check everything now, and return what will be written: (row, piece of text, event, why it ended)."""
         settings = {"max_new_tokens": 500, "temperature": 0.8, "stop": None, "unknown": "error", **options}
         if unknown := sorted(settings.keys() - GenerateOptions.__annotations__.keys()):
@@ -237,18 +239,18 @@ class LanguageModel:
         return self._pieces(batch, events, [TextStream(self.tokenizer, stop_strings) for _ in range(num_samples)])
 
     def _pieces(
-        self, batch: Batch, events: Iterator[tuple[int, Event]], streams: list[TextStream]
-    ) -> Iterator[tuple[int, str, Event | None, str | None]]:
+        self, batch: BatchGenerator, events: Iterator[tuple[int, TokenEvent]], streams: list[TextStream]
+    ) -> Iterator[tuple[int, str, TokenEvent | None, str | None]]:
         for row, event in events:
             stream = streams[row]
             if stream.stopped:  # of a burst that was on its way
                 continue
-            piece = stream.feed(event.token.number) if event.token is not None else ""
+            piece = stream.feed(event.token.token_id) if event.token is not None else ""
             if stream.stopped:
-                batch.cancel(event.request)
-            elif event.reason is not None:
+                batch.cancel(event.request_id)
+            elif event.finish_reason is not None:
                 piece += stream.flush()
-            yield row, piece, event, "stop" if stream.stopped else event.reason
+            yield row, piece, event, "stop" if stream.stopped else event.finish_reason
 
     def _echo(self, prompt: str, logprobs: int | None, unknown: str) -> list[Token]:
         """Return the tokens of a prompt; of the first one, and of those beyond the context, no probability is known."""
@@ -287,7 +289,7 @@ def load(
     *,
     engine: str = "auto",
     weights: str = "fp32",
-    tell: Callable[[str], None] | None = None,
+    on_status: Callable[[str], None] | None = None,
 ) -> LanguageModel:
     """Load a trained model: from a run directory, a checkpoint folder or a .safetensors file, else the newest run here.
 
@@ -299,4 +301,4 @@ def load(
     require(which in ("best", "last"), "which", which, "'best' or 'last'")
     where = "cpu" if means_cpu(device) else resolve_device(device)
     checkpoint = load_checkpoint(newest_run() if path is None else Path(path), where, which)
-    return LanguageModel(checkpoint, checkpoint.tokenizer, engine=engine, weights=weights, tell=tell)
+    return LanguageModel(checkpoint, checkpoint.tokenizer, engine=engine, weights=weights, on_status=on_status)

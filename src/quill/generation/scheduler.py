@@ -14,42 +14,42 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from quill.errors import require
-from quill.generation.request import BusyError, Request
+from quill.engines.request import BusyError, Request
+from quill.validation import require
 
 WORTH = 8  # tokens: to read fewer again is quicker than to wait for them
 
 
 @dataclass
-class Text:
+class RunningSequence:
     """A request that has a place: all its tokens, and from which of them on the place holds them."""
 
-    number: int
+    request_id: int
     request: Request
     slot: int
     tokens: list[int]
     start: int
     """the first token that the place holds: later ones slide in, earlier ones are forgotten"""
-    written: int = 0
+    num_generated: int = 0
     rolled: bool = False
     """whether the place has begun to forget its oldest tokens by itself"""
 
     @property
-    def held(self) -> Sequence[int]:
+    def cached_tokens(self) -> Sequence[int]:
         """The tokens from `start` on. Until it rolls, a place holds all but the last, which was chosen but not read."""
         return self.tokens[self.start :]
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         """How many tokens are still to be written."""
-        return self.request.max_new_tokens - self.written
+        return self.request.max_new_tokens - self.num_generated
 
 
 @dataclass(frozen=True)
 class Admission:
     """A text that begins, and where it may copy its first tokens from."""
 
-    text: Text
+    text: RunningSequence
     source: int
     """a place that holds the same beginning; may be the text's own"""
     shared: int
@@ -65,7 +65,7 @@ class Scheduler:
     max_waiting: int | None = None
     """how many requests may wait (None: any number); one more is a BusyError"""
     shares_prefixes: bool = True
-    running: dict[int, Text] = field(default_factory=dict)
+    running: dict[int, RunningSequence] = field(default_factory=dict)
     waiting: deque[tuple[int, Request]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
@@ -93,16 +93,16 @@ class Scheduler:
         start = max(0, len(tokens) - self.context)
         held = tokens[start:]
         source, shared = self._longest_prefix(held)
-        unread = [_common(text.held, held[:-1]) for text in self.running.values() if not text.written]
+        unread = [_common(text.cached_tokens, held[:-1]) for text in self.running.values() if not text.num_generated]
         if self.shares_prefixes and max(unread, default=0) >= shared + WORTH:
             return None
         self.waiting.popleft()
         free = source if shared and source in self._remembered else next(iter(self._remembered))
         del self._remembered[free]
-        text = self.running[number] = Text(number, request, free, tokens, start)
+        text = self.running[number] = RunningSequence(number, request, free, tokens, start)
         return Admission(text, source, shared)
 
-    def leave(self, number: int) -> tuple[bool, Text | None]:
+    def leave(self, number: int) -> tuple[bool, RunningSequence | None]:
         """End a request and free its place, which keeps what it holds.
 
         Return whether it was there, and its text if it had begun.
@@ -116,14 +116,17 @@ class Scheduler:
 
     def steps(self, at_most: int) -> int:
         """Return how many tokens all running texts can write before one of them ends or is full."""
-        rooms = [t.left if t.rolled else min(t.left, self.context - len(t.held) + 1) for t in self.running.values()]
+        rooms = [
+            t.remaining if t.rolled else min(t.remaining, self.context - len(t.cached_tokens) + 1)
+            for t in self.running.values()
+        ]
         return max(0, min(at_most, *rooms)) if rooms else 0
 
-    def _beginning(self, text: Text) -> list[int]:
+    def _beginning(self, text: RunningSequence) -> list[int]:
         """Return the tokens whose keys and values a text's place still holds, from the first one on."""
-        if text.rolled or not text.written:
+        if text.rolled or not text.num_generated:
             return []
-        return list(text.held[:-1])
+        return list(text.cached_tokens[:-1])
 
     def _longest_prefix(self, tokens: list[int]) -> tuple[int, int]:
         """Return (slot, length) of the longest beginning of these tokens that some place holds, without the last one.

@@ -10,7 +10,7 @@ Reference: Aho & Corasick, "Efficient String Matching" (1975), for the longest e
 from collections.abc import Sequence
 
 from quill.errors import ConfigError
-from quill.text.tokenizer import Tokenizer
+from quill.tokenizers.base import Tokenizer
 
 
 def as_stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -1,1 +1,1 @@
-"""What a GPT is: its shape, its layers and its cache. Imports PyTorch and nothing else of ours."""
+"""The GPT models, their configurations and their key/value cache."""

@@ -17,8 +17,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quill.errors import ConfigError, require
+from quill.errors import ConfigError
 from quill.model.config import ModelConfig
+from quill.validation import require
 
 
 class KVCache:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from quill.errors import check_fields, require
+from quill.validation import check_fields, require
 
 
 @dataclass(frozen=True)
@@ -104,16 +104,9 @@ class ModernConfig:
 
 
 SHARPNESS = 1.2  # of a modern model's normalised queries and keys, each: their products would stay within ±√E otherwise
-SLOWEST = 1024  # tokens in which the slowest pair of a modern model's rotary position turns by one radian
-
-
-def rotary_frequencies(size: int) -> list[float]:
-    """Return by how many radians a token turns each pair of a head of this size: 1 to 1 / SLOWEST, in equal ratios."""
-    pairs = size // 2
-    return [SLOWEST ** (-pair / max(1, pairs - 1)) for pair in range(pairs)]
-
 
 ModelConfig = GPTConfig | ModernConfig
+
 CONFIGS: dict[str, type[GPTConfig] | type[ModernConfig]] = {"classic": GPTConfig, "modern": ModernConfig}
 
 

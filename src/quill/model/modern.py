@@ -22,8 +22,9 @@ from torch.nn import functional as F
 
 from quill.errors import ConfigError
 from quill.model.cache import KVCache
-from quill.model.config import SHARPNESS, ModernConfig, rotary_frequencies
+from quill.model.config import SHARPNESS, ModernConfig
 from quill.model.gpt import causal_mask
+from quill.model.rotary import rotary_frequencies
 
 
 class NGramEmbedding(nn.Module):

@@ -1,1 +1,1 @@
-"""How a GPT learns: batches in, weights out. The loop, its optimizer and schedule, its checkpoints and its reports."""
+"""The training loop and what it needs."""

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quill.data.dataset import Dataset
+from quill.data.windows import Order, sample_batch, window_starts
 from quill.device import available_memory
 from quill.model.config import ModelConfig
-from quill.text.dataset import Dataset
-from quill.text.windows import Order, sample_batch, window_starts
 from quill.training.config import TrainConfig
 
 LARGEST_SHARE = 0.25  # of a device's free memory that the text may take

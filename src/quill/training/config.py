@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from quill.errors import check_fields, require
+from quill.model.config import ModelConfig
+from quill.validation import check_fields, require
 
 
 @dataclass(frozen=True)
@@ -109,3 +110,17 @@ class TrainConfig:
         require(decay is None or decay >= 1, "lr_decay_iters", decay, "1 or more, or None for max_iters")
         for name in ("dataset", "data_dir", "out_dir", "device"):
             require(bool(getattr(self, name).strip()), name, getattr(self, name), "a name or a path, not empty")
+
+
+def tokens_per_step(model_config: ModelConfig, config: TrainConfig) -> int:
+    """Return how many tokens an optimizer step learns from."""
+    return config.batch_size * config.gradient_accumulation_steps * model_config.block_size
+
+
+def acceleration_of(config: TrainConfig) -> dict[str, bool]:
+    """Return what `apply_acceleration` takes beside the model and its device."""
+    return {
+        "compiled": config.compile is True,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "sparse_gradients": config.optimizer == "muon",  # its n-gram tables are updated row by row
+    }

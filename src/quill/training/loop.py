@@ -6,37 +6,36 @@ batch is in step.py.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from quill.device import describe_device, resolve_device, resolve_dtype
+from quill.acceleration.apply import apply_acceleration
+from quill.acceleration.compile import compile_choice, compile_model
+from quill.acceleration.cuda_graph import CudaRecorder
+from quill.checkpoints.run_folder import find_checkpoint, save_checkpoint
+from quill.data.dataset import Dataset
+from quill.data.windows import require_window
+from quill.device import resolve_device, resolve_dtype
 from quill.errors import ConfigError, TrainingError
+from quill.evaluation.split_loss import evaluate_split
 from quill.model.build import Model, build_model
 from quill.model.config import ModelConfig
-from quill.text.dataset import Dataset
-from quill.text.windows import require_window
+from quill.optim.optimizer import set_learning_rate
+from quill.planning.out_of_memory import explaining_out_of_memory, foresee_out_of_memory
+from quill.process import catch_interrupts
 from quill.training.batches import fetch_batch
-from quill.training.checkpoint import find_checkpoint, save_checkpoint
-from quill.training.config import TrainConfig
-from quill.training.estimate import explain_out_of_memory, foresee_out_of_memory, is_out_of_memory
-from quill.training.evaluation import evaluate_split
-from quill.training.graph import CudaRecorder, can_be_recorded, choose_step, compile_choice
-from quill.training.interrupt import catch_interrupts
-from quill.training.optimizer import build_optimizer, set_learning_rate
-from quill.training.scaling import apply_scale, compile_model
+from quill.training.config import TrainConfig, acceleration_of, tokens_per_step
+from quill.training.events import Report, describe_start
+from quill.training.graph_step import can_be_recorded, choose_step
+from quill.training.parameter_groups import build_optimizer
 from quill.training.schedule import learning_rate_at
 from quill.training.state import Progress, restore_training, training_state
-from quill.training.step import Step
-
-Event = dict[str, Any]
-Report = Callable[[Event], object]
+from quill.training.step import TrainStep
 
 RISING = 3  # evaluations without a better validation loss before the run says that it overfits
 
@@ -85,7 +84,7 @@ def train(
         model = build_model(model_config).to(device)
     optimizer = build_optimizer(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)  # keeps small float16 gradients above 0
-    apply_scale(model, config, device)
+    apply_acceleration(model, device, **acceleration_of(config))
     progress = Progress()
 
     def warn(message: str) -> None:
@@ -94,10 +93,10 @@ def train(
     recorder = CudaRecorder(device) if can_be_recorded(config, dataset, device, dtype) else None
     with autocast:
         example_BT = fetch_batch(dataset, model_config, config, 0, device)[0][: config.batch_size]
-        forward = compile_model(model, compile_choice(config, recorded=recorder is not None), example_BT, warn)
+        forward = compile_model(model, compile_choice(config.compile, recorded=recorder is not None), example_BT, warn)
     if resume:
         progress = restore_training(config.out_dir, model, dataset.tokenizer, optimizer, scaler, device)
-    whole_step = Step(model, forward, optimizer, scaler, autocast, config)
+    whole_step = TrainStep(model, forward, optimizer, scaler, autocast, config)
     step = choose_step(whole_step, dataset, model_config, device, recorder, warn)
     report(describe_start(model, config, dataset, progress, device, dtype, compiled=forward is not model))
 
@@ -177,11 +176,6 @@ def replan(config: TrainConfig, plan: Callable[[int], int] | None, step: int, re
     return replace(config, max_iters=steps)
 
 
-def tokens_per_step(model_config: ModelConfig, config: TrainConfig) -> int:
-    """Return how many tokens an optimizer step learns from."""
-    return config.batch_size * config.gradient_accumulation_steps * model_config.block_size
-
-
 def evaluate(
     model: Model,
     config: TrainConfig,
@@ -242,42 +236,3 @@ def check_finite(losses: list[float], norms: list[float], first_step: int, confi
                 f"{learning_rate_at(step, config):.3g}; try a lower --learning_rate, more --warmup_iters or "
                 f"--dtype=float32 (the checkpoints before it are untouched)"
             )
-
-
-@contextlib.contextmanager
-def explaining_out_of_memory(model_config: ModelConfig, config: TrainConfig) -> Iterator[None]:
-    """Turn whatever error a device raises when memory runs out into a TrainingError that says what would fit."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise TrainingError(explain_out_of_memory(model_config, config)) from error
-
-
-def describe_start(
-    model: Model,
-    config: TrainConfig,
-    dataset: Dataset,
-    progress: Progress,
-    device: torch.device,
-    dtype: torch.dtype,
-    compiled: bool,
-) -> Event:
-    """Return the event that opens a run: what is trained, on what, with what."""
-    return {
-        "event": "start",
-        "step": progress.step,
-        "max_iters": config.max_iters,
-        "parameters": model.count_parameters(),
-        "parameters_without_positions": model.count_parameters(positions=False),
-        "device": describe_device(device),
-        "dtype": str(dtype).removeprefix("torch."),
-        "compile": compiled,
-        "dataset": dataset.name,
-        "vocab_size": model.config.vocab_size,
-        "train_tokens": len(dataset.train),
-        "val_tokens": len(dataset.val),
-        "tokens_per_step": tokens_per_step(model.config, config),
-        "out_dir": config.out_dir,
-    }

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quill.checkpoints.format import STATE, WEIGHTS, check_weights, read_tensors
+from quill.checkpoints.run_folder import find_checkpoint
 from quill.errors import CheckpointError, ConfigError
 from quill.model.build import Model
-from quill.text.tokenizer import Tokenizer, tokenizer_from_json
-from quill.training.checkpoint import STATE, WEIGHTS, check_weights, find_checkpoint, read_tensors
-from quill.training.optimizer import Optimizer, state_keys
+from quill.optim.optimizer import Optimizer, state_keys
+from quill.tokenizers.base import Tokenizer
+from quill.tokenizers.load import tokenizer_from_json
 
 
 @dataclass

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quill.evaluation.loss import cross_entropy
 from quill.model.build import Model
+from quill.optim.optimizer import Optimizer
 from quill.training.config import TrainConfig
-from quill.training.evaluation import cross_entropy
-from quill.training.optimizer import Optimizer
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainStep:
     """What moves the weights of `model` by one batch. `forward` is the model, compiled or not."""
 
     model: Model

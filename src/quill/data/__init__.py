@@ -1,0 +1,1 @@
+"""Corpora, token files on disk, and batches; NumPy only."""

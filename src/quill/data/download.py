@@ -1,0 +1,92 @@
+"""Fetch one known file within a deadline, and believe nothing but its hash.
+
+A side path of the way text → tokens → model → training → generation → people: `corpus` comes here when a named corpus
+is not on this machine. The deadline holds for the whole transfer, name resolution included: no timeout of a socket
+covers that, so the transfer runs in a thread of its own, which is left behind when time is up.
+
+Reference: Python's `urllib.request`; RFC 9110 (HTTP semantics).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import queue
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+
+from quill.errors import CorpusError
+
+_CHUNK_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file with a public address, known by its size in bytes and its SHA-256."""
+
+    name: str
+    address: str
+    size: int
+    sha256: str
+
+    def is_same(self, raw: bytes) -> bool:
+        """Return whether these bytes are the file."""
+        return hashlib.sha256(raw).hexdigest() == self.sha256
+
+    def fetch(self, seconds: float) -> bytes:
+        """Return the file's bytes, checked; CorpusError with the bare reason if they are not here in `seconds`."""
+        outcome: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+        deadline = time.monotonic() + seconds
+
+        def transfer() -> None:
+            try:
+                outcome.put(self._read(deadline))
+            except Exception as error:
+                outcome.put(error)
+
+        threading.Thread(target=transfer, name=f"download {self.name}", daemon=True).start()
+        try:
+            result = outcome.get(timeout=seconds)
+        except queue.Empty:
+            result = TimeoutError()
+        if isinstance(result, Exception):
+            raise CorpusError(_reason(result, seconds)) from result
+        if len(result) != self.size:
+            relation = "less" if len(result) < self.size else "more"
+            raise CorpusError(f"{relation} came than the {self.size:,} bytes of the file")
+        if not self.is_same(result):
+            raise CorpusError(f"what came is not the file: its SHA-256 is not {self.sha256[:12]}…")
+        return result
+
+    def _read(self, deadline: float) -> bytes:
+        pieces, received = [], 0
+        with urllib.request.urlopen(self.address, timeout=max(0.01, deadline - time.monotonic())) as response:
+            while received <= self.size:  # one piece too many tells a longer file; an endless one is not followed
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+                piece = response.read1(_CHUNK_BYTES)
+                if not piece:
+                    break
+                pieces.append(piece)
+                received += len(piece)
+        return b"".join(pieces)
+
+
+def _reason(error: Exception, seconds: float) -> str:
+    """Return in a few words why a transfer failed; an unexpected exception is a defect of ours and is raised."""
+    if isinstance(error, urllib.error.HTTPError):
+        error.close()
+        return f"the server answered {error.code} {error.reason}"
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(cause, TimeoutError):
+        return f"it did not arrive within {seconds:g} s"
+    if isinstance(cause, OSError):
+        return f"no connection: {cause.strerror or cause}"
+    if isinstance(cause, http.client.HTTPException):
+        return f"the answer broke off or was no HTTP: {type(cause).__name__}"
+    if isinstance(cause, str):
+        return cause
+    raise error

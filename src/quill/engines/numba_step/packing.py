@@ -1,0 +1,187 @@
+"""A model's weights as the compiled step reads them: panels of 64 outputs, in float32 or as whole numbers of 8 bits.
+
+On the way text → tokens → model → training → generation → people this happens once, when an engine is made. A panel
+lies in memory in the order in which it is read, so that a core reads it as fast as memory gives it.
+
+Reference: Goto & van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication", section 4 (packing); Dettmers
+et al. 2022, "LLM.int8()", section 2.1 (a scale for each row).
+
+Shapes: L layers, N outputs, K inputs, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from quill.engines.numba_step.workspace import (
+    FEW,
+    GELU,
+    PANEL,
+    RELU,
+    RELU_SQUARED,
+    ROWS_AT_ONCE,
+    Matrix,
+    Shape,
+    Weights,
+    Work,
+)
+from quill.model.config import SHARPNESS, GPTConfig, ModelConfig
+from quill.model.rotary import rotary_frequencies
+
+Arrays = Mapping[str, np.ndarray]
+NONE = np.zeros(0, np.float32)
+
+
+def pack_model(config: ModelConfig, arrays: Arrays, kind: str) -> tuple[Shape, Weights]:
+    """Return a model's sizes and its weights, `kind` fp32 or int8, from arrays by their names in the model."""
+    shape = shape_of(config)
+    D = shape.width
+    maps = ("attention.query_key_value", "attention.output", "feed_forward.hidden", "feed_forward.output")
+    matrices = [pack(*stacked(arrays, name, shape.n_layer), kind) for name in maps]
+    head = arrays.get("head.weight", arrays["token_embedding.weight"])
+    bias = arrays["head.bias"][None] if "head.bias" in arrays else None
+    if not isinstance(config, GPTConfig):
+        tables = [arrays[f"ngram_embedding.tables.{i}.weight"] for i in range(config.ngram - 1)]
+        frequencies = np.array(rotary_frequencies(shape.head_size))
+        angles_SE = np.arange(config.block_size)[:, None] * frequencies
+        angles = [turn(angles_SE).astype(np.float32).ravel() for turn in (np.cos, np.sin)]
+        angles.append(frequencies)
+        positions, norms, reminders = NONE, NONE, np.array(arrays["reminders"])
+    else:
+        names = [f"blocks.{i}.{norm}" for i in range(shape.n_layer) for norm in ("attention_norm", "feed_forward_norm")]
+        zeros = np.zeros(shape.n_embd, np.float32)
+        pairs = [[arrays[f"{n}.weight"], arrays.get(f"{n}.bias", zeros)] for n in (*names, "final_norm")]
+        tables, angles, reminders = [], [NONE, NONE, np.zeros(0)], NONE
+        positions, norms = pad(arrays["position_embedding.weight"], D), pad(np.array(pairs), D)
+    ngrams = np.concatenate(tables) if tables else np.zeros((0, shape.n_embd), np.float32)
+    ngram_scales = np.ones(len(ngrams), np.float32)
+    if kind == "int8":
+        ngrams, ngram_scales = quantize(ngrams)
+    return shape, Weights(
+        token_embedding=pad(arrays["token_embedding.weight"], D),
+        position_embedding=positions,
+        norms=norms,
+        query_key_value=matrices[0],
+        attention_output=matrices[1],
+        feed_forward_hidden=matrices[2],
+        feed_forward_output=matrices[3],
+        head=pack(head[None], bias, kind),
+        ngrams=pad(ngrams, D),
+        ngram_scales=ngram_scales,
+        ngram_rows=np.array([len(table) for table in tables], np.int64),
+        reminders=reminders,
+        cosines=angles[0],
+        sines=angles[1],
+        frequencies=angles[2],
+    )
+
+
+def shape_of(config: ModelConfig) -> Shape:
+    """Return the sizes that the compiled step asks for."""
+    classic = isinstance(config, GPTConfig)
+    D, H, E = config.n_embd, config.n_head, config.n_embd // config.n_head
+    K = H if classic else config.n_kv_head or H
+    return Shape(
+        modern=not classic,
+        n_layer=config.n_layer,
+        n_head=H,
+        n_kv_head=K,
+        head_size=E,
+        n_embd=D,
+        vocab_size=config.vocab_size,
+        activation=RELU_SQUARED if not classic else GELU if config.activation == "gelu" else RELU,
+        epsilon=1e-5 if classic else 1e-6,
+        scale=(1 if classic else SHARPNESS**2) / math.sqrt(E),
+        softcap=0.0 if classic else config.logit_softcap,
+        width=whole_panels(D),
+        projected=whole_panels((H + 2 * K) * E),
+        hidden=whole_panels(4 * D),
+        scores=whole_panels(config.vocab_size),
+        context=config.block_size,
+        window=config.rolling_window,
+        capacity=whole_panels(config.block_size),
+    )
+
+
+def stacked(arrays: Arrays, name: str, layers: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the weights (L, N, K) and biases (L, N) of one map of all layers."""
+    names = [f"blocks.{layer}.{name}" for layer in range(layers)]
+    biases = np.stack([arrays[f"{n}.bias"] for n in names]) if f"{names[0]}.bias" in arrays else None
+    return np.stack([arrays[f"{n}.weight"] for n in names]), biases
+
+
+def pack(weights_LNK: np.ndarray, bias_LN: np.ndarray | None, kind: str) -> Matrix:
+    """Cut the weights of a map into panels of 64 outputs; for int8, each output has a scale of its own."""
+    L, N, K = weights_LNK.shape
+    panels = whole_panels(N) // PANEL
+    padded = np.zeros((L, panels * PANEL, K), np.float32)
+    padded[:, :N] = weights_LNK
+    bias = np.zeros((L, panels * PANEL), np.float32)
+    if bias_LN is not None:
+        bias[:, :N] = bias_LN
+    if kind == "fp32":
+        values = padded.reshape(L, panels, PANEL, K).transpose(0, 1, 3, 2)
+        return Matrix(np.ascontiguousarray(values).ravel(), NONE, np.zeros(0, np.int32), bias.ravel(), K, panels)
+    codes, scales = quantize(padded)
+    groups = -(-K // 4)
+    grouped = np.zeros((L, panels * PANEL, groups * 4), np.int8)
+    grouped[..., :K] = codes
+    values = np.ascontiguousarray(grouped.reshape(L, panels, PANEL, groups, 4).transpose(0, 1, 3, 2, 4))
+    sums = 128 * codes.sum(2, dtype=np.int32)
+    return Matrix(values.ravel(), scales.ravel(), sums.ravel(), bias.ravel(), K, panels)
+
+
+def quantize(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows as int8 codes, and for each row what one step is worth."""
+    # d = round(w / u)  with  u = max |w| / 127
+    scales = (np.abs(rows).max(-1, initial=0) / 127).astype(np.float32)
+    return np.rint(rows / np.where(scales > 0, scales, 1)[..., None]).astype(np.int8), scales
+
+
+def make_work(shape: Shape, slots: int, rows: int, threads: int) -> Work:
+    """Return empty texts, and room for a step of so many rows. Memory that is never touched is never taken."""
+
+    def zeros(*sizes: int, dtype: type = np.float32) -> np.ndarray:
+        return np.zeros(math.prod(sizes), dtype)
+
+    texts = slots * shape.n_layer * shape.n_kv_head * shape.capacity
+    tile = ROWS_AT_ONCE * PANEL
+    return Work(
+        keys=zeros(texts, shape.head_size),
+        values=zeros(texts, whole_panels(shape.head_size)),
+        history=zeros(slots, shape.capacity, dtype=np.int64),
+        tokens=zeros(rows, dtype=np.int64),
+        slots=zeros(rows, dtype=np.int64),
+        positions=zeros(rows, dtype=np.int64),
+        cosines=zeros(rows, shape.head_size // 2),
+        sines=zeros(rows, shape.head_size // 2),
+        stream=zeros(rows, shape.width),
+        start=zeros(rows, shape.width),
+        normed=zeros(rows + threads * FEW, shape.width),
+        projected=zeros(rows, shape.projected),
+        heads=zeros(rows, shape.width),
+        hidden=zeros(rows, shape.hidden),
+        logits=zeros(rows, shape.scores),
+        scratch=zeros(threads, 2, shape.scores),
+        codes=zeros(rows + threads * FEW, shape.hidden, dtype=np.uint8),
+        code_scales=zeros(rows + threads * FEW),
+        sums=zeros(threads, tile),
+        whole_sums=zeros(threads, tile, dtype=np.int32),
+        attention=zeros(threads * ROWS_AT_ONCE, shape.capacity),
+        counters=zeros(8, threads + 1, dtype=np.int64),
+    )
+
+
+def pad(rows: np.ndarray, width: int) -> np.ndarray:
+    """Lengthen rows with zeros, and lay them end to end."""
+    padded = np.zeros((*rows.shape[:-1], width), rows.dtype)
+    padded[..., : rows.shape[-1]] = rows
+    return padded.ravel()
+
+
+def whole_panels(count: int) -> int:
+    """Return a count rounded up to whole panels."""
+    return -(-count // PANEL) * PANEL

@@ -1,0 +1,130 @@
+"""sampling.py once more, for one row and compiled by Numba: from scores to the next token, inside the step.
+
+On the way text → tokens → model → training → generation → people this is the last thing that happens to a row before
+its token is known. A test compares it with the tensors of `sampling.py`.
+
+Reference: Holtzman et al., "The Curious Case of Neural Text Degeneration" (2020), arXiv:1904.09751.
+
+Shapes: B slots, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+from quill.engines.numba_step.simd import power_of_two
+
+# Without Numba's reference counts: nothing here makes or keeps an array.
+njit: Any = numba.njit  # its annotations know fewer options than it takes
+OPTIONS: Any = {"nogil": True, "error_model": "numpy", "_nrt": False}
+compiled = njit(**OPTIONS)
+arithmetic = njit(fastmath={"contract"}, **OPTIONS)  # a product and a sum may be rounded once, together
+
+
+@arithmetic
+def exponential(x):
+    """Return e to the x, as exact as float32 allows: 2 to a whole number times a polynomial (Cephes, expf)."""
+    x = min(max(x, np.float32(-87.0)), np.float32(88.0))
+    whole = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
+    rest = x - whole * np.float32(0.693359375) + whole * np.float32(2.12194440e-4)
+    y = np.float32(1.9875691500e-4) * rest + np.float32(1.3981999507e-3)
+    y = y * rest + np.float32(8.3334519073e-3)
+    y = y * rest + np.float32(4.1665795894e-2)
+    y = y * rest + np.float32(1.6666665459e-1)
+    y = y * rest + np.float32(5.0000001201e-1)
+    return (y * rest * rest + rest + np.float32(1.0)) * power_of_two(whole)
+
+
+@compiled
+def adjust(scores, slot, sampler):
+    """Apply biases and penalties to the scores of a text."""
+    repetition = sampler.repetition_B[slot]
+    bias_V, seen_V, counts_V = sampler.bias_BV[slot], sampler.seen_BV[slot], sampler.counts_BV[slot]
+    for i in range(len(scores)):
+        score = scores[i] + bias_V[i]
+        if seen_V[i] or counts_V[i]:
+            score = score / repetition if score > 0 else score * repetition
+        if counts_V[i]:
+            score -= sampler.presence_B[slot] + sampler.frequency_B[slot] * np.float32(counts_V[i])
+        scores[i] = score
+
+
+@compiled
+def nucleus(ordered, first, top_p):
+    """Return the lowest score of the nucleus; `ordered` rises, and what stands before `first` does not count."""
+    last = len(ordered) - 1
+    whole = 0.0
+    for i in range(first, last + 1):
+        whole += exponential(ordered[i] - ordered[last])
+    held, i = 0.0, last
+    while i > first and held + exponential(ordered[i] - ordered[last]) < top_p * whole:
+        held += exponential(ordered[i] - ordered[last])
+        i -= 1
+    return ordered[i]
+
+
+@compiled
+def sort(values):
+    """Put numbers in rising order where they stand (heapsort: Williams 1964, "Algorithm 232")."""
+    end = len(values)
+    start = end // 2
+    while end > 1:
+        if start > 0:  # make a heap
+            start -= 1
+        else:  # its largest goes behind it
+            end -= 1
+            values[0], values[end] = values[end], values[0]
+        parent, child = start, 2 * start + 1
+        while child < end:
+            if child + 1 < end and values[child] < values[child + 1]:
+                child += 1
+            if values[parent] >= values[child]:
+                break
+            values[parent], values[child] = values[child], values[parent]
+            parent, child = child, 2 * child + 1
+
+
+@compiled
+def choose(logits, slot, uniform, sampler, scores, ordered):
+    """Return the next token of a text; `scores` and `ordered` are room for as many numbers."""
+    V = len(logits)
+    for i in range(V):
+        scores[i] = logits[i]
+    if not sampler.plain_B[slot]:
+        adjust(scores, slot, sampler)
+    best = 0
+    for i in range(V):
+        if scores[i] > scores[best]:
+            best = i
+    temperature = sampler.temperature_B[slot]
+    if temperature == 0:
+        return best
+    highest = scores[best]
+    for i in range(V):
+        scores[i] = (scores[i] - highest) / temperature
+    lowest = sampler.min_p_B[slot]
+    first = V - min(V, sampler.top_k_B[slot])
+    if first > 0 or sampler.top_p_B[slot] < 1:
+        for i in range(V):
+            ordered[i] = scores[i]
+        sort(ordered)
+        while first > 0 and ordered[first - 1] == ordered[first]:
+            first -= 1  # what ties with the last one kept is kept
+        lowest = max(lowest, ordered[first])
+        if sampler.top_p_B[slot] < 1:
+            lowest = max(lowest, nucleus(ordered, first, sampler.top_p_B[slot]))
+    whole = 0.0
+    for i in range(V):
+        scores[i] = exponential(scores[i]) if scores[i] >= lowest else np.float32(0.0)
+        whole += scores[i]
+    reached, token = 0.0, best
+    for i in range(V):
+        reached += scores[i]
+        if scores[i] > 0:
+            token = i
+            if reached > uniform * whole:
+                break
+    return token

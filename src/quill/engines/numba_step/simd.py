@@ -1,0 +1,216 @@
+"""What Numba cannot say in Python: vectors of 16 numbers, and threads that wait for each other.
+
+Every function here is a few lines of LLVM's language, for whatever processor there is: LLVM splits the vectors where
+they are too long for it. The order of additions is written down, never left to a compiler, so a number does not depend
+on how many texts are computed beside it.
+
+Reference: LLVM Language Reference Manual, sections "Vector Type", "llvm.fma" and "Atomic Memory Ordering Constraints".
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic as numba_intrinsic
+
+from quill.engines.numba_step.workspace import LANES, PANEL
+
+F32, I32, I8, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(8), ir.IntType(64)
+FEATURES = llvm.get_host_cpu_features()
+HAS_AVX512 = bool(FEATURES.get("avx512f"))
+HAS_VNNI = bool(FEATURES.get("avx512vnni"))
+
+
+def intrinsic(function: Callable[..., Any]) -> Any:
+    """Make a function of compiled code from one that writes LLVM's language; it is called without `typing`."""
+    return numba_intrinsic(function)
+
+
+def _data(context, builder, signature, arguments, index):
+    """Return the pointer to an array argument's first element."""
+    return context.make_array(signature.args[index])(context, builder, value=arguments[index]).data
+
+
+def _load(builder, pointer, at, vector):
+    """Load a vector from any address."""
+    place = builder.bitcast(builder.gep(pointer, [at]), vector.as_pointer())
+    return builder.load(place, align=1)
+
+
+def _store(builder, value, pointer, at):
+    place = builder.bitcast(builder.gep(pointer, [at]), value.type.as_pointer())
+    builder.store(value, place, align=1)
+
+
+def _broadcast(builder, value):
+    """Return a vector whose every lane is this value."""
+    vector = ir.VectorType(value.type, LANES)
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, I32(0))
+    return builder.shuffle_vector(
+        first, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(I32, LANES), [0] * LANES)
+    )
+
+
+def _add_product(builder, total, value, weights):
+    """Return total + value · weights, rounded once, in each of 16 lanes."""
+    kind = ir.FunctionType(total.type, [total.type] * 3)
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
+    return builder.call(function, [value, weights, total])
+
+
+def _add_dot4(builder, total, codes, weights):
+    """Return total + the sums of four products of unsigned codes and signed weights, in each of 16 lanes."""
+    if HAS_VNNI:
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(total.type, [total.type] * 3), "llvm.x86.avx512.vpdpbusd.512"
+        )
+        return builder.call(function, [total, codes, weights])
+    for byte in range(4):
+        left = ir.Constant(total.type, [24 - 8 * byte] * LANES)
+        right = ir.Constant(total.type, [24] * LANES)
+        code = builder.lshr(builder.shl(codes, left), right)
+        weight = builder.ashr(builder.shl(weights, left), right)
+        total = builder.add(total, builder.mul(code, weight))
+    return total
+
+
+def _product(rows):
+    """Make the product of a panel of weights with this many rows of inputs."""
+
+    @intrinsic
+    def product(typing, outputs, output_at, weights, weight_at, inputs, input_at, stride, depth):
+        """outputs[r, j] = sum over k of inputs[r, k] * weights[k, j], for 64 columns j, added up in the order of k.
+
+        Of float32 weights k counts numbers; of int8 weights it counts groups of four, and outputs are int32.
+        """
+        whole = weights.dtype == types.int8
+
+        def generate(context, builder, signature, arguments):
+            element = I32 if whole else F32
+            vector = ir.VectorType(element, LANES)
+            output, weight, data = (_data(context, builder, signature, arguments, i) for i in (0, 2, 4))
+            output_at, weight_at, input_at, stride, depth = (arguments[i] for i in (1, 3, 5, 6, 7))
+            if whole:
+                weight, data = (builder.bitcast(p, I32.as_pointer()) for p in (weight, data))
+                weight_at, input_at, stride = (builder.ashr(x, I64(2)) for x in (weight_at, input_at, stride))
+            zero = ir.Constant(vector, [0] * LANES)
+            sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(PANEL // LANES)] for _ in range(rows)]
+            with cgutils.for_range(builder, depth, intp=I64) as loop:
+                at = builder.add(weight_at, builder.mul(loop.index, I64(PANEL)))
+                columns = [
+                    _load(builder, weight, builder.add(at, I64(v * LANES)), vector) for v in range(PANEL // LANES)
+                ]
+                for row in range(rows):
+                    place = builder.add(builder.add(input_at, builder.mul(stride, I64(row))), loop.index)
+                    value = builder.load(builder.gep(data, [place]), align=1)
+                    value = _broadcast(builder, value)
+                    for total, column in zip(sums[row], columns, strict=True):
+                        step = _add_dot4 if whole else _add_product
+                        builder.store(step(builder, builder.load(total), value, column), total)
+            for row in range(rows):
+                for v, total in enumerate(sums[row]):
+                    at = builder.add(output_at, I64(row * PANEL + v * LANES))
+                    _store(builder, builder.load(total), output, at)
+            return context.get_dummy_value()
+
+        n = types.int64
+        return types.void(outputs, n, weights, n, inputs, n, n, n), generate
+
+    return product
+
+
+product_1, product_2, product_4, product_6 = map(_product, (1, 2, 4, 6))
+
+
+def _reduction(kind):
+    @intrinsic
+    def reduce(typing, values, at, count):
+        def generate(context, builder, signature, arguments):
+            data = _data(context, builder, signature, arguments, 0)
+            at, count = arguments[1:]
+            vector = ir.VectorType(F32, LANES)
+            start = float("-inf") if kind == "largest" else 0.0
+            state = cgutils.alloca_once_value(builder, ir.Constant(vector, [start] * LANES))
+            rounds = builder.sdiv(count, I64(LANES))
+
+            def join(old, new):
+                if kind == "largest":
+                    return builder.select(builder.fcmp_ordered(">", new, old), new, old)
+                return builder.fadd(old, new)
+
+            with cgutils.for_range(builder, rounds, intp=I64) as loop:
+                place = builder.add(at, builder.mul(loop.index, I64(LANES)))
+                new = _load(builder, data, place, vector)
+                if kind == "squares":
+                    new = builder.fmul(new, new)
+                builder.store(join(builder.load(state), new), state)
+            lanes, nothing = builder.load(state), ir.Constant(vector, ir.Undefined)
+            for half in (8, 4, 2, 1):  # lane i and lane i + half
+                order = ir.Constant(ir.VectorType(I32, LANES), [(lane + half) % LANES for lane in range(LANES)])
+                lanes = join(lanes, builder.shuffle_vector(lanes, nothing, order))
+            return builder.extract_element(lanes, I32(0))
+
+        return types.float32(values, types.int64, types.int64), generate
+
+    return reduce
+
+
+total, total_of_squares, largest = map(_reduction, ("total", "squares", "largest"))
+
+
+@intrinsic
+def power_of_two(typing, exponent):
+    """2 to a whole number from -126 to 127, which is given as float32."""
+
+    def generate(context, builder, signature, arguments):
+        whole = builder.fptosi(arguments[0], I32)
+        return builder.bitcast(builder.shl(builder.add(whole, I32(127)), I32(23)), F32)
+
+    return types.float32(types.float32), generate
+
+
+@intrinsic
+def count_up(typing, counters, at):
+    """Add 1 to a counter that all threads see."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = builder.gep(_data(context, builder, signature, arguments, 0), [arguments[1]])
+        builder.atomic_rmw("add", pointer, I64(1), "acq_rel")
+        return context.get_dummy_value()
+
+    return types.void(counters, types.int64), generate
+
+
+@intrinsic
+def read_counter(typing, counters, at):
+    """Return a counter that other threads change, after a short pause that lets them."""
+
+    def generate(context, builder, signature, arguments):
+        if "sse2" in FEATURES:
+            pause = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(ir.VoidType(), []), "llvm.x86.sse2.pause"
+            )
+            builder.call(pause, [])
+        pointer = builder.gep(_data(context, builder, signature, arguments, 0), [arguments[1]])
+        return builder.load_atomic(pointer, "acquire", 8)
+
+    return types.int64(counters, types.int64), generate
+
+
+@intrinsic
+def yield_core(typing):
+    """Let another program have this core for a moment."""
+
+    def generate(context, builder, signature, arguments):
+        name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(I32, []), name)
+        builder.call(function, [])
+        return context.get_dummy_value()
+
+    return types.void(), generate

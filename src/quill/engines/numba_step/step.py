@@ -1,0 +1,152 @@
+"""One step of a GPT for a CPU, compiled by Numba: from some tokens of some texts to the scores of their successors.
+
+On the way text → tokens → model → training → generation → people this is the inside of the quickest CPU engine. It is
+model/gpt.py and model/modern.py once more, in loops instead of tensors, and a test proves them equal. A prompt is read
+as many rows of one text, a batch as one row of many texts: both are this same step, and what a row gives does not
+depend on the rows beside it, because each number is added up in an order of its own.
+
+All threads run every function here together. Each does its share of the work between two calls of `wait`.
+
+Reference: Pope et al. 2022, "Efficiently Scaling Transformer Inference", section 2. How it is made fast: docs/speed.md.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from quill.engines.numba_step.layers import attend, embed, normalize, remember, remind
+from quill.engines.numba_step.linear import linear, own_rows, wait
+from quill.engines.numba_step.sampling import choose, compiled
+from quill.engines.numba_step.workspace import ADD, FEW, ROWS_AT_ONCE, STORE
+
+
+@compiled
+def forward(thread, threads, rows, kept, shape, weights, work):
+    """Read `rows` tokens, and leave the logits of the rows whose numbers are in `kept`, in that order, in `logits`."""
+    width, counters = shape.width, work.counters
+    apart = len(kept) == rows  # whether each row is of another text, so that none looks at what another brings
+    for row in range(1, rows):
+        apart = apart and work.slots[row] != work.slots[row - 1]
+    for row in range(thread, rows, threads):
+        embed(shape, weights, work, row)
+    wait(counters, thread, threads)
+    for layer in range(shape.n_layer):
+        if shape.modern:
+            for row in range(thread, rows, threads):
+                remind(shape, weights, work, layer, row)
+            wait(counters, thread, threads)
+        first = prepare(thread, threads, rows, shape, weights, work, 2 * layer)
+        matrix, inputs = weights.query_key_value, work.normed
+        linear(thread, threads, rows, matrix, layer, inputs, first, width, work.projected, shape.projected, STORE, work)
+        wait(counters, thread, threads)
+        rows = look(thread, threads, rows, kept, apart, layer, shape, work)
+        wait(counters, thread, threads)
+        matrix = weights.attention_output
+        linear(thread, threads, rows, matrix, layer, work.heads, 0, width, work.stream, width, ADD, work)
+        wait(counters, thread, threads)
+        first = prepare(thread, threads, rows, shape, weights, work, 2 * layer + 1)
+        matrix, mode = weights.feed_forward_hidden, shape.activation
+        linear(thread, threads, rows, matrix, layer, inputs, first, width, work.hidden, shape.hidden, mode, work)
+        wait(counters, thread, threads)
+        matrix = weights.feed_forward_output
+        linear(thread, threads, rows, matrix, layer, work.hidden, 0, shape.hidden, work.stream, width, ADD, work)
+        wait(counters, thread, threads)
+    first = prepare(thread, threads, rows, shape, weights, work, 2 * shape.n_layer)
+    linear(thread, threads, rows, weights.head, 0, work.normed, first, width, work.logits, shape.scores, STORE, work)
+    wait(counters, thread, threads)
+    if shape.softcap > 0:
+        cap = np.float32(shape.softcap)
+        for row in range(thread, rows, threads):
+            for i in range(row * shape.scores, row * shape.scores + shape.vocab_size):
+                work.logits[i] = cap * np.tanh(work.logits[i] / cap)
+        wait(counters, thread, threads)
+
+
+@compiled
+def prepare(thread, threads, rows, shape, weights, work, norm):
+    """Normalise all rows for the map that comes next, and return the first row of `normed` that holds them.
+
+    Of few rows each thread makes its own: to wait for another would take longer.
+    """
+    width = shape.width
+    if rows <= FEW:
+        first = own_rows(thread, threads, work)
+        for row in range(rows):
+            normalize(shape, weights, norm, work.stream, row * width, work.normed, (first + row) * width)
+        return first
+    for row in range(thread, rows, threads):
+        normalize(shape, weights, norm, work.stream, row * width, work.normed, row * width)
+    wait(work.counters, thread, threads)
+    return 0
+
+
+@compiled
+def look(thread, threads, rows, kept, apart, layer, shape, work):
+    """Let all rows attend to the texts before them, and return how many rows go on: after the last layer those kept."""
+    group = shape.n_head // shape.n_kv_head
+    items = rows * shape.n_kv_head
+    for item in range(thread, items, threads):
+        row, head = item // shape.n_kv_head, item % shape.n_kv_head
+        remember(shape, work, layer, row, head)
+        if apart:
+            for query in range(head * group, (head + 1) * group):
+                attend(shape, work, thread, layer, row, 1, query)
+    if apart:
+        return rows
+    wait(work.counters, thread, threads)
+    if layer == shape.n_layer - 1 and len(kept) < rows:  # nobody asks what the other rows would say
+        if thread == 0:
+            keep(shape, work, kept)
+        rows = len(kept)
+        wait(work.counters, thread, threads)
+    # Blocks in turn, because later rows look at more: equal parts of the rows would not be equal work.
+    item = first = 0
+    while first < rows:
+        count = 1
+        while count < ROWS_AT_ONCE and first + count < rows and work.slots[first + count] == work.slots[first]:
+            count += 1
+        for head in range(shape.n_head):
+            if item % threads == thread:
+                attend(shape, work, thread, layer, first, count, head)
+            item += 1
+        first += count
+    return rows
+
+
+@compiled
+def keep(shape, work, kept):
+    """Move the rows that are wanted to the front."""
+    for to in range(len(kept)):
+        row = kept[to]
+        work.slots[to], work.positions[to] = work.slots[row], work.positions[row]
+        for i in range(shape.width):
+            work.stream[to * shape.width + i] = work.stream[row * shape.width + i]
+        for i in range(shape.n_head * shape.head_size):
+            work.projected[to * shape.projected + i] = work.projected[row * shape.projected + i]
+
+
+@compiled
+def write(thread, everything):
+    """Read rows and choose the successors of those that are kept; then go on with these, as `Call` says.
+
+    Every thread calls this with its number.
+    """
+    call, shape, weights = everything.call, everything.shape, everything.weights
+    work, sampler = everything.work, everything.sampler
+    threads, rows, kept, V = call.threads, call.rows, call.kept, shape.vocab_size
+    for step in range(call.steps):
+        forward(thread, threads, rows, kept, shape, weights, work)
+        rows = len(kept)
+        for row in range(thread, rows, threads):
+            slot = work.slots[row]
+            logits = work.logits[row * shape.scores : row * shape.scores + V]
+            at, more = 2 * thread * shape.scores, (2 * thread + 1) * shape.scores
+            scores, ordered = work.scratch[at : at + V], work.scratch[more : more + V]
+            token = choose(logits, slot, call.uniforms_TB[step, row], sampler, scores, ordered)
+            for i in range(V):
+                call.logits_TBV[step, row, i] = logits[i]
+            call.tokens_TB[step, row] = token
+            sampler.counts_BV[slot, token] += 1
+            work.tokens[row] = token
+            work.positions[row] += 1
+        wait(work.counters, thread, threads)

@@ -1,0 +1,1 @@
+"""Loss over a split of the text."""

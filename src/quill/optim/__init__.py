@@ -1,0 +1,1 @@
+"""Optimizers as pure update rules."""

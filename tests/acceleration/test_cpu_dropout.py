@@ -1,0 +1,137 @@
+"""Dropout for CPUs is dropout: the same model, the same expectation, other draws."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from quill.acceleration import cpu_dropout as dropout
+from quill.acceleration.checkpointing import checkpoint_blocks
+from quill.acceleration.cpu_dropout import DroppingAttention, drop, lighten_dropout
+from quill.model.build import Model, build_model
+from quill.model.config import GPTConfig, ModelConfig, ModernConfig
+from quill.model.gpt import Attention
+from quill.model.modern import Attention as ModernAttention
+
+CLASSIC = GPTConfig(vocab_size=11, block_size=16, n_layer=2, n_head=2, n_embd=16, dropout=0.3)
+MODERN = ModernConfig(vocab_size=11, block_size=16, n_layer=2, n_head=2, n_embd=16, dropout=0.3)
+each_model = pytest.mark.parametrize("config", [CLASSIC, MODERN], ids=["classic", "modern"])
+
+
+def random_model(config: ModelConfig) -> Model:
+    """Return a model in which every path matters."""
+    torch.manual_seed(0)
+    model = build_model(config).train()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.9])
+def test_it_drops_its_share_and_keeps_the_mean(share: float) -> None:
+    torch.manual_seed(0)
+    y = drop(torch.ones(1_000_003), share)
+    # The standard deviation of the share over a million draws is at most 0.0005.
+    assert (y == 0).float().mean().item() == pytest.approx(share, abs=0.002)
+    assert y.mean().item() == pytest.approx(1.0, abs=0.02)
+    assert y.unique().tolist() == pytest.approx([0.0, 1 / (1 - share)], rel=1e-3)
+
+
+def test_neighbours_are_dropped_independently() -> None:
+    torch.manual_seed(0)
+    kept = (drop(torch.ones(400_000), 0.2) > 0).float() - 0.8
+    for distance in (1, 2, 3, 4, 5, 8, 64):
+        correlation = (kept[:-distance] * kept[distance:]).mean().item() / 0.16
+        assert abs(correlation) < 0.01, distance
+
+
+def test_the_gradient_is_that_of_what_was_kept() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, 7, requires_grad=True)
+    y = drop(x, 0.4)
+    y.sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad * x, y)
+
+
+@pytest.mark.parametrize(("share", "tile", "most"), [(0.4, 16, 2**18), (0.0, 16, 1), (0.0, 7, 2**18), (0.0, 7, 1)])
+def test_attention_tile_by_tile_is_the_formula(
+    share: float, tile: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dropout, "QUERIES", tile)
+    monkeypatch.setattr(dropout, "WEIGHTS", most)  # 1: each text has tiles of its own
+    torch.manual_seed(0)
+    qkv_BT3HE = torch.randn(2, 16, 3, 2, 8, dtype=torch.float64, requires_grad=True)
+    g_BHTE = torch.randn(2, 2, 16, 8, dtype=torch.float64)
+
+    def formula(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, scale: float, share: float) -> Tensor:
+        future_TT = torch.ones(16, 16, dtype=torch.bool).triu(1)
+        return drop((q_BHTE @ k_BHTE.mT * scale).masked_fill(future_TT, -math.inf).softmax(-1), share) @ v_BHTE
+
+    results = []
+    for attend in (formula, DroppingAttention.apply):
+        torch.manual_seed(1)  # the same masks, where one tile holds all
+        qkv_BT3HE.grad = None
+        q_BHTE, k_BHTE, v_BHTE = qkv_BT3HE.permute(2, 0, 3, 1, 4)
+        heads_BHTE = attend(q_BHTE, k_BHTE, v_BHTE, 0.3, share)
+        heads_BHTE.backward(g_BHTE)
+        results.append((heads_BHTE.detach(), qkv_BT3HE.grad))
+    torch.testing.assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize("tile", [5, 16])
+def test_its_gradient_is_that_of_what_it_computed(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dropout, "QUERIES", tile)
+
+    def attend(q_BHTE, k_BHTE, v_BHTE):
+        torch.manual_seed(1)
+        return DroppingAttention.apply(q_BHTE, k_BHTE, v_BHTE, 0.5, 0.3)
+
+    torch.manual_seed(0)
+    assert torch.autograd.gradcheck(attend, torch.randn(3, 2, 2, 16, 4, dtype=torch.float64).requires_grad_().unbind())
+
+
+@each_model
+def test_without_dropout_and_in_evaluation_nothing_changes(config: ModelConfig) -> None:
+    plain = random_model(config)
+    light = copy.deepcopy(plain)
+    lighten_dropout(light)
+    tokens_BT = torch.randint(11, (2, 16))
+    assert torch.equal(plain.eval()(tokens_BT), light.eval()(tokens_BT))
+    for model in (plain, light):
+        model.train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+            elif isinstance(module, Attention | ModernAttention):
+                module.dropout = 0.0
+    torch.testing.assert_close(plain(tokens_BT), light(tokens_BT))
+
+
+@each_model
+def test_the_average_of_many_passes_is_that_of_plain_dropout(config: ModelConfig) -> None:
+    plain = random_model(config)
+    light = copy.deepcopy(plain)
+    lighten_dropout(light)
+    tokens_BT = torch.randint(11, (1, 16)).expand(2000, -1)
+    with torch.no_grad():
+        ours, theirs = light(tokens_BT), plain(tokens_BT)
+    spread = theirs.std(0) / 2000**0.5
+    assert ((ours.mean(0) - theirs.mean(0)).abs() < 6 * spread).all()
+    torch.testing.assert_close(ours.std(0), theirs.std(0), rtol=0.15, atol=0.0)
+
+
+@each_model
+def test_gradient_checkpointing_recomputes_the_same_masks(config: ModelConfig) -> None:
+    gradients = []
+    for checkpointed in (False, True):
+        model = random_model(config)
+        lighten_dropout(model)
+        if checkpointed:
+            checkpoint_blocks(model)
+        model(torch.arange(11)[None]).square().sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
