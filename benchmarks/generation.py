@@ -177,8 +177,8 @@ def measure_memory(model: GPT) -> dict[str, Any]:
     """Print the bytes of the weights, and how often a second memory can be read through for so many bytes."""
     exact = sum(parameter.numel() * 4 for parameter in model.parameters())
     rows, results = [], {}
-    for weights in ("fp32", "int8"):
-        engine = make_engine(model, "numba", weights=weights)
+    for weights, quantization in (("fp32", None), ("int8", "int8")):
+        engine = make_engine(model, "numba", quantization=quantization)
         assert isinstance(engine, NumbaEngine)
         data = torch.ones(engine.weight_bytes // 4)
         seconds = []

@@ -40,9 +40,9 @@ def founding_model() -> GPT:
     return GPT(CONFIG).eval()
 
 
-def quill_writer(model: GPT, engine: str, weights: str = "fp32") -> Writer:
+def quill_writer(model: GPT, engine: str, quantization: str | None = None) -> Writer:
     """Return one of Quill's engines, made by its name."""
-    return engine_writer(make_engine(model, engine, weights=weights, slots=16))
+    return engine_writer(make_engine(model, engine, quantization=quantization, slots=16))
 
 
 def engine_writer(engine: Engine) -> Writer:

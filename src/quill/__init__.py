@@ -1,7 +1,7 @@
 """Quill: a GPT from scratch that people can read, run, look inside and trust.
 
-    import quill
-    print(quill.load("out").generate("KING", max_new_tokens=100, seed=1))
+import quill
+print(quill.load("out").generate("KING", max_new_tokens=100, seed=1))
 
 """
 

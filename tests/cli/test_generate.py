@@ -62,7 +62,7 @@ def test_int8_writes_a_text_and_torch_says_that_it_has_none(write):
     code, out, _ = write("--prompt=KING", LENGTH, "--seed=2", "--weights=int8")
     assert code == 0 and len(out.rstrip("\n")) > 10
     code, out, error = write("--prompt=KING", "--engine=torch", "--weights=int8")
-    assert (code, out) == (2, "") and "weights='int8' cannot be used: the torch engine has fp32 only" in error
+    assert (code, out) == (2, "") and "quantization='int8' cannot be used: the torch engine does not have it" in error
 
 
 def test_the_engine_for_gpus_says_where_it_can_be_had(write):

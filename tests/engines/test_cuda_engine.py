@@ -319,8 +319,8 @@ def test_a_model_on_a_cuda_device_gets_this_engine(device: str, monkeypatch: pyt
     make_engine(elsewhere, slots=3)
     make_engine(elsewhere, "cuda", slots=4)
     assert taken == [3, 4]
-    with pytest.raises(ConfigError, match="weights='int8' cannot be used: the cuda engine has fp32 only"):
-        make_engine(elsewhere, "cuda", weights="int8")
+    with pytest.raises(ConfigError, match="quantization='int8' cannot be used: the cuda engine does not have it"):
+        make_engine(elsewhere, "cuda", quantization="int8")
 
 
 def test_a_model_elsewhere_is_told_what_to_do(model: Model) -> None:

@@ -43,12 +43,12 @@ SHAPES: dict[str, ModelConfig] = {
     "a short window": ModernConfig(vocab_size=65, block_size=24, n_layer=2, n_head=4, n_embd=64, ngram_rows=97),
     "a crowded table": ModernConfig(vocab_size=65, block_size=150, n_layer=1, n_head=2, n_embd=40, ngram_rows=7),
 }
-ENGINES = [("torch", "fp32"), ("numba", "fp32"), ("numba", "int8"), ("cuda", "fp32")]
+ENGINES = [("torch", None), ("numba", None), ("numba", "int8"), ("cuda", None)]
 
 
 def engine_of(model: Model, name: str, **options: Any) -> Engine:
     """Any engine on a CPU, where the one for GPUs does its steps one operation after another."""
-    options = {k: v for k, v in options.items() if k != "weights"} if name == "cuda" else options
+    options = {k: v for k, v in options.items() if k != "quantization"} if name == "cuda" else options
     return CudaEngine(model, **options) if name == "cuda" else make_engine(model, name, **options)
 
 
@@ -116,7 +116,7 @@ def test_every_engine_writes_the_same_thousand_tokens_with_trained_weights(train
 
 
 def test_int8_costs_less_than_half_a_percent_of_loss(trained: Model, dataset: Dataset) -> None:
-    engine = make_engine(trained, "numba", weights="int8")
+    engine = make_engine(trained, "numba", quantization="int8")
 
     def forward(tokens_BT: torch.Tensor) -> torch.Tensor:
         return torch.stack([torch.from_numpy(engine.logits(tokens_T.tolist())) for tokens_T in tokens_BT])
@@ -129,7 +129,7 @@ def test_int8_costs_less_than_half_a_percent_of_loss(trained: Model, dataset: Da
 
 def test_int8_weights_take_little_more_than_a_quarter_of_the_memory() -> None:
     model = random_model(GPTConfig(vocab_size=65))  # the founding size
-    assert isinstance(engine := make_engine(model, "numba", weights="int8"), NumbaEngine)
+    assert isinstance(engine := make_engine(model, "numba", quantization="int8"), NumbaEngine)
     assert engine.weight_bytes <= 0.27 * 4 * model.count_parameters()
 
 
@@ -159,16 +159,16 @@ def tokens_of(engine: Engine, request: Request) -> list[Token]:
     return [event.token for _, event in BatchGenerator(engine).follow([request]) if event.token]
 
 
-@pytest.mark.parametrize(("name", "weights"), ENGINES)
+@pytest.mark.parametrize(("name", "quantization"), ENGINES)
 @pytest.mark.parametrize("shape", ["classic", "shared keys, no n-grams, no cap", "a short window", "a crowded table"])
-def test_a_request_gets_the_same_bytes_alone_and_in_company(shape: str, name: str, weights: str) -> None:
+def test_a_request_gets_the_same_bytes_alone_and_in_company(shape: str, name: str, quantization: str | None) -> None:
     config, rng = SHAPES[shape], random.Random(1)
     model = random_model(config)
     requests = requests_of(min(config.vocab_size, 30), 33, rng)
     # The engine for GPUs always computes all its places, so to be alone is to be the only one in as many.
     slots = 9 if name == "cuda" else 1
-    alone = [tokens_of(engine_of(model, name, weights=weights, slots=slots), request) for request in requests]
-    batch = BatchGenerator(engine_of(model, name, weights=weights, slots=9))
+    alone = [tokens_of(engine_of(model, name, quantization=quantization, slots=slots), request) for request in requests]
+    batch = BatchGenerator(engine_of(model, name, quantization=quantization, slots=9))
     coming, written = list(enumerate(requests)), {}
     going: dict[int, int] = {}
     cancelled = set()
@@ -328,16 +328,16 @@ def test_auto_takes_numba_on_a_cpu_and_says_why_where_it_cannot(monkeypatch: pyt
     assert said == ["writing with PyTorch, which is slower: Numba is not installed (pip install numba)"]
     with pytest.raises(ConfigError, match="Numba is not installed"):
         make_engine(model, "numba")
-    with pytest.raises(ConfigError, match="weights='int8' cannot be used: Numba is not installed"):
-        make_engine(model, weights="int8")
+    with pytest.raises(ConfigError, match="quantization='int8' cannot be used: Numba is not installed"):
+        make_engine(model, quantization="int8")
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
     [
         ("engine", {"name": "cudda"}),
-        ("weights", {"weights": "int4"}),
-        ("weights", {"name": "torch", "weights": "int8"}),
+        ("quantization", {"quantization": "int4"}),
+        ("quantization", {"name": "torch", "quantization": "int8"}),
     ],
 )
 def test_an_engine_that_there_is_not_is_an_error(name: str, options: dict[str, Any]) -> None:

@@ -40,10 +40,10 @@ def test_the_next_process_writes_without_importing_pytorch_or_numba(tmp_path: Pa
 @pytest.mark.parametrize("harm", ["cut short", "one bit", "empty", "gone"])
 def test_harmed_code_is_compiled_again(harm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_engine(build_model(CONFIG), "numba")  # it is stored by now
-    good = (code.code_folder() / "fp32.o").read_bytes()
+    good = (code.code_folder() / "float32.o").read_bytes()
     monkeypatch.setattr(code, "code_folder", lambda: tmp_path)
     monkeypatch.setattr(code, "_compile", lambda example: good.partition(b"\n")[2])
-    file = tmp_path / "fp32.o"
+    file = tmp_path / "float32.o"
     if harm != "gone":
         file.write_bytes({"cut short": good[:-1], "one bit": good[:-1] + bytes([good[-1] ^ 1]), "empty": b""}[harm])
     said: list[str] = []
@@ -51,12 +51,12 @@ def test_harmed_code_is_compiled_again(harm: str, tmp_path: Path, monkeypatch: p
         NumbaEngine(CONFIG, arrays_of(build_model(CONFIG)), on_status=said.append)
         assert len(said) == expected
     assert file.read_bytes() == good
-    assert os.listdir(tmp_path) == ["fp32.o"]
+    assert os.listdir(tmp_path) == ["float32.o"]
 
 
 def test_code_that_cannot_be_stored_is_run_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_engine(build_model(CONFIG), "numba")
-    good = (code.code_folder() / "fp32.o").read_bytes()
+    good = (code.code_folder() / "float32.o").read_bytes()
     (tmp_path / "a file").touch()
     monkeypatch.setattr(code, "code_folder", lambda: tmp_path / "a file")
     monkeypatch.setattr(code, "_compile", lambda example: good.partition(b"\n")[2])

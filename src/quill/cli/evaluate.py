@@ -64,7 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
             "train again, or put the old text back"
         )
     tokens = dataset.val if arguments.split == "val" else dataset.train
-    forward = None if arguments.weights == "fp32" else scorer(make_engine(checkpoint.model, weights=arguments.weights))
+    forward = (
+        None if arguments.weights == "fp32" else scorer(make_engine(checkpoint.model, quantization=arguments.weights))
+    )
     result = evaluate_split(
         checkpoint.model, tokens, dataset.tokenizer, batch_size=arguments.batch_size, forward=forward
     )

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 ENGINES = ("auto", "torch", "numba", "cuda")
 
-WEIGHTS = ("fp32", "int8")
+QUANTIZATIONS = (None, "int8")
 
 PROCESSORS = ("x86_64", "AMD64", "arm64", "aarch64")  # for which Numba is published
 
@@ -54,7 +54,7 @@ def make_engine(
     model: Model | Checkpoint,
     name: str = "auto",
     *,
-    weights: str = "fp32",
+    quantization: str | None = None,
     slots: int = 1,
     on_status: Callable[[str], None] | None = None,
 ) -> Engine:
@@ -64,7 +64,7 @@ def make_engine(
     something takes long or is not as wished. What cannot be had is a ConfigError.
     """
     require(name in ENGINES, "engine", name, f"one of {', '.join(ENGINES)}")
-    require(weights in WEIGHTS, "weights", weights, f"one of {', '.join(WEIGHTS)}")
+    require(quantization in QUANTIZATIONS, "quantization", quantization, "None or 'int8'")
     kind, missing = str(device_of(model)).partition(":")[0], why_not_numba()
     on_cpu = kind == "cpu"
     if name == "cuda" and kind != "cuda":
@@ -79,10 +79,10 @@ def make_engine(
         from quill.engines.numba_engine import NumbaEngine
 
         arrays = model.weights if isinstance(model, Checkpoint) else arrays_of(model)
-        return NumbaEngine(model.config, arrays, weights=weights, slots=slots, on_status=on_status)
-    if weights != "fp32":
-        reason = missing or "the model is not on the CPU" if name == "auto" else f"the {name} engine has fp32 only"
-        raise ConfigError(f"weights={weights!r} cannot be used: {reason}; use weights='fp32'")
+        return NumbaEngine(model.config, arrays, quantization=quantization, slots=slots, on_status=on_status)
+    if quantization is not None:
+        reason = missing or "the model is not on the CPU" if name == "auto" else f"the {name} engine does not have it"
+        raise ConfigError(f"quantization={quantization!r} cannot be used: {reason}; leave quantization out")
     whole = model.model if isinstance(model, Checkpoint) else model
     if kind == "cuda" and name != "torch":
         from quill.engines.cuda_engine import CudaEngine

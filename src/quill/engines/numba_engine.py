@@ -42,13 +42,13 @@ class NumbaEngine:
         config: ModelConfig,
         arrays: Mapping[str, np.ndarray],
         *,
-        weights: str = "fp32",
+        quantization: str | None = None,
         slots: int = 1,
         on_status: Callable[[str], None] | None = None,
     ) -> None:
         self.config, self.slots, self.context = config, slots, config.block_size
         self.rolls = config.rolling_window > 0
-        self.shape, self.weights = pack_model(config, arrays, weights)
+        self.shape, self.weights = pack_model(config, arrays, quantization)
         self.threads = min(cpu_threads(), self.weights.feed_forward_hidden.panels)  # more would only wait
         self.work = make_work(self.shape, slots + 1, max(ROWS, slots), self.threads)
         V, places = self.config.vocab_size, slots + 1
@@ -74,7 +74,7 @@ class NumbaEngine:
         state = (self.shape, self.weights, self.work, self.sampler)
         self._state = table_of(state)
         example = Everything(self._call(np.zeros(0, np.int64), 0, 0), *state)
-        self._write = load_step(weights, example, lambda: (on_status or to_stderr)(COMPILING))
+        self._write = load_step(quantization or "float32", example, lambda: (on_status or to_stderr)(COMPILING))
 
     def begin(self, slot: int, request: Request) -> None:
         s, how, V = self.sampler, request.sampling, self.config.vocab_size

@@ -22,7 +22,7 @@ import numpy as np
 from quill.checkpoints.format import Checkpoint
 from quill.checkpoints.run_folder import load_checkpoint, newest_run
 from quill.device import means_cpu, resolve_device
-from quill.engines.make import ENGINES, WEIGHTS, device_of, how_many_slots, make_engine
+from quill.engines.make import ENGINES, device_of, how_many_slots, make_engine
 from quill.engines.random_numbers import SEEDS
 from quill.engines.request import Request, SamplingConfig, Token, TokenEvent
 from quill.errors import ConfigError
@@ -108,7 +108,10 @@ class LanguageModel:
         self._source = model
         self.config = model.config
         self.tokenizer = tokenizer
-        self._make_engine = lambda slots: make_engine(model, engine, weights=weights, slots=slots, on_status=on_status)
+        quantization = None if weights == "fp32" else weights
+        self._make_engine = lambda slots: make_engine(
+            model, engine, quantization=quantization, slots=slots, on_status=on_status
+        )
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -297,7 +300,7 @@ def load(
     (a quarter of the memory, quicker, and a little less exact). What cannot be read is a CheckpointError.
     """
     require(engine in ENGINES, "engine", engine, f"one of {', '.join(ENGINES)}")
-    require(weights in WEIGHTS, "weights", weights, f"one of {', '.join(WEIGHTS)}")
+    require(weights in ("fp32", "int8"), "weights", weights, "one of fp32, int8")
     require(which in ("best", "last"), "which", which, "'best' or 'last'")
     where = "cpu" if means_cpu(device) else resolve_device(device)
     checkpoint = load_checkpoint(newest_run() if path is None else Path(path), where, which)

@@ -35,12 +35,12 @@ Arrays = Mapping[str, np.ndarray]
 NONE = np.zeros(0, np.float32)
 
 
-def pack_model(config: ModelConfig, arrays: Arrays, kind: str) -> tuple[Shape, Weights]:
-    """Return a model's sizes and its weights, `kind` fp32 or int8, from arrays by their names in the model."""
+def pack_model(config: ModelConfig, arrays: Arrays, quantization: str | None) -> tuple[Shape, Weights]:
+    """Return a model's sizes and its weights, float32 or int8, from arrays by their names in the model."""
     shape = shape_of(config)
     D = shape.width
     maps = ("attention.query_key_value", "attention.output", "feed_forward.hidden", "feed_forward.output")
-    matrices = [pack(*stacked(arrays, name, shape.n_layer), kind) for name in maps]
+    matrices = [pack(*stacked(arrays, name, shape.n_layer), quantization) for name in maps]
     head = arrays.get("head.weight", arrays["token_embedding.weight"])
     bias = arrays["head.bias"][None] if "head.bias" in arrays else None
     if not isinstance(config, GPTConfig):
@@ -58,7 +58,7 @@ def pack_model(config: ModelConfig, arrays: Arrays, kind: str) -> tuple[Shape, W
         positions, norms = pad(arrays["position_embedding.weight"], D), pad(np.array(pairs), D)
     ngrams = np.concatenate(tables) if tables else np.zeros((0, shape.n_embd), np.float32)
     ngram_scales = np.ones(len(ngrams), np.float32)
-    if kind == "int8":
+    if quantization == "int8":
         ngrams, ngram_scales = quantize(ngrams)
     return shape, Weights(
         token_embedding=pad(arrays["token_embedding.weight"], D),
@@ -68,7 +68,7 @@ def pack_model(config: ModelConfig, arrays: Arrays, kind: str) -> tuple[Shape, W
         attention_output=matrices[1],
         feed_forward_hidden=matrices[2],
         feed_forward_output=matrices[3],
-        head=pack(head[None], bias, kind),
+        head=pack(head[None], bias, quantization),
         ngrams=pad(ngrams, D),
         ngram_scales=ngram_scales,
         ngram_rows=np.array([len(table) for table in tables], np.int64),
@@ -113,7 +113,7 @@ def stacked(arrays: Arrays, name: str, layers: int) -> tuple[np.ndarray, np.ndar
     return np.stack([arrays[f"{n}.weight"] for n in names]), biases
 
 
-def pack(weights_LNK: np.ndarray, bias_LN: np.ndarray | None, kind: str) -> Matrix:
+def pack(weights_LNK: np.ndarray, bias_LN: np.ndarray | None, quantization: str | None) -> Matrix:
     """Cut the weights of a map into panels of 64 outputs; for int8, each output has a scale of its own."""
     L, N, K = weights_LNK.shape
     panels = whole_panels(N) // PANEL
@@ -122,7 +122,7 @@ def pack(weights_LNK: np.ndarray, bias_LN: np.ndarray | None, kind: str) -> Matr
     bias = np.zeros((L, panels * PANEL), np.float32)
     if bias_LN is not None:
         bias[:, :N] = bias_LN
-    if kind == "fp32":
+    if quantization is None:
         values = padded.reshape(L, panels, PANEL, K).transpose(0, 1, 3, 2)
         return Matrix(np.ascontiguousarray(values).ravel(), NONE, np.zeros(0, np.int32), bias.ravel(), K, panels)
     codes, scales = quantize(padded)
