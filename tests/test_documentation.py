@@ -1,5 +1,6 @@
 """What the documentation says to type runs, and says what it shows."""
 
+import ast
 import os
 import re
 import shlex
@@ -102,13 +103,46 @@ def test_every_link_to_a_file_leads_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_the_map_of_the_house_is_true() -> None:
-    """Every file named in the architecture's tree exists, and every file of the package is named there."""
-    tree = re.search(r"```\nsrc/quill/\n(.*?)```", (ROOT / "docs/architecture.md").read_text("utf-8"), re.DOTALL)
+def files_in_tree(page: str) -> set[str]:
+    """Return the paths of the files in the page's tree; two spaces of indentation are one folder."""
+    tree = re.search(r"```\n(src/quill/\n.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
     assert tree
-    named = set(re.findall(r"\b([a-z_0-9]+\.py)\b", tree[1]))
-    package = {file.name for file in (ROOT / "src" / "quill").rglob("*.py")} - {"__init__.py", "__main__.py"}
-    in_cli = {file.name for file in (ROOT / "src" / "quill" / "cli").glob("*.py")}
-    assert package - in_cli <= named, package - in_cli - named
-    scripts = {"train.py", "generate.py", "v2.py", "prepare.py", "test_architecture.py", "__init__.py"}
-    assert named <= package | scripts, named - package - scripts
+    found, folders = set(), list[str]()
+    for line in tree[1].splitlines():
+        name, depth = line.split()[0], (len(line) - len(line.lstrip())) // 2
+        folders[depth:] = [name]
+        if name.endswith(".py"):
+            found.add("".join(folders))
+    return found
+
+
+def test_the_tree_in_the_architecture_names_every_file_of_the_package_and_no_other() -> None:
+    """Apart from the commands in cli/, which are one file each, and the files that every package has."""
+    package = {file.relative_to(ROOT).as_posix() for file in (ROOT / "src/quill").rglob("*.py")}
+    expected = {path for path in package if "/cli/" not in path and not path.endswith("/__init__.py")}
+    named = {path for path in files_in_tree("docs/architecture.md") if path.startswith("src/")}
+    assert named - {"src/quill/__init__.py"} == expected - {"src/quill/__main__.py"}
+
+
+def test_the_table_of_import_rules_is_that_of_the_test() -> None:
+    tree = ast.parse((ROOT / "tests/test_architecture.py").read_text(encoding="utf-8"))
+    assigned = [
+        node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MAY_IMPORT"
+    ]
+    rules = {package: set(names) for package, names in ast.literal_eval(assigned[0].value).items()}
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").split("## 2.")[1].split("## 3.")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE)
+    packages = set(rules) - {"cli"}
+    assert {
+        package: packages if names == "all packages" else set(re.findall(r"`([\w.]+)`", names))
+        for package, names in rows
+    } == rules
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{page.name}" for page in ROOT.glob("docs/*.md"))]
+)
+def test_every_path_that_a_page_names_exists(page: str) -> None:
+    """Paths of the package are written from src/quill on, as in `training/loop.py`."""
+    for path in re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", (ROOT / page).read_text(encoding="utf-8")):
+        assert (ROOT / path).exists() or (ROOT / "src/quill" / path).exists(), path
