@@ -8,11 +8,12 @@ import torch
 
 from quill.acceleration.checkpointing import forget_activations
 from quill.acceleration.cpu_dropout import lighten_dropout
-from quill.acceleration.cpu_ops import quicken
+from quill.acceleration.cpu_ops import QuickRMSNorm, quicken
 from quill.model.build import build_model
 from quill.model.cache import KVCache
 from quill.model.config import GPTConfig, ModernConfig
 from quill.model.gpt import GPT
+from quill.model.modern import RMSNorm
 from quill.planning.memory_trace import TensorCounter
 
 CONFIG = ModernConfig(
@@ -43,6 +44,24 @@ def test_the_same_scores_and_gradients() -> None:
     (theirs * weights_BTV).sum().backward()
     for (name, mine), other in zip(double.named_parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("rms", [1.0, 0.01, 0.001, 0.0])
+def test_the_norm_of_small_activations_and_its_gradient_are_those_of_the_model(rms: float) -> None:
+    """D1: ε is added to the mean square, not to its root. At rms 0.001 that is a factor of √2."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(7, 32, generator=generator)
+    x *= rms / x.square().mean(-1, keepdim=True).sqrt()
+    gradient = torch.randn(7, 32, generator=generator)
+    exact = x.double().requires_grad_()
+    expected = RMSNorm()(exact)
+    expected.backward(gradient.double())
+    x.requires_grad_()
+    found = QuickRMSNorm.apply(x)
+    found.backward(gradient)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    assert x.grad is not None and exact.grad is not None
+    torch.testing.assert_close(x.grad.double(), exact.grad, rtol=1e-5, atol=1e-5 * exact.grad.abs().max().item())
 
 
 def test_the_same_scores_with_a_cache() -> None:

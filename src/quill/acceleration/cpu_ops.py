@@ -38,8 +38,9 @@ class QuickRMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        inverse = size.mul_(x.size(-1) ** -0.5).add_(1e-6).reciprocal_()
+        # Scaled before it is squared: the sum of squares would overflow float16. All but the norm is one number a row.
+        rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True).mul_(x.size(-1) ** -0.5)
+        inverse = rms.square_().add_(1e-6).rsqrt_()
         y = x * inverse
         ctx.save_for_backward(y, inverse)
         return y
