@@ -25,7 +25,7 @@ def test_a_batch_depends_on_nothing_but_its_arguments() -> None:
 def test_batches_of_one_seed_never_change_between_versions() -> None:
     inputs, _ = sample_batch(TOKENS, batch_size=4, block_size=16, seed=1337, step=7, rank=1)
     assert inputs[:, 0].tolist() == [596, 509, 943, 60]
-    inputs, _ = sample_batch(TOKENS, batch_size=4, block_size=16, seed=1337, step=7, rank=1, order="shuffled")
+    inputs, _ = sample_batch(TOKENS, batch_size=4, block_size=16, seed=1337, step=7, rank=1, data_order="shuffled")
     assert inputs[:, 0].tolist() == [354, 146, 114, 882]
 
 
@@ -47,13 +47,13 @@ def test_every_start_is_equally_likely() -> None:
 @settings(deadline=None)
 @given(st.integers(2, 300), st.integers(1, 40), st.integers(1, 9), st.integers(0, 2**63), st.integers(0, 9))
 def test_shuffled_windows_come_once_before_any_comes_again(
-    count: int, block_size: int, batch_size: int, seed: int, reading: int
+    count: int, block_size: int, batch_size: int, seed: int, epoch: int
 ) -> None:
     if count <= block_size:
         return
-    windows = max(1, (count - 1) // block_size - 1)  # of one reading, one behind the other
-    draw = {"batch_size": batch_size, "block_size": block_size, "seed": seed, "order": "shuffled"}
-    first, last = reading * windows, (reading + 1) * windows
+    windows = max(1, (count - 1) // block_size - 1)  # of one epoch, one behind the other
+    draw = {"batch_size": batch_size, "block_size": block_size, "seed": seed, "data_order": "shuffled"}
+    first, last = epoch * windows, (epoch + 1) * windows
     steps = range(first // batch_size, -(-last // batch_size))
     batches = [sample_batch(TOKENS[:count], step=step, **draw)[0][:, 0] for step in steps]
     skipped = first - steps[0] * batch_size
@@ -62,15 +62,15 @@ def test_shuffled_windows_come_once_before_any_comes_again(
     assert starts[0] >= 0 and starts[-1] + block_size < count
 
 
-def test_each_shuffled_reading_has_an_order_and_a_cut_of_its_own() -> None:
-    draw = {"batch_size": 98, "block_size": 10, "order": "shuffled"}  # one reading a step
+def test_each_shuffled_epoch_has_an_order_and_an_offset_of_its_own() -> None:
+    draw = {"batch_size": 98, "block_size": 10, "data_order": "shuffled"}  # one epoch a step
     runs = [sample_batch(TOKENS, seed=seed, step=step, **draw)[0][:, 0] for seed in (0, 1) for step in (0, 1, 2)]
     assert len({tuple(starts // 10) for starts in runs}) == len(runs)
     assert len({tuple(starts % 10) for starts in runs}) > 1
 
 
 def test_shuffled_windows_of_a_short_text_begin_anywhere() -> None:
-    starts = sample_batch(TOKENS[:12], batch_size=8_000, block_size=4, seed=0, step=0, order="shuffled")[0][:, 0]
+    starts = sample_batch(TOKENS[:12], batch_size=8_000, block_size=4, seed=0, step=0, data_order="shuffled")[0][:, 0]
     counts = np.bincount(starts)
     assert len(counts) == 8 and abs(counts - 1_000).max() < 150  # five standard deviations
 

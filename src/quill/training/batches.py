@@ -1,6 +1,6 @@
 """Batches for the training step: cut from the text by the CPU, or by a GPU out of its own memory.
 
-Both give the same windows, the pure function of (tokens, seed, step) in text/windows.py.
+Both give the same windows, the pure function of (tokens, seed, step) in data/windows.py.
 Shapes: B windows of a whole step, all micro-batches in one; T time; N tokens of the text.
 """
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quill.data.dataset import Dataset
-from quill.data.windows import Order, sample_batch, window_starts
+from quill.data.windows import DataOrder, sample_batch, window_starts
 from quill.device import available_memory
 from quill.model.config import ModelConfig
 from quill.training.config import TrainConfig
@@ -32,7 +32,7 @@ def fetch_batch(
         block_size=model_config.block_size,
         seed=config.seed,
         step=step,
-        order=config.windows,
+        data_order=config.windows,
     )
     return torch.from_numpy(inputs_BT).to(device), torch.from_numpy(targets_BT).to(device)
 
@@ -46,7 +46,7 @@ class DeviceBatches:
 
     def __init__(self, dataset: Dataset, model_config: ModelConfig, config: TrainConfig, device: torch.device):
         self.count, self.seed = len(dataset.train), config.seed
-        self.order: Order = config.windows
+        self.data_order: DataOrder = config.windows
         self.block_size = model_config.block_size
         self.tokens_N = torch.from_numpy(np.asarray(dataset.train).astype(stored_dtype(dataset))).to(device)
         self.offsets_T = torch.arange(self.block_size + 1, device=device)
@@ -56,7 +56,9 @@ class DeviceBatches:
     def aim(self, step: int) -> None:
         """Let the next `cut` give the batch of this step."""
         sizes = {"batch_size": len(self.starts_B), "block_size": self.block_size}
-        starts_B = torch.from_numpy(window_starts(self.count, **sizes, seed=self.seed, step=step, order=self.order))
+        starts_B = torch.from_numpy(
+            window_starts(self.count, **sizes, seed=self.seed, step=step, data_order=self.data_order)
+        )
         if self.starts_B.is_cuda:
             starts_B = starts_B.pin_memory()  # or the copy would wait for all work before it; each step pins its own
         self.starts_B.copy_(starts_B, non_blocking=True)
