@@ -108,7 +108,7 @@ def test_bursts_of_any_length_write_the_same(model: Model) -> None:
     written = []
     for bursts in ([BURST + 3], [BURST, 1, 2], [1] * (BURST + 3), [9, 10]):
         engine = CudaEngine(model, slots=3)
-        engine.begin(1, request)
+        engine.assign(1, request)
         tokens = engine.prefill([PrefillInput(1, request.prompt, 0)]).tokens_TB[:, 0].tolist()
         for steps in bursts:
             one = engine.decode([1], steps)
@@ -164,7 +164,7 @@ class NoQuestions(TorchDispatchMode):
 def make_ready(engine: Any) -> Any:
     """Let every place begin, one with each kind of request."""
     for place, request in enumerate(REQUESTS):
-        engine.begin(place, request)
+        engine.assign(place, request)
         engine.prefill([PrefillInput(place, request.prompt[:9], 0)])
     return engine
 
@@ -342,7 +342,7 @@ def test_on_a_gpu_recorded_bursts_are_the_model(model: Model, compiled: bool) ->
     for request, text in zip(REQUESTS, texts, strict=True):
         assert texts_of(engine, [request]) == [text]  # alone as in company
     for place, request in enumerate(REQUESTS):
-        engine.begin(place, request)
+        engine.assign(place, request)
         start = request.prompt[:4]
         tokens = [*start, int(engine.prefill([PrefillInput(place, start, 0)]).tokens_TB[0, 0])]
         written = engine.decode([place], BURST + 2)

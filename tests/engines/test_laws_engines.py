@@ -96,7 +96,7 @@ def test_every_engine_writes_with_the_scores_of_the_model(shape: str, name: str)
     config = SHAPES[shape]
     model, prompt = random_model(config), (1, 2, 3)
     engine, steps = engine_of(model, name, slots=2), config.block_size - len(prompt)
-    engine.begin(1, Request(prompt, 2 * steps, SamplingConfig(1.2), seed=3))
+    engine.assign(1, Request(prompt, 2 * steps, SamplingConfig(1.2), seed=3))
     first = engine.prefill([PrefillInput(1, prompt, 0)])
     written = engine.decode([1], steps)
     tokens = [*prompt, int(first.tokens_TB[0, 0]), *written.tokens_TB[:-1, 0].tolist()]

@@ -116,7 +116,7 @@ def written_by(engine: Engine, count: int, position: int | None = None) -> tuple
 
     With a position the place is as empty as a new one, but its next token counts as the one at that position.
     """
-    engine.begin(0, Request((1,), count, seed=3))
+    engine.assign(0, Request((1,), count, seed=3))
     parts = [engine.prefill([PrefillInput(0, (1,), 0)])]
     if position is not None:
         move(engine, position)

@@ -41,7 +41,7 @@ def test_choosing_by_rows_is_the_choice_of_sampling_for_each_of_them(
     uniform_B = torch.rand(B, generator=random_numbers)
     rows = RowSampling(B, V, torch.device("cpu"))
     for place, wish in enumerate(wishes):
-        rows.begin(place, wish)
+        rows.assign(place, wish)
     rows.counts_BV.copy_(torch.randint(0, 3, (B, V), generator=random_numbers))
     expected = [
         choose_tokens(
@@ -58,7 +58,7 @@ def test_choosing_by_rows_is_the_choice_of_sampling_for_each_of_them(
 def test_a_place_that_is_taken_again_forgets_the_wishes_before() -> None:
     rows = RowSampling(1, 5, torch.device("cpu"))
     fresh = {name: tensor.clone() for name, tensor in vars(rows).items() if isinstance(tensor, Tensor)}
-    rows.begin(0, Request((1, 2), 1, SamplingConfig(0.9, 9, 0.9, 0.01, 0.3, -0.1, 1.2), logit_bias={3: 1.0}))
+    rows.assign(0, Request((1, 2), 1, SamplingConfig(0.9, 9, 0.9, 0.01, 0.3, -0.1, 1.2), logit_bias={3: 1.0}))
     rows.count(torch.tensor([4]), torch.tensor([1]))
-    rows.begin(0, Request((0,), 0, SamplingConfig(0)))
+    rows.assign(0, Request((0,), 0, SamplingConfig(0)))
     assert all(torch.equal(tensor, getattr(rows, name)) for name, tensor in fresh.items())

@@ -46,7 +46,7 @@ class Engine(Protocol):
     burst: int
     """how many steps are worth being asked for at once"""
 
-    def begin(self, slot: int, request: Request) -> None:
+    def assign(self, slot: int, request: Request) -> None:
         """Give a place to a request: how its tokens are chosen, from its first random number on."""
         ...
 
@@ -70,6 +70,6 @@ class Engine(Protocol):
         """Return logits_TV of up to `context` tokens, each scored from those before it; every place stays as it is."""
         ...
 
-    def forget(self, slot: int) -> None:
-        """Release a place whose text has ended; what it holds may still be copied until `begin`."""
+    def release(self, slot: int) -> None:
+        """Release a place whose text has ended; what it holds may still be copied until `assign`."""
         ...

@@ -110,10 +110,10 @@ class CudaEngine:
         self._recordings: dict[tuple[int, Stages], Replay] = {}
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
 
-    def begin(self, slot: int, request: Request) -> None:
+    def assign(self, slot: int, request: Request) -> None:
         self._places[slot] = _Place(request)
         with torch.no_grad():
-            self.sampling.begin(slot, request)
+            self.sampling.assign(slot, request)
 
     @torch.no_grad()
     def prefill(self, prompts: Sequence[PrefillInput]) -> StepOutput:
@@ -150,7 +150,7 @@ class CudaEngine:
         with evaluation_mode(self.model):
             return self.model(torch.tensor([list(tokens)], device=self.device))[0].float().cpu().numpy()
 
-    def forget(self, slot: int) -> None:
+    def release(self, slot: int) -> None:
         self._places.pop(slot, None)
 
     def _write(self, slots: Sequence[int], counts: Sequence[int]) -> StepOutput:

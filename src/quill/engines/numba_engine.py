@@ -76,7 +76,7 @@ class NumbaEngine:
         example = Everything(self._call(np.zeros(0, np.int64), 0, 0), *state)
         self._write = load_step(quantization or "float32", example, lambda: (on_status or to_stderr)(COMPILING))
 
-    def begin(self, slot: int, request: Request) -> None:
+    def assign(self, slot: int, request: Request) -> None:
         s, how, V = self.sampler, request.sampling, self.config.vocab_size
         s.temperature_B[slot] = max(how.temperature, SMALLEST_TEMPERATURE) if how.temperature else 0
         s.top_k_B[slot] = min(how.top_k or V, V)
@@ -140,7 +140,7 @@ class NumbaEngine:
             [written.logits_TBV[0] for written in self._read([PrefillInput(self.slots, tokens, 0)], True)]
         )
 
-    def forget(self, slot: int) -> None:
+    def release(self, slot: int) -> None:
         self._requests.pop(slot, None)
 
     @property

@@ -61,9 +61,9 @@ class RowSampling:
         self.bias_BV, self.seen_BV, self.counts_BV = (torch.zeros(places, vocab_size, device=device) for _ in range(3))
         self.vocab_size = vocab_size
         for place in range(places):
-            self.begin(place, Request((0,), 0, SamplingConfig(0)))  # whoever is nobody chooses too
+            self.assign(place, Request((0,), 0, SamplingConfig(0)))  # whoever is nobody chooses too
 
-    def begin(self, place: int, request: Request) -> None:
+    def assign(self, place: int, request: Request) -> None:
         """Let a place choose as this request says, from its first token on."""
         how, V = request.sampling, self.vocab_size
         wanted = _filters(how)

@@ -69,7 +69,7 @@ class TorchEngine:
         self.device, self.dtype = weight.device, weight.dtype
         self.places: dict[int, _Place] = {}
 
-    def begin(self, slot: int, request: Request) -> None:
+    def assign(self, slot: int, request: Request) -> None:
         V = self.config.vocab_size
         bias_V, seen_V, counts_V = (torch.zeros(V, device=self.device) for _ in range(3))
         for token, bias in request.logit_bias.items():
@@ -100,7 +100,7 @@ class TorchEngine:
         with evaluation_mode(self.model):
             return self.model(torch.tensor([list(tokens)], device=self.device))[0].float().cpu().numpy()
 
-    def forget(self, slot: int) -> None:
+    def release(self, slot: int) -> None:
         self.places.pop(slot, None)
 
     def _step(self, places: list[_Place]) -> StepOutput:

@@ -129,7 +129,7 @@ class BatchGenerator:
     def _begin(self, admission: Admission) -> tuple[RunningSequence, int]:
         """Give a place to a text; return it and how many of its tokens the place holds by then."""
         text = admission.text
-        self.engine.begin(text.slot, text.request)
+        self.engine.assign(text.slot, text.request)
         if admission.shared and admission.source != text.slot:
             assert self.engine.copy is not None  # or nothing would be shared
             self.engine.copy(admission.source, text.slot, admission.shared)
@@ -163,7 +163,7 @@ class BatchGenerator:
     def _leave(self, number: int) -> bool:
         known, text = self.scheduler.leave(number)
         if text is not None:
-            self.engine.forget(text.slot)
+            self.engine.release(text.slot)
         return known
 
     def _tell(self, events: Sequence[TokenEvent]) -> None:
