@@ -15,6 +15,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,8 +67,8 @@ def contestants(text: str) -> dict[str, Callable[[], Figures]]:
     """Return everyone's turn on this text, by name."""
     characters, in_bytes = CharTokenizer.from_text(text), ByteTokenizer()
     turns = {
-        "Quill, characters": turn(characters.encode, characters.decode, text),
-        "Quill, bytes": turn(in_bytes.encode, in_bytes.decode, text),
+        "Quill, characters": turn(partial(characters.encode, compact=True), characters.decode, text),
+        "Quill, bytes": turn(partial(in_bytes.encode, compact=True), in_bytes.decode, text),
         "dictionary in a loop": turn(*dictionary_loop(text), text),
     }
     try:

@@ -85,7 +85,7 @@ def test_a_full_disk_is_named_in_one_line(quill, here, monkeypatch, tiny):
     ("argv", "words"),
     [
         (["--prompt="], ["prompt", "empty"]),
-        (["--prompt=K€NG"], ["'€'", "position 1", "--unknown=skip"]),
+        (["--prompt=K€NG"], ["'€'", "position 1", "(unknown=skip)"]),
         (["--prompt=€☃", "--unknown=skip"], ["no character"]),
         (["--prompt=K", "--prompt_file=my.txt"], ["--prompt_file"]),
         (["--prompt_file=missing.txt"], ["missing.txt"]),

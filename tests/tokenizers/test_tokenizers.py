@@ -1,10 +1,11 @@
-"""Laws of the tokenizers: nothing is lost, nothing is broken, and what cannot be done is said."""
+"""Tokenizers: decoding undoes encoding, pieces are whole characters, and errors name what is wrong."""
 
 import json
 import random
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,15 +37,27 @@ def test_decoding_undoes_encoding_by_bytes(text: str) -> None:
 @given(st.binary())
 def test_byte_tokens_of_a_file_are_its_bytes(raw: bytes) -> None:
     text = raw.decode("utf-8", "surrogateescape")
-    assert ByteTokenizer().encode(text).tobytes() == raw
+    assert ByteTokenizer().encode(text, compact=True).tobytes() == raw
+    assert ByteTokenizer().encode(text).tolist() == list(raw)
 
 
 @pytest.mark.parametrize("text", ["", "a", EMOJI, "x" * 1000])
 @pytest.mark.parametrize("kind", ["char", "byte"])
 def test_token_arrays_are_flat_writable_and_of_the_dtype(kind: str, text: str) -> None:
     tokenizer = build_tokenizer(kind, EMOJI + "ax")
-    tokens = tokenizer.encode(text)
-    assert tokens.ndim == 1 and tokens.dtype == tokenizer.dtype and tokens.flags.writeable
+    compact, tokens = tokenizer.encode(text, compact=True), tokenizer.encode(text)
+    assert compact.dtype == tokenizer.dtype and tokens.dtype == np.int64
+    for array in (compact, tokens):
+        assert array.ndim == 1 and array.flags.writeable and array.flags.c_contiguous
+    assert np.array_equal(compact, tokens)
+
+
+@pytest.mark.parametrize("kind", ["char", "byte"])
+def test_encoded_text_is_an_index_that_pytorch_accepts(kind: str) -> None:  # U14
+    embedding = torch.nn.Embedding(256, 2)
+    tokens = build_tokenizer(kind, EMOJI).encode(EMOJI)
+    assert embedding(torch.from_numpy(tokens)).shape == (len(tokens), 2)
+    assert embedding.weight[tokens].shape == (len(tokens), 2)
 
 
 def test_a_character_vocabulary_is_the_sorted_set_of_characters() -> None:
@@ -62,13 +75,13 @@ def test_the_dtype_is_the_smallest_that_holds_the_vocabulary(size: int, dtype: t
 
 
 def test_a_vocabulary_too_large_for_two_bytes_is_refused_with_the_way_out() -> None:
-    with pytest.raises(TokenizerError, match="--tokenizer=byte"):
+    with pytest.raises(TokenizerError, match=r"\(tokenizer=byte\)"):
         CharTokenizer.from_text("".join(map(chr, range(0x10000, 0x10000 + 65_537))))
 
 
 def test_an_unknown_character_is_named_with_its_position() -> None:
     tokenizer = CharTokenizer.from_text("abc")
-    with pytest.raises(TokenizerError, match=r"'é' at position 2 .*--unknown=skip"):
+    with pytest.raises(TokenizerError, match=r"'é' at position 2 .*\(unknown=skip\)"):
         tokenizer.encode("abécé")
     assert tokenizer.unknown_characters("abécé") == [(2, "é"), (4, "é")]
     assert tokenizer.drop_unknown("abécé") == "abc"
@@ -94,7 +107,7 @@ def test_half_a_character_is_an_error_in_one_line_and_never_a_crash() -> None:
         with pytest.raises(TokenizerError, match=r"\\ud83d.* at position 1") as caught:
             tokenizer.encode("a\ud83db")
         assert str(caught.value).isascii() and "\n" not in str(caught.value)
-    with pytest.raises(TokenizerError, match="--tokenizer=byte"):
+    with pytest.raises(TokenizerError, match=r"\(tokenizer=byte\)"):
         CharTokenizer.from_text("a\udc80")
 
 
@@ -145,6 +158,32 @@ def test_a_kind_that_does_not_exist_is_refused_with_those_that_do() -> None:
         build_tokenizer("word", "text")
 
 
+def test_a_tokenizer_stands_for_itself_and_nothing_else_does() -> None:  # U14
+    tokenizer = CharTokenizer("abc")
+    assert build_tokenizer(tokenizer, "xyz") is tokenizer
+    for wrong in (None, 5, ["char"], {"kind": "char"}):
+        with pytest.raises(TokenizerError, match=rf"tokenizer={type(wrong).__name__} object .*'char', 'byte'"):
+            build_tokenizer(wrong, "text")  # type: ignore[arg-type]
+
+
+@settings(deadline=None)
+@given(some_text, some_text)
+def test_an_extended_vocabulary_keeps_its_ids_and_encodes_the_new_text(old: str, new: str) -> None:
+    before = CharTokenizer.from_text(old)
+    after = before.extend(new)
+    assert after.characters == before.characters + "".join(sorted(set(new) - set(old)))
+    assert np.array_equal(before.encode(old), after.encode(old))
+    assert after.decode(after.encode(new)) == new
+    assert after.extend(new) is after and ByteTokenizer().extend(new) == ByteTokenizer()
+
+
+def test_a_vocabulary_is_not_extended_by_what_is_no_character() -> None:
+    with pytest.raises(TokenizerError, match="invalid byte"):
+        CharTokenizer("abc").extend("d\udc80")
+    with pytest.raises(TokenizerError, match="65,536 is the most"):
+        CharTokenizer("abc").extend("".join(map(chr, range(0x10000, 0x10000 + 65_534))))
+
+
 @settings(deadline=None)
 @given(some_text)
 def test_streamed_pieces_are_whole_characters_and_join_to_the_text(text: str) -> None:
@@ -188,5 +227,7 @@ def test_tables_agree_with_a_dictionary_on_a_text_of_many_slices() -> None:
     numbers = {character: i for i, character in enumerate(tokenizer.characters)}
     tokens = tokenizer.encode(text)
     assert tokens.tolist() == [numbers[character] for character in text] and tokenizer.decode(tokens) == text
+    assert tokenizer.characters == "".join(sorted(set(text)))
+    assert tokenizer.unknown_characters(text + "aXY") == [(150_001, "X"), (150_002, "Y")]
     with pytest.raises(TokenizerError, match="at position 150,000 "):
         tokenizer.encode(text + "X")

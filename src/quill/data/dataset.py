@@ -23,7 +23,7 @@ import numpy as np
 from quill.data.corpus import SHAKESPEARE, Corpus, CorpusNotFoundError, find_corpus, name_of
 from quill.errors import CorpusError
 from quill.tokenizers.base import Tokenizer
-from quill.tokenizers.load import build_tokenizer, check_kind, tokenizer_from_json
+from quill.tokenizers.load import build_tokenizer, check_tokenizer, tokenizer_from_json
 
 FORMAT = 1  # raised whenever the same text would give other files
 _SLICE_CHARACTERS = 1 << 22
@@ -59,7 +59,7 @@ def prepare_dataset(
     What is there is used when it came from the same text, or when the text cannot be found any more; `force` writes
     it anew. CorpusError for a text that is missing or cannot be used, and when the files cannot be written.
     """
-    check_kind(tokenizer)
+    check_tokenizer(tokenizer)
     folder = Path(data_dir) / (corpus.name if corpus else name_of(dataset)) / tokenizer
     there = None if force else _open_if_whole(folder)
     if corpus is None:
@@ -168,7 +168,7 @@ def _write_split(path: Path, text: str, start: int, end: int, tokenizer: Tokeniz
     count, digest = 0, hashlib.sha256()
     with open(path, "xb") as file:
         for first in range(start, end, _SLICE_CHARACTERS):
-            tokens = tokenizer.encode(text[first : min(first + _SLICE_CHARACTERS, end)])
+            tokens = tokenizer.encode(text[first : min(first + _SLICE_CHARACTERS, end)], compact=True)
             raw = tokens.astype(stored, copy=False).tobytes()
             file.write(raw)
             digest.update(raw)

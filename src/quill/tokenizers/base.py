@@ -1,4 +1,4 @@
-"""What every tokenizer can do, and the check of token ids that they share."""
+"""The interface of a tokenizer, and the check of token ids that all tokenizers share."""
 
 from __future__ import annotations
 
@@ -11,53 +11,60 @@ from quill.errors import TokenizerError
 
 
 class StreamDecoder(Protocol):
-    """Turns tokens into text one at a time; joined pieces equal `decode` of all the tokens."""
+    """Decodes one token at a time; the pieces joined equal `decode` of all the tokens."""
 
     def feed(self, token: int) -> str:
-        """Return the text that is complete now: possibly none, never part of a character."""
+        """Return the text that this token completes: possibly none, never part of a character."""
         ...
 
     def flush(self) -> str:
-        """Return what is left of an unfinished character (as U+FFFD) and start afresh."""
+        """Return U+FFFD for an unfinished character, else nothing, and reset the decoder."""
         ...
 
 
 class Tokenizer(Protocol):
-    """What every tokenizer can do. Token arrays are one-dimensional, of `dtype`."""
+    """Converts text to token ids and back. Token arrays are one-dimensional."""
 
     @property
     def kind(self) -> str:
-        """Its name in `--tokenizer=`: "char" or "byte"."""
+        """Return the name that selects this tokenizer: "char" or "byte"."""
         ...
 
     @property
     def vocab_size(self) -> int:
-        """How many tokens there are; they are numbered from 0."""
+        """Return the number of tokens; ids run from 0 to vocab_size - 1."""
         ...
 
     @property
     def dtype(self) -> np.dtype:
-        """The smallest unsigned integer that holds every token: uint8 or uint16."""
+        """Return the smallest unsigned dtype that holds every id, uint8 or uint16: that of token files."""
         ...
 
-    def encode(self, text: str) -> np.ndarray:
-        """Return the tokens of a text; TokenizerError names the first character that has none."""
+    def encode(self, text: str, *, compact: bool = False) -> np.ndarray:
+        """Return the tokens of a text: int64, which PyTorch takes as an index, or with `compact` of `dtype`.
+
+        TokenizerError names the first character that has no token.
+        """
         ...
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
-        """Return the text of tokens; TokenizerError for a number that is no token."""
+        """Return the text of tokens; TokenizerError for an id outside the vocabulary."""
         ...
 
     def count_characters(self, tokens: np.ndarray) -> int:
-        """Return how many characters the tokens stand for."""
+        """Return the number of characters that the tokens decode to."""
         ...
 
     def unknown_characters(self, text: str) -> list[tuple[int, str]]:
-        """Return (position, character) for each character that `encode` would refuse."""
+        """Return (position, character) of each character that `encode` would refuse."""
         ...
 
     def drop_unknown(self, text: str) -> str:
         """Return the text without the characters that `encode` would refuse."""
+        ...
+
+    def extend(self, text: str) -> Tokenizer:
+        """Return a tokenizer that also encodes this text: new ids follow the old ones, which stay as they are."""
         ...
 
     def stream_decoder(self) -> StreamDecoder:
@@ -69,8 +76,8 @@ class Tokenizer(Protocol):
         ...
 
 
-def _checked(tokens: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
-    """Return tokens as an integer array with every value inside the vocabulary, or raise TokenizerError."""
+def check_tokens(tokens: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
+    """Return tokens as an integer array; TokenizerError unless each is from 0 to vocab_size - 1."""
     array = np.asarray(tokens)
     if not array.size:
         return np.zeros(0, np.uint8)

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 
 from quill.errors import TokenizerError
-from quill.tokenizers.base import StreamDecoder, _checked
+from quill.tokenizers.base import StreamDecoder, check_tokens
 
 _SURROGATE_OF_NO_BYTE = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")
 
 
 @dataclass(frozen=True)
 class ByteTokenizer:
-    """One token a byte of the text's UTF-8: any language, 256 tokens, nothing to learn.
+    """One token for each byte of the text's UTF-8: 256 tokens, any language, no training.
 
-    Text that holds invalid bytes as PEP 383 surrogates ("surrogateescape") is encoded to the very bytes it was read
-    from. Decoding never fails on a sequence that is not UTF-8: it shows U+FFFD there.
+    Invalid bytes, which a str holds as PEP 383 surrogates ("surrogateescape"), are encoded as themselves. Decoding
+    shows U+FFFD where the bytes are not UTF-8, and never fails.
     """
 
     @property
@@ -36,21 +36,22 @@ class ByteTokenizer:
     def dtype(self) -> np.dtype:
         return np.dtype(np.uint8)
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode(self, text: str, *, compact: bool = False) -> np.ndarray:
         try:
             raw = text.encode("utf-8", "surrogateescape")
         except UnicodeEncodeError as error:
             raise TokenizerError(
                 f"{text[error.start]!r} at position {error.start:,} is half a character (a lone surrogate) and has no "
-                "bytes: leave it out, or drop such characters with --unknown=skip"
+                "bytes: leave it out, or drop unknown characters (unknown=skip)"
             ) from error
-        return np.frombuffer(raw, np.uint8).copy()  # an array over bytes is read-only, which torch warns about
+        # Always a copy: an array over bytes is read-only, which PyTorch warns about.
+        return np.frombuffer(raw, np.uint8).astype(self.dtype if compact else np.int64)
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
-        return _checked(tokens, 256).astype(np.uint8).tobytes().decode("utf-8", "replace")
+        return check_tokens(tokens, 256).astype(np.uint8).tobytes().decode("utf-8", "replace")
 
     def count_characters(self, tokens: np.ndarray) -> int:
-        # In UTF-8 each character has exactly one byte that does not look like 10xxxxxx.
+        # In UTF-8 each character has exactly one byte that is not of the form 10xxxxxx.
         return int(np.count_nonzero((np.asarray(tokens) & 0xC0) != 0x80))
 
     def unknown_characters(self, text: str) -> list[tuple[int, str]]:
@@ -58,6 +59,9 @@ class ByteTokenizer:
 
     def drop_unknown(self, text: str) -> str:
         return _SURROGATE_OF_NO_BYTE.sub("", text)
+
+    def extend(self, text: str) -> ByteTokenizer:
+        return self  # each byte has its token already
 
     def stream_decoder(self) -> StreamDecoder:
         return _ByteStream()
@@ -71,7 +75,7 @@ class _ByteStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token: int) -> str:
-        return self._decoder.decode(_checked([token], 256).astype(np.uint8).tobytes())
+        return self._decoder.decode(check_tokens([token], 256).astype(np.uint8).tobytes())
 
     def flush(self) -> str:
         text = self._decoder.decode(b"", final=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,18 +11,21 @@ from typing import Any
 import numpy as np
 
 from quill.errors import TokenizerError
-from quill.tokenizers.base import StreamDecoder, _checked
+from quill.tokenizers.base import StreamDecoder, check_tokens
 
-# Code points take four bytes a character: slices that stay in the processor's cache are three times as fast as a whole.
+# Code points take four bytes a character: slices that fit the processor's cache are three times as fast as one array.
+# Short slices also let a signal in between them.
 _SLICE = 1 << 16
 
-# Undecodable bytes of a file live in a str as U+DC80 to U+DCFF (PEP 383); other lone surrogates stand for nothing.
+_CODE_POINTS = 0x110000
+
+# Undecodable bytes of a file are U+DC80 to U+DCFF in a str (PEP 383); other lone surrogates mean nothing.
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class CharTokenizer:
-    """One token a character; token number i is `characters[i]`."""
+    """One token for each character; token number i is `characters[i]`."""
 
     characters: str
 
@@ -32,20 +35,20 @@ class CharTokenizer:
         if len(self.characters) > 65_536:
             raise TokenizerError(
                 f"the text has {len(self.characters):,} different characters, and 65,536 is the most a character "
-                "vocabulary can hold: use --tokenizer=byte"
+                "vocabulary can hold: use the byte tokenizer (tokenizer=byte)"
             )
         if len(set(self.characters)) != len(self.characters):
             raise TokenizerError("a character vocabulary has a character twice: it was damaged or not made by Quill")
         if stray := _SURROGATE.search(self.characters):
             raise TokenizerError(
                 f"{stray[0]!r} is half a character or an invalid byte and cannot be in a character vocabulary: "
-                "use --tokenizer=byte, which accepts any bytes"
+                "use the byte tokenizer (tokenizer=byte), which accepts any bytes"
             )
 
     @classmethod
     def from_text(cls, text: str) -> CharTokenizer:
         """Return the tokenizer whose vocabulary is the sorted set of the text's characters."""
-        return cls("".join(sorted(set(text))))
+        return cls(_characters_of(text))
 
     @property
     def kind(self) -> str:
@@ -59,21 +62,21 @@ class CharTokenizer:
     def dtype(self) -> np.dtype:
         return np.dtype(np.uint8 if self.vocab_size <= 256 else np.uint16)
 
-    def encode(self, text: str) -> np.ndarray:
-        tokens = np.empty(len(text), self.dtype)
-        for start in range(0, len(text), _SLICE):
-            piece = self._look_up(text[start : start + _SLICE])
+    def encode(self, text: str, *, compact: bool = False) -> np.ndarray:
+        tokens = np.empty(len(text), self.dtype if compact else np.int64)
+        for start, codes in _code_slices(text):
+            piece = self._look_up(codes)
             if piece.min() < 0:
                 position, character = self.unknown_characters(text)[0]
                 raise TokenizerError(
                     f"character {character!r} at position {position:,} is not among the {self.vocab_size} characters "
-                    "of the training text: leave it out, or drop such characters with --unknown=skip"
+                    "of the training text: leave it out, or drop unknown characters (unknown=skip)"
                 )
             tokens[start : start + _SLICE] = piece
         return tokens
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
-        array = _checked(tokens, self.vocab_size)
+        array = check_tokens(tokens, self.vocab_size)
         slices = (array[start : start + _SLICE] for start in range(0, len(array), _SLICE))
         return "".join(self._codes.take(piece).tobytes().decode("utf-32-le") for piece in slices)
 
@@ -81,11 +84,19 @@ class CharTokenizer:
         return len(tokens)
 
     def unknown_characters(self, text: str) -> list[tuple[int, str]]:
-        return [(int(i), text[i]) for i in np.flatnonzero(self._look_up(text) < 0)]
+        return [
+            (start + int(i), text[start + int(i)])
+            for start, codes in _code_slices(text)
+            for i in np.flatnonzero(self._look_up(codes) < 0)
+        ]
 
     def drop_unknown(self, text: str) -> str:
         known = set(self.characters)
         return "".join(character for character in text if character in known)
+
+    def extend(self, text: str) -> CharTokenizer:
+        new = [character for character in _characters_of(text) if character not in self.characters]
+        return CharTokenizer(self.characters + "".join(new)) if new else self
 
     def stream_decoder(self) -> StreamDecoder:
         return _CharStream(self)
@@ -99,13 +110,13 @@ class CharTokenizer:
 
     @cached_property
     def _token_of_code(self) -> np.ndarray:
-        """Token of each code point, -1 where there is none; the last entry answers for all code points beyond."""
+        """Return the token of each code point, -1 where there is none; the last entry stands for all beyond it."""
         table = np.full(int(self._codes.max()) + 2, -1, np.int32)
         table[self._codes] = np.arange(self.vocab_size)
         return table
 
-    def _look_up(self, text: str) -> np.ndarray:
-        return self._token_of_code.take(_code_points(text), mode="clip")
+    def _look_up(self, codes: np.ndarray) -> np.ndarray:
+        return self._token_of_code.take(codes, mode="clip")
 
 
 class _CharStream:
@@ -117,6 +128,20 @@ class _CharStream:
 
     def flush(self) -> str:
         return ""
+
+
+def _characters_of(text: str) -> str:
+    """Return the different characters of a text, sorted by code point."""
+    seen = np.zeros(_CODE_POINTS, bool)
+    for _, codes in _code_slices(text):
+        seen[codes] = True
+    return "".join(map(chr, np.flatnonzero(seen)))
+
+
+def _code_slices(text: str) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (position, code points) of one slice of the text after another."""
+    for start in range(0, len(text), _SLICE):
+        yield start, _code_points(text[start : start + _SLICE])
 
 
 def _code_points(text: str) -> np.ndarray:

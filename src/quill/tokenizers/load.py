@@ -1,4 +1,4 @@
-"""Make a tokenizer from its kind and a text, or from the JSON object in a checkpoint."""
+"""Build a tokenizer from its name and a text, or from the JSON object in a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,20 +13,31 @@ from quill.tokenizers.char import CharTokenizer
 KINDS = ("char", "byte")
 
 
-def build_tokenizer(kind: str, text: str) -> Tokenizer:
-    """Return a tokenizer of this kind for this text; TokenizerError for a kind that does not exist."""
-    check_kind(kind)
-    return ByteTokenizer() if kind == "byte" else CharTokenizer.from_text(text)
+def build_tokenizer(tokenizer: str | Tokenizer, text: str) -> Tokenizer:
+    """Return the tokenizer of this name for this text; a tokenizer is returned as it is.
+
+    TokenizerError for anything else.
+    """
+    check_tokenizer(tokenizer)
+    if not isinstance(tokenizer, str):
+        return tokenizer
+    return ByteTokenizer() if tokenizer == "byte" else CharTokenizer.from_text(text)
 
 
-def check_kind(kind: str) -> None:
-    """Raise TokenizerError for a kind of tokenizer that does not exist."""
-    if kind not in KINDS:
-        raise TokenizerError(f"tokenizer={kind!r} does not exist: use {' or '.join(map(repr, KINDS))}")
+def check_tokenizer(tokenizer: object) -> None:
+    """Raise TokenizerError unless this is the name of a tokenizer, or a tokenizer that `tokenizer_from_json` knows."""
+    if isinstance(tokenizer, str):
+        if tokenizer not in KINDS:
+            raise TokenizerError(f"tokenizer={tokenizer!r} does not exist: use {' or '.join(map(repr, KINDS))}")
+    elif not isinstance(tokenizer, CharTokenizer | ByteTokenizer):
+        raise TokenizerError(
+            f"tokenizer={type(tokenizer).__name__} object cannot be used: use {', '.join(map(repr, KINDS))}, "
+            "or a CharTokenizer or ByteTokenizer"
+        )
 
 
 def tokenizer_from_json(data: dict[str, Any]) -> Tokenizer:
-    """Return the tokenizer that `to_json` described; TokenizerError if this is no such description."""
+    """Return the tokenizer that `to_json` described; TokenizerError for any other value."""
     match data:
         case {"kind": "char", "characters": str(characters)}:
             return CharTokenizer(characters)
