@@ -90,17 +90,25 @@ def test_every_command_runs_in_the_order_of_the_page(page: str, folder: Path) ->
         run([sys.executable, "-c", block], folder)
 
 
-def test_the_test_sees_the_commands() -> None:
+def test_the_commands_of_a_page_are_found() -> None:
     found = commands("README.md")
     for founding in ("python data/shakespeare/prepare.py", "python v2.py", "quill demo"):
         assert founding in found
     assert len(blocks("README.md", "python")) == 1 and len(commands("CONTRIBUTING.md")) >= 3
 
 
-def test_every_link_to_a_file_leads_somewhere() -> None:
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub makes of the page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_link_to_a_file_or_a_heading_leads_somewhere() -> None:
     for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8")):
+            path = page.parent / target if target else page
+            assert path.exists(), f"{page.name}: {target}"
+            assert not anchor or anchor in anchors(path), f"{page.name}: {target}#{anchor}"
 
 
 def files_in_tree(page: str) -> set[str]:
