@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,6 +44,14 @@ TINY = [
 TEXT = "".join(f"KING {n}: now is the winter of our discontent, the {n} of {n * n}.\n" for n in range(60))
 
 
+def _changed(flags: Sequence[str]) -> list[str]:
+    """Return the flags of a test without those that a later one changes: given twice, a flag is refused."""
+    names = [
+        word.partition("=")[0] if word.startswith("--") and not word.startswith("--stop=") else None for word in flags
+    ]
+    return [word for i, word in enumerate(flags) if names[i] is None or names[i] not in names[i + 1 :]]
+
+
 @dataclass(frozen=True)
 class Run:
     """A trained run, the folder that holds everything, and the flags that made it."""
@@ -68,6 +76,12 @@ def no_data(tmp_path_factory: pytest.TempPathFactory):
 def tiny() -> list[str]:
     """Flags for the smallest training that still does everything."""
     return list(TINY)
+
+
+@pytest.fixture
+def changed() -> Callable[[Sequence[str]], list[str]]:
+    """Remove the flags that a later one of the same name changes."""
+    return _changed
 
 
 @pytest.fixture
@@ -101,7 +115,7 @@ def quill(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, s
 
     def run(*argv: str | Path) -> tuple[int, str, str]:
         capsys.readouterr()
-        code = main([str(word) for word in argv])
+        code = main(_changed([str(word) for word in argv]))
         out, error = capsys.readouterr()
         return code, out, error
 

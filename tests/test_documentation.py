@@ -44,9 +44,11 @@ def arguments(command: str, shakespeare: bool) -> list[str]:
     name = Path(words[1]).stem if words[0] == "python" else words[1]
     words = [sys.executable, *words[1:]] if words[0] == "python" else [sys.executable, "-m", *words]
     if not shakespeare and name in ("train", "v2", "prepare") and not re.search(r"dataset=(?!shakespeare)", command):
-        words.append("--dataset=pydoc")
+        words = [word for word in words if not word.startswith("--dataset=")] + ["--dataset=pydoc"]
     words = [re.sub(r"^--minutes=.*", "--minutes=0.01", word) for word in words]
-    return words + SHORTER.get(name, [])
+    shorter = SHORTER.get(name, [])
+    names = {flag.partition("=")[0] for flag in shorter}
+    return [word for word in words if word.partition("=")[0] not in names] + shorter
 
 
 @pytest.fixture(scope="module")

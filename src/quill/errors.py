@@ -1,4 +1,4 @@
-"""The errors that a user can cause, and the checks that raise them: the ground floor that every room may stand on.
+"""The errors that a user can cause.
 
 Each message is one line that names the thing, its value, and what to do. The command line prints that line
 and exits with code 2; a program that imports Quill catches the type.
@@ -6,9 +6,15 @@ and exits with code 2; a program that imports Quill catches the type.
 
 from __future__ import annotations
 
+LONGEST_MESSAGE = 800
+"""Characters. A longer message loses its middle: what went wrong is at its start, what to do is at its end."""
+
 
 class QuillError(Exception):
     """Something that the user can put right. Its text is one line: what is wrong, and what to do."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(shorten(str(message)))
 
 
 class ConfigError(QuillError, ValueError):
@@ -20,7 +26,7 @@ class CorpusError(QuillError):
 
 
 class TokenizerError(QuillError, ValueError):
-    """Text that a tokenizer cannot write as tokens, or tokens that stand for no text."""
+    """Text that a tokenizer cannot encode, or tokens that it cannot decode."""
 
 
 class CheckpointError(QuillError):
@@ -28,8 +34,15 @@ class CheckpointError(QuillError):
 
 
 class TrainingError(QuillError):
-    """A run that cannot go on: a loss that is no number, or memory that ran out."""
+    """A run that cannot continue: the loss became NaN, or memory ran out."""
 
 
 class MissingDependencyError(QuillError):
     """An optional package that this feature needs and that is not installed."""
+
+
+def shorten(message: str, length: int = LONGEST_MESSAGE) -> str:
+    """Return the message as one line of at most `length` characters, cut in its middle where it is longer."""
+    if len(message) > length:
+        message = f"{message[: 2 * length // 3]} … {message[-length // 3 + 3 :]}"
+    return " ".join(line.strip() for line in message.splitlines())

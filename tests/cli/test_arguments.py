@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 import yaml
 
 from quill.checkpoints.run_folder import format_config
-from quill.cli.arguments import Parser, add_configuration, settings_of
+from quill.cli.arguments import Parser, add_configuration, asked_settings, settings_of
+from quill.cli.main import COMMANDS, load_command
+from quill.cli.parsing import other_names
 from quill.errors import ConfigError
 from quill.model.build import build_model
 from quill.model.config import ModernConfig
-from quill.runs.presets import parse_config, preset_names, read_config
+from quill.runs.presets import check_settings, parse_config, preset_names, read_config
 from quill.runs.settings import MODEL_FIELDS, TRAIN_FIELDS, build_configs
+from quill.validation import require
 
 
 def parser() -> Parser:
@@ -82,6 +87,119 @@ def test_a_flag_that_cannot_be_used_is_named_with_what_would_do(argv, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        # U8: other tools' names
+        (["--lr=1"], r"unknown flag --lr \(did you mean '--learning_rate'\?\)"),
+        (["--epochs=3"], r"steps, not epochs: --max_iters, or --minutes"),
+        (["--init_from=resume"], r"--resume=True resumes"),
+        (["--eval_only"], r"quill evaluate"),
+        (["--wandb_log=True"], r"metrics.jsonl.*--tensorboard=True"),
+        (["--num_steps=3"], r"did you mean '--max_iters'"),
+        (["--hidden_size=3"], r"did you mean '--n_embd'"),
+        (["--n_ctx=3"], r"did you mean '--block_size'"),
+        (["--seq-len=3"], r"did you mean '--block_size'"),
+        (["--output_dir=x"], r"did you mean '--out_dir'"),
+        # U19
+        (["batch_size=4"], r"did you mean --batch_size=4\?"),
+        (["--device=gpu"], r"--device='gpu' cannot be used: did you mean --device=cuda\?"),
+        (["--dtype=bf16"], r"did you mean --dtype=bfloat16\?"),
+        # U1, T3
+        (["--n_layer=2", "--n_layer=3"], r"--n_layer is given twice, as 2 and as 3: it takes one value"),
+        (["a.txt", "--dataset=b.txt"], r"dataset is given twice, as 'a.txt' and as --dataset='b.txt'"),
+        (["a.txt", "b.txt"], r"takes one dataset, and 'a.txt' and 'b.txt' were given"),
+    ],
+)
+def test_what_was_probably_meant_is_said(argv, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        read(*argv)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_name_of_another_tool_leads_to_a_flag_that_some_command_has(commands):
+    known = set().union(*(parser.flags for parser in commands)) | {"quantization"}
+    for ours, others in other_names._SAME.items():
+        assert ours in known, ours
+        assert not known & set(others.split()) - {ours}, others
+
+
+@pytest.fixture
+def commands() -> list[Parser]:
+    """The parsers of all commands."""
+    made = []
+    for name in COMMANDS:
+        made.append(Parser(name))
+        load_command(name).add_arguments(made[-1])
+    return made
+
+
+def test_several_words_are_several_values_where_a_command_takes_them():
+    several = Parser("train")
+    several.take_bare_word("dataset", several=True)
+    several.add_argument("--dataset", default="shakespeare")
+    assert several.read(["a.txt", "b.txt"]).given == {"dataset": ["a.txt", "b.txt"]}  # U1
+    assert several.read(["a.txt"]).dataset == "a.txt"
+    assert several.read(["--", "-a.txt", "--b.txt"]).dataset == ["-a.txt", "--b.txt"]
+
+
+def test_a_flag_that_is_repeated_with_the_same_value_is_accepted():
+    assert read("--n_layer=2", "--n_layer=2", "my.txt", "--dataset=my.txt").given == {"n_layer": 2, "dataset": "my.txt"}
+
+
+def test_an_old_name_works_and_is_answered_with_the_new_one():
+    made = parser()
+    made.add_argument("--quantization", type=Literal["int8"] | None)
+    made.accept_old_name("weights", "quantization", {"fp32": "None"})
+    got = made.read(["--weights=int8"])
+    assert got.given == {"quantization": "int8"}
+    assert got.notes == ["--weights is now called --quantization: use --quantization=int8"]
+    assert made.read(["--weights", "fp32"]).given == {"quantization": None}
+    assert made.read(["--quantization=int8"]).notes == []
+    with pytest.raises(ConfigError, match="--quantization='int4' cannot be used: it takes 'int8' or None"):
+        made.read(["--weights=int4"])
+
+
+@pytest.mark.parametrize("digits", ["9" * 40, "9" * 5000, "-" + "9" * 200])
+def test_huge_numbers_are_cut_in_messages(digits):  # U22
+    with pytest.raises(ConfigError) as caught:
+        settings = settings_of(read(f"--n_layer={digits}"))
+        build_configs(settings)
+        require(False, "n_layer", settings["n_layer"], "smaller")
+    assert len(str(caught.value)) < 200
+
+
+def test_a_value_of_any_length_leaves_a_message_of_one_line():
+    with pytest.raises(ConfigError) as caught:
+        read("--n_embd=" + "x" * 10**6)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("columns", [20, 40, 60, 80, 118, 200])
+def test_help_fits_the_terminal_and_breaks_no_word(commands, monkeypatch, columns):  # U5
+    whole = {name: set(parser_.format_help().split()) for name, parser_ in zip(COMMANDS, commands, strict=True)}
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for name, each in zip(COMMANDS, commands, strict=True):
+        page = each.format_help()
+        assert set(page.split()) == whole[name]
+        longest_word = max(len(word) for word in page.split())
+        assert max(map(len, page.splitlines())) <= max(40, min(columns, 118), 6 + longest_word)
+
+
+def test_help_is_bold_only_in_a_terminal_without_no_color(monkeypatch):
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[1m--n_embd=384\x1b[0m" in parser().format_help()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in parser().format_help()
+
+
+def test_help_asks_for_nothing_else():
+    assert parser().read(["--n_layer=2", "-h", "--nonsense"]).help is True
+    assert parser().read([]).help is False
+
+
 def test_a_word_that_is_no_flag_is_refused_where_none_is_expected():
     lone = Parser("demo")
     with pytest.raises(ConfigError, match="does not know what to do with 'now'"):
@@ -97,35 +215,10 @@ def test_abbreviated_flags_are_unknown():
 def test_flags_go_on_top_of_the_file_wherever_it_stands(tmp_path, monkeypatch, order):
     monkeypatch.chdir(tmp_path)
     Path("my.yaml").write_text("n_embd: 96\nn_layer: 3\nlearning_rate: 1e-4\n", encoding="utf-8")
-    got = read(*order)
-    assert (got.n_embd, got.n_layer, got.learning_rate, got.n_head) == (12, 3, 1e-4, 6)
-    assert got.given == {"n_embd", "n_layer", "learning_rate"}
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("n_embdd: 3", r"my.yaml: there is no setting 'n_embdd' \(did you mean 'n_embd'\?\)"),
-        ("n_embd: wide", r"my.yaml: n_embd='wide' cannot be used: it takes a whole number"),
-        ("dataset: 12", r"my.yaml: dataset=12 cannot be used: it takes text"),
-        ("n_embd: [1", r"my.yaml is not YAML \(line 1\)"),
-        ("just words", r"my.yaml holds no settings"),
-        ("stop: x", r"there is no setting 'stop'"),
-    ],
-)
-def test_a_mistake_in_a_file_names_the_file_and_the_key(tmp_path, monkeypatch, text, message):
-    monkeypatch.chdir(tmp_path)
-    Path("my.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match=message) as caught:
-        read("--config=my.yaml")
-    assert "\n" not in str(caught.value)
-
-
-def test_a_config_that_is_nowhere_names_the_presets():
-    with pytest.raises(ConfigError, match=r"neither a preset nor a file \(did you mean 'laptop'\?\)"):
-        read("--config=labtop")
-    with pytest.raises(ConfigError, match=r"presets: debug, laptop, modern, modern-laptop, shakespeare, v2"):
-        read("--config=zzz")
+    got = settings_of(read(*order))
+    assert [got[name] for name in ("n_embd", "n_layer", "learning_rate", "n_head")] == [12, 3, 1e-4, 6]
+    assert asked_settings(read(*order)) == {"n_embd": 12, "n_layer": 3, "learning_rate": 1e-4}
+    assert read(*order).given == {"n_embd": 12, "config": "my.yaml"}
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -153,7 +246,7 @@ def test_presets_are_the_recipes_they_promise():
 def test_a_written_configuration_reads_back_the_same():
     settings = settings_of(read("--dataset=Übung: 1.txt", "--learning_rate=1e-5", "--compile=False"))
     text = format_config(settings)
-    assert parser().check_file(parse_config(text, "config.yaml"), "config.yaml") == settings
+    assert check_settings(parse_config(text, "config.yaml"), "config.yaml") == settings
     assert yaml.safe_load(text) == settings
 
 

@@ -12,11 +12,11 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def script(monkeypatch, capsys):
+def script(monkeypatch, capsys, changed):
     """Run a script of the repository's root as `python NAME ARGV...` would; (exit code, standard output)."""
 
     def run(name: str, *argv: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", [name, *argv])
+        monkeypatch.setattr(sys, "argv", [name, *changed(argv)])
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(ROOT / name), run_name="__main__")
         return int(ended.value.code or 0), capsys.readouterr().out

@@ -48,7 +48,7 @@ def test_a_terminal_shows_a_live_picture_and_is_left_in_order(here, tiny, enviro
 
 @unix
 def test_ctrl_c_saves_and_the_command_it_names_goes_on(here, tiny, environment, capsys):
-    flags = [flag for flag in tiny if not flag.startswith(("--max_iters", "--log_interval"))]
+    flags = [flag for flag in tiny if not flag.startswith(("--max_iters", "--log_interval", "--eval_interval"))]
     process = subprocess.Popen(
         [*QUILL, "train", "my.txt", *flags, "--max_iters=1000000", "--log_interval=1", "--eval_interval=1000000"],
         stdout=subprocess.PIPE,

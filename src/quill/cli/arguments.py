@@ -1,212 +1,217 @@
-"""Flags, configuration files and their errors: how what a person types becomes the frozen data of the other rooms.
+"""The parser of the command line: which flags a command has, and the values that a person gave them.
 
-Every field of GPTConfig, ModernConfig and TrainConfig is a flag of the same name (`--n_embd=384`), and its docstring
-is its help. Values are settled in layers, each over the one before: defaults, `--config`, the flags themselves.
-Types and help come from jsonargparse (https://jsonargparse.readthedocs.io); the wording of errors is ours, because
-one line that names the flag, the value and what would do is what a person can act on.
+Every field of the model's configuration and of the training's is a flag of the same name (`--n_embd=384`). Its
+annotation is the flag's type and its docstring the help. Configuration files are not read here: runs/settings.py
+merges defaults, file and flags.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import re
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NoReturn, get_args, get_origin
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
-from jsonargparse import ArgumentParser, set_parsing_settings
-
+from quill.cli.parsing.flag import Flag, flags_of
+from quill.cli.parsing.help_page import help_page
+from quill.cli.parsing.other_names import suggest_flag, suggest_value
 from quill.errors import ConfigError
 from quill.model.config import CONFIGS
-from quill.runs.presets import read_config
+from quill.runs.presets import OLD_NAMES, preset_names, read_settings
 from quill.runs.settings import MODEL_FIELDS, SHAPES, TRAIN_FIELDS
 from quill.training.config import TrainConfig
-from quill.validation import describe_type, nearest
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
-_TRUTH = {
-    "true": True,
-    "yes": True,
-    "on": True,
-    "1": True,
-    "false": False,
-    "no": False,
-    "off": False,
-    "0": False,
-}
+from quill.validation import show
 
 
-class HelpFormatter(argparse.HelpFormatter):
-    """Help that shows each flag as it would be typed, with its default: `--n_embd=384`."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=38, width=118)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings or action.nargs == 0:
-            return super()._format_action_invocation(action)
-        unset = action.default in (None, "", argparse.SUPPRESS) or isinstance(action.default, list)
-        return f"{action.option_strings[-1]}={'…' if unset else action.default}"
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        choices = map(str, action.choices or (get_args(_type(action)) if get_origin(_type(action)) is Literal else ()))
-        choices = list(choices)
-        return text if all(choice in text for choice in choices) else f"{text} ({' or '.join(choices)})"
-
-
-class Parser(ArgumentParser):
-    """A jsonargparse parser whose errors are ConfigErrors of one line, and that knows no abbreviations."""
+class Parser:
+    """The flags of one command. `read` turns words into values; what cannot be used is a ConfigError of one line."""
 
     def __init__(self, command: str, description: str = "") -> None:
-        prog = f"quill {command}"
-        super().__init__(
-            prog=prog, description=description, usage=f"{prog} [--flag=value ...]", allow_abbrev=False,
-            formatter_class=HelpFormatter,
-        )  # fmt: skip
-        self.bare_word = ""
+        self.prog, self.description = f"quill {command}", description
+        self.flags: dict[str, Flag] = {}
+        self.bare_word, self.several_words = "", False
+        self.old_names: dict[str, tuple[str, Mapping[str, str]]] = {}
+        self.add_argument("--help", type=bool, default=False, help="show this page and exit")
 
-    def take_bare_word(self, name: str) -> None:
-        """Let one lone word stand for a flag: `quill train my.txt` means `quill train --dataset=my.txt`."""
-        self.bare_word = name
-        self.usage = f"{self.prog} [{name}] [--flag=value ...]"
+    def add_argument(
+        self,
+        name: str,
+        *,
+        type: Any = str,
+        default: Any = None,
+        help: str = "",
+        action: Literal["", "store_true", "append"] = "",
+        group: str = "options",
+    ) -> None:
+        """Add the flag `--name`, with the signature of argparse.
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ConfigError(" ".join(message.split())) from ex
-
-    def read(self, argv: Sequence[str], base: dict[str, Any] | None = None) -> argparse.Namespace:
-        """Return every argument's value: defaults, then `base`, then `--config`, then the flags of `argv`.
-
-        `.given` holds the names that `--config` and the flags set. ConfigError for anything that cannot be used.
+        `type` is the annotation of the value. `action` is "store_true" for a switch that is off, "append" for a flag
+        that may be repeated.
         """
-        words = self._settle(argv)
-        given = self._check(lambda: self.parse_args(words, defaults=False), dict(_split(word) for word in words))
-        layers = [vars(self.get_defaults()), base or {}]
-        if given.get("config") is not None:
-            layers.append(self.check_file(*read_config(given["config"])))
-        layers.append(vars(given))
-        merged = {name: value for layer in layers for name, value in layer.items()}
-        asked = frozenset(name for layer in layers[2:] for name in layer) - {"config"}
-        return argparse.Namespace(**merged, given=asked)
+        if action == "store_true":
+            type, default = bool, False
+        self.add_flag(Flag(name.lstrip("-"), type, default, lambda: help, group, repeatable=action == "append"))
 
-    def check_file(self, settings: dict[str, Any], source: str) -> dict[str, Any]:
-        """Return the settings of a configuration file with their types checked; errors name the file and the key."""
-        known = [name for name in (*MODEL_FIELDS, *TRAIN_FIELDS) if f"--{name}" in self._option_string_actions]
-        for name in settings:
-            if name not in known:
-                raise ConfigError(f"{source}: there is no setting {str(name)!r}{nearest(str(name), known)}")
-        return vars(self._check(lambda: self.parse_object(settings, defaults=False), settings, f"{source}: "))
+    def add_flag(self, flag: Flag) -> None:
+        """Add a flag; each name can be taken once."""
+        if flag.name in self.flags:
+            raise ValueError(f"{self.prog} already has a flag --{flag.name}")
+        self.flags[flag.name] = flag
 
-    def _check(self, parse: Any, values: dict[str, Any], where: str = "--") -> Any:
-        """Run jsonargparse; turn its message of several lines into ours."""
-        try:
-            return parse()
-        except ConfigError as error:
-            key = re.search(r'Parser key "([^"]+)"|argument --(\w+): invalid', str(error))
-            name = (key[1] or key[2]) if key else ""
-            action = self._option_string_actions.get(f"--{name}")
-            if action is None:
-                raise
-            raise ConfigError(
-                f"{where}{name}={values.get(name)!r} cannot be used: it takes {_accepted(action)}"
-            ) from error
+    def take_bare_word(self, name: str, several: bool = False) -> None:
+        """Let a word stand for a flag: `quill train my.txt` means `quill train --dataset=my.txt`.
 
-    def _settle(self, argv: Sequence[str]) -> list[str]:
-        """Return the words with every flag as `--name=value`: one form, so that no value is taken for a flag."""
-        settled, rest = [], list(argv)
+        With `several`, two or more words are given as a list.
+        """
+        self.bare_word, self.several_words = name, several
+
+    def accept_old_name(self, old: str, new: str, values: Mapping[str, str] | None = None) -> None:
+        """Let a flag be given by its name in earlier versions; `values` maps old values to new ones."""
+        self.old_names[old] = (new, values or {})
+
+    def set_defaults(self, **defaults: Any) -> None:
+        """Change the defaults of flags that were added before."""
+        for name, default in defaults.items():
+            flag = self.flags[name]
+            self.flags[name] = Flag(name, flag.type, default, flag.help, flag.group, flag.repeatable)
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Return the value of every flag, defaults included; ConfigError for words that cannot be used.
+
+        Besides the flags it has `given`, a dict of those that stand in `argv`, and `notes`, lines of advice for the
+        user. `help` is True where --help was asked for; what follows it is not read.
+        """
+        given: dict[str, Any] = {}
+        words: list[str] = []
+        notes: list[str] = []
+        for flag, text in self._split(argv, notes):
+            if flag is None:
+                words.append(text)
+                continue
+            value = flag.convert(text)
+            if flag.repeatable:
+                given.setdefault(flag.name, []).append(value)
+            elif given.setdefault(flag.name, value) != value:
+                raise ConfigError(
+                    f"--{flag.name} is given twice, as {show(given[flag.name])} and as {show(value)}: "
+                    f"it takes one value, so leave one out"
+                )
+            if given.get("help"):
+                break
+        if words and not given.get("help"):
+            self._add_bare_words(words, given)
+        defaults = {name: copy.copy(flag.default) for name, flag in self.flags.items()}
+        return argparse.Namespace(**{"config": None} | defaults | given, given=given, notes=notes)
+
+    def format_help(self) -> str:
+        """Return the page that --help shows, as wide as the terminal."""
+        word = f"[{self.bare_word}{' …' if self.several_words else ''}] " if self.bare_word else ""
+        first = [flag for name, flag in self.flags.items() if name != "help"]
+        return help_page(f"{self.prog} {word}[--flag=value ...]", self.description, [*first, self.flags["help"]])
+
+    def _split(self, argv: Sequence[str], notes: list[str]) -> Iterator[tuple[Flag | None, str]]:
+        """Yield each flag with the text of its value, and None with each bare word."""
+        rest = list(argv)
         while rest:
             word = rest.pop(0)
-            if word == "-h":
-                word = "--help"
+            if word == "--":  # all that follows are bare words, as in other programs
+                yield from ((None, each) for each in rest)
+                return
             if not word.startswith("-") or word == "-":
-                settled.append(self._bare(word))
+                yield None, word
                 continue
-            name, has_value, value = word.partition("=")
-            action = self._option_string_actions.get(name)
-            if action is None:
-                raise ConfigError(f"unknown flag {name}{self._suggest(name)}; {self.prog} --help lists them all")
-            if action.nargs == 0:
-                if not has_value or _TRUTH.get(value.lower(), False):
-                    settled.append(name)
-                continue
+            typed, has_value, text = word.partition("=")
+            flag, values = self._flag(typed)
             if not has_value:
-                if rest and not rest[0].startswith("--") and not (_is_switch(action) and rest[0].lower() not in _TRUTH):
-                    value = rest.pop(0)
-                elif _is_switch(action):
-                    value = "True"
+                if rest and flag.takes(rest[0]):
+                    text = rest.pop(0)
+                elif flag.is_switch:
+                    text = "True"
                 else:
-                    raise ConfigError(f"{name} needs a value: {_accepted(action)}, as in {name}=…")
-            if _is_switch(action):
-                value = str(_TRUTH.get(value.lower(), value))
-            if value == "None" and type(None) in get_args(_type(action)):
-                value = "null"  # what jsonargparse, a reader of YAML, calls it
-            settled.append(f"{name}={value}")
-        return settled
+                    raise ConfigError(f"{typed} needs a value: {flag.accepted}, as in {typed}=…")
+            if f"--{flag.name}" != typed and typed != "-h":
+                text = values.get(text, text)
+                notes.append(f"{typed} is now called --{flag.name}: use --{flag.name}={text}")
+            if (better := suggest_value(flag.name, text)) and text not in flag.choices:
+                raise ConfigError(f"{typed}={show(text)} cannot be used: did you mean --{flag.name}={better}?")
+            yield flag, text
 
-    def _suggest(self, name: str) -> str:
-        """Return " (did you mean …?)": the nearest flag, or else the one that the name begins."""
-        known = [flag for flag in self._option_string_actions if flag.startswith("--")]
-        longer = [flag for flag in known if flag.startswith(name)]
-        return nearest(name, known) or (f" (did you mean {longer[0]!r}?)" if longer else "")
+    def _flag(self, typed: str) -> tuple[Flag, Mapping[str, str]]:
+        """Return the flag that was typed, and a map of its old values to new ones."""
+        name = "help" if typed == "-h" else typed.removeprefix("--")
+        if typed.startswith("--") or typed == "-h":
+            if name in self.flags:
+                return self.flags[name], {}
+            if name in self.old_names and self.old_names[name][0] in self.flags:
+                new, values = self.old_names[name]
+                return self.flags[new], values
+        shown = show(typed)[1:-1]
+        raise ConfigError(f"unknown flag {shown}{suggest_flag(typed, self.flags)}; {self.prog} --help lists them all")
 
-    def _bare(self, word: str) -> str:
-        if self.bare_word:
-            return f"--{self.bare_word}={word}"
-        if any(not action.option_strings for action in self._actions):
-            return word
-        raise ConfigError(f"{self.prog} does not know what to do with {word!r}: flags look like --name=value")
+    def _add_bare_words(self, words: list[str], given: dict[str, Any]) -> None:
+        """Add the bare words as the value of the flag that they stand for."""
+        for word in words:
+            name, equals, text = word.partition("=")
+            if equals and name in self.flags:
+                raise ConfigError(f"flags begin with two hyphens: did you mean --{show(name + '=' + text)[1:-1]}?")
+        name = self.bare_word
+        if not name:
+            raise ConfigError(
+                f"{self.prog} does not know what to do with {show(words[0])}: flags look like --name=value"
+            )
+        if len(words) > 1 and not self.several_words:
+            raise ConfigError(
+                f"{self.prog} takes one {name}, and {show(words[0])} and {show(words[1])} were given: "
+                f"put quotes around a {name} with spaces in it"
+            )
+        value = (
+            [self.flags[name].convert(word) for word in words] if len(words) > 1 else self.flags[name].convert(words[0])
+        )
+        if given.setdefault(name, value) != value:
+            raise ConfigError(
+                f"{name} is given twice, as {show(words[0])} and as --{name}={show(given[name])}: leave one out"
+            )
 
 
 def add_configuration(parser: Parser, skip: Iterable[str] = ()) -> None:
-    """Give the parser a flag for every field of the models' shapes and of TrainConfig, and `--config`."""
+    """Give the parser a flag for every field of the models' configurations and of TrainConfig, and `--config`."""
+    about = lambda: f"a preset ({', '.join(preset_names())}) or a YAML file; flags override it"  # noqa: E731
+    parser.add_flag(Flag("config", str, None, about))
     parser.add_argument(
-        "--config",
-        type=str,
-        help="a preset (modern-laptop, modern, laptop, shakespeare, v2, debug) or a YAML file; flags go on top",
+        "--architecture",
+        type=Literal[tuple(CONFIGS)],
+        default="classic",
+        help="classic is GPT-2's model, modern adds what later models improved",
     )
-    names = " or ".join(CONFIGS)
-    architecture = Literal["classic", "modern"]
-    parser.add_argument("--architecture", type=architecture, default="classic", help=f"which GPT: {names}")
     there = {"vocab_size", *skip}
     for title, config in (*((f"the {n} model", c) for n, c in CONFIGS.items()), ("the training", TrainConfig)):
-        fields = {f.name for f in dataclasses.fields(config)}
-        unwanted: set[str | int] = set(fields & there)
-        parser.add_class_arguments(config, skip=unwanted)
-        parser._action_groups[-1].title = title
-        there |= fields  # what both models have is one flag
+        for flag in flags_of(config, title):
+            if flag.name not in there:  # what both models have is one flag
+                parser.add_flag(flag)
+            there.add(flag.name)
+    for old, new in OLD_NAMES.items():
+        if new in parser.flags and old not in parser.flags:
+            parser.accept_old_name(old, new)
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the flat configuration: every field of the chosen model and of the training, by name.
 
-    A field of the other model that was asked for is a ConfigError: it would do nothing.
+    Flags override the file of `--config`, and that the defaults. A field of the other model that was asked for is a
+    ConfigError: it would do nothing.
     """
-    chosen = ("architecture", *SHAPES[arguments.architecture])
-    for name in arguments.given:
+    asked = asked_settings(arguments)
+    values = vars(arguments) | asked
+    chosen = ("architecture", *SHAPES[values["architecture"]])
+    for name in asked:
         if name in MODEL_FIELDS and name not in chosen:
             owner = next(other for other, names in SHAPES.items() if name in names)
             raise ConfigError(f"{name} belongs to the {owner} model: leave it out, or use --architecture={owner}")
-    return {name: getattr(arguments, name) for name in (*chosen, *TRAIN_FIELDS)}
+    return {name: values[name] for name in (*chosen, *TRAIN_FIELDS)}
 
 
-def _split(word: str) -> tuple[str, str]:
-    name, _, value = word.partition("=")
-    return name.lstrip("-"), value
-
-
-def _type(action: argparse.Action) -> Any:
-    return getattr(action, "_typehint", None) or action.type
-
-
-def _is_switch(action: argparse.Action) -> bool:
-    return _type(action) is bool or bool in get_args(_type(action))
-
-
-def _accepted(action: argparse.Action) -> str:
-    if action.choices:
-        return " or ".join(repr(choice) for choice in action.choices)
-    try:
-        return describe_type(_type(action))
-    except KeyError:
-        return "a value"
+def asked_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that the file of `--config` and the flags name, flags last."""
+    from_file = read_settings(arguments.config)[0] if arguments.config is not None else {}
+    known = {*MODEL_FIELDS, *TRAIN_FIELDS}
+    return from_file | {name: value for name, value in arguments.given.items() if name in known}

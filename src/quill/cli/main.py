@@ -88,10 +88,12 @@ def _run(command: str, words: list[str]) -> int:
     module = load_command(command)
     parser = Parser(command, f"{COMMANDS[command][1][0].upper()}{COMMANDS[command][1][1:]}.")
     module.add_arguments(parser)
-    try:
-        arguments = parser.read(words[1:])
-    except SystemExit:  # argparse leaves this way once it has shown its help
+    arguments = parser.read(words[1:])
+    if arguments.help:
+        print(parser.format_help())
         return 0
+    for note in arguments.notes:
+        print(f"quill {command}: {note}", file=sys.stderr)
     return module.run(arguments) or 0
 
 

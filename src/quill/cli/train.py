@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quill.checkpoints.run_folder import require_folder
-from quill.cli.arguments import Parser, add_configuration, settings_of
+from quill.cli.arguments import Parser, add_configuration, asked_settings, settings_of
 from quill.errors import ConfigError
 from quill.process import keep_freed_memory
 from quill.runs.resume import refuse_existing_run, resumed_settings
@@ -85,9 +85,9 @@ def train_for_minutes(arguments: argparse.Namespace) -> TrainResult:
     require(0 < arguments.minutes < float("inf"), "minutes", arguments.minutes, "a number above 0")
     if arguments.resume:
         raise ConfigError("--minutes chooses a new run: leave it out to go on with one (--resume=True)")
-    if not ({"architecture", "optimizer"} & arguments.given):
+    asked = asked_settings(arguments)
+    if not ({"architecture", "optimizer"} & asked.keys()):
         arguments.architecture = "modern"
-    asked = {name: value for name, value in settings_of(arguments).items() if name in arguments.given}
     build_configs(settings_of(arguments))
     out_dir = Path(arguments.out_dir)
     require_folder(out_dir)

@@ -12,7 +12,7 @@ from quill.cli import train
 from quill.cli.arguments import Parser
 from quill.files import write_atomically
 from quill.generation.sample import opening
-from quill.runs.presets import read_config
+from quill.runs.presets import read_settings
 
 LENGTH = 500
 TEXT_FILE = "generated_text.txt"
@@ -21,7 +21,7 @@ TEXT_FILE = "generated_text.txt"
 def add_arguments(parser: Parser) -> None:
     """Give the parser what `quill v2` takes: the flags of `quill train`, with the recipe's values as defaults."""
     train.add_arguments(parser)
-    parser.set_defaults(**parser.check_file(*read_config("v2")))
+    parser.set_defaults(**read_settings("v2")[0])
 
 
 def run(arguments: argparse.Namespace) -> int:

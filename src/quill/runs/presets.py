@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, Literal, get_type_hints
 
 from quill.errors import ConfigError
-from quill.validation import nearest
+from quill.model.config import CONFIGS
+from quill.training.config import TrainConfig
+from quill.validation import convert_settings, nearest
+
+OLD_NAMES = {"windows": "data_order"}
+"""Settings that had another name in earlier versions: old name, new name."""
 
 
 def preset_names() -> list[str]:
@@ -41,6 +44,8 @@ def read_config(name: str) -> tuple[dict[str, Any], str]:
 
 def parse_config(text: str, source: str) -> dict[str, Any]:
     """Return the settings in a YAML text, `name: value` a line; ConfigError when it is something else."""
+    import yaml  # here, because most commands need none of it
+
     try:
         settings = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -52,3 +57,27 @@ def parse_config(text: str, source: str) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ConfigError(f"{source} holds no settings: it should have a `name: value` on each line")
     return settings
+
+
+def setting_types() -> dict[str, Any]:
+    """Return the annotation of every setting that a configuration file may have, by name."""
+    types: dict[str, Any] = {"architecture": Literal[tuple(CONFIGS)]}
+    for config in (*CONFIGS.values(), TrainConfig):
+        types |= get_type_hints(config)
+    return {name: kind for name, kind in types.items() if name != "vocab_size"}
+
+
+def read_settings(name: str) -> tuple[dict[str, Any], str]:
+    """Return the settings of a preset, a YAML file or a run directory with their types checked, and its name."""
+    settings, source = read_config(name)
+    return check_settings(settings, source), source
+
+
+def check_settings(settings: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return settings as values of their types, old names as new ones; errors name the source and the setting."""
+    types = setting_types()
+    renamed = {
+        OLD_NAMES[name] if name not in types and OLD_NAMES.get(name) in types else name: value
+        for name, value in settings.items()
+    }
+    return convert_settings(renamed, types, source)

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from quill.checkpoints.run_folder import holds_run
-from quill.cli.arguments import Parser, add_configuration, settings_of
+from quill.cli.arguments import asked_settings, settings_of
 from quill.errors import CheckpointError, ConfigError
-from quill.runs.presets import parse_config
-from quill.runs.settings import MODEL_FIELDS, TRAIN_FIELDS
+from quill.runs.presets import check_settings, parse_config
 
 # What may change when a run goes on: how long, how fast, how it is watched and where; never the model or its text.
 RESUMABLE = frozenset(
@@ -28,7 +27,7 @@ def resumed_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     stored = stored_settings(out_dir)
     if stored is None or not holds_run(out_dir):
         raise CheckpointError(f"{out_dir} holds no run to go on with: leave out --resume=True to start one")
-    asked = {name: getattr(arguments, name) for name in (*MODEL_FIELDS, *TRAIN_FIELDS) if name in arguments.given}
+    asked = asked_settings(arguments)
     for name, value in asked.items():
         if name not in RESUMABLE and value != stored.get(name, value):
             raise ConfigError(
@@ -59,6 +58,4 @@ def stored_settings(out_dir: Path) -> dict[str, Any] | None:
     file = out_dir / "config.yaml"
     if not file.is_file():
         return None
-    checker = Parser("train")
-    add_configuration(checker)
-    return checker.check_file(parse_config(file.read_text(encoding="utf-8"), str(file)), str(file))
+    return check_settings(parse_config(file.read_text(encoding="utf-8"), str(file)), str(file))
