@@ -88,7 +88,7 @@ def rolling(model: ModernGPT, text: Tensor, window: int, sinks: int = 0) -> Tens
     losses = []
     for start in range(0, x_TD.size(0), CHUNK):
         y_TD = x0_TD = x_TD[start : start + CHUNK]
-        for layer, (block, reminder) in enumerate(zip(model.blocks, model.reminders, strict=True)):
+        for layer, (block, reminder) in enumerate(zip(model.blocks, model.embedding_skip, strict=True)):
             assert isinstance(block, Block)
             y_TD = y_TD + reminder * x0_TD
             normed_TD = block.attention_norm(y_TD)

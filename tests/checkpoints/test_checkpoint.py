@@ -9,8 +9,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from quill.checkpoints import format as checkpoint
-from quill.checkpoints.format import read_manifest
+from quill.checkpoints.format import read_tensors
+from quill.checkpoints.manifest import read_manifest
 from quill.checkpoints.run_folder import find_checkpoint, load_checkpoint, newest_run, save_checkpoint
 from quill.data.dataset import Dataset
 from quill.errors import CheckpointError
@@ -62,7 +62,8 @@ def test_loading_draws_no_random_numbers(save: Callable[..., Path]) -> None:
 def test_best_and_last_are_kept_and_nothing_else(save: Callable[..., Path], tmp_path: Path) -> None:
     for step, best in ((1, True), (2, True), (3, False), (4, False)):
         save(step, best)
-    assert sorted(f.name for f in (tmp_path / "out" / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
+    kept = sorted(f.name for f in (tmp_path / "out" / "checkpoints").iterdir())
+    assert kept == ["index.json", "step-000002", "step-000004"]
     assert find_checkpoint(tmp_path / "out", "best").name == "step-000002"
     assert find_checkpoint(tmp_path / "out", "last").name == "step-000004"
 
@@ -86,7 +87,7 @@ def test_a_save_that_fails_leaves_the_old_one_and_no_rubbish(
         with pytest.raises(CheckpointError, match=r"No space left on device; .*--resume=True"):
             save(2)
     assert load_checkpoint(tmp_path / "out").step == 1
-    assert [f.name for f in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-000001"]
+    assert sorted(f.name for f in (tmp_path / "out" / "checkpoints").iterdir()) == ["index.json", "step-000001"]
     save(2)
     assert load_checkpoint(tmp_path / "out").step == 2
 
@@ -118,7 +119,7 @@ def test_foreign_files_are_refused_by_what_they_are(save: Callable[..., Path], t
         load_checkpoint(tmp_path / "nothing.safetensors")
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         find_checkpoint(tmp_path / "empty")
-    tensors, metadata = checkpoint.read_tensors(folder / "model.safetensors")
+    tensors, metadata = read_tensors(folder / "model.safetensors")
     for wrong in ({"format": 99}, {"architecture": "rnn"}, {"model": {"n_layer": 2}}, {"tokenizer": {"kind": "?"}}):
         data = safetensors.torch.save(tensors, {"quill": json.dumps(metadata | wrong)})
         (tmp_path / "wrong.safetensors").write_bytes(data)

@@ -48,7 +48,7 @@ def random_model(config: ModernConfig) -> ModernGPT:
         torch.manual_seed(0)
         model = ModernGPT(config).eval()
         for name, parameter in model.named_parameters():
-            if name != "reminders":
+            if name != "embedding_skip":
                 parameter.data.normal_(std=0.3)
     return model
 
@@ -71,7 +71,7 @@ def by_a_mask(model: ModernGPT, tokens_T: Tensor) -> Tensor:
     H, K, E = c.n_head, c.n_kv_head or c.n_head, c.n_embd // c.n_head
     angles_TE = torch.arange(T).double()[:, None] * SLOWEST ** -torch.linspace(0, 1, E // 2, dtype=torch.float64)
     turns_TE = torch.polar(torch.ones_like(angles_TE), angles_TE)
-    for block, reminder in zip(model.blocks, model.reminders, strict=True):
+    for block, reminder in zip(model.blocks, model.embedding_skip, strict=True):
         assert isinstance(block, Block)
         x_TD = x_TD + reminder * x0_TD
         qkv_HTE = block.attention.query_key_value(block.attention_norm(x_TD)).view(T, H + 2 * K, E).transpose(0, 1)

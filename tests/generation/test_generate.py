@@ -31,7 +31,7 @@ def tiny_model(block_size: int = 16, dropout: float = 0.0, config: ModelConfig |
         for name, parameter in model.named_parameters():
             if isinstance(model.config, GPTConfig):
                 parameter.data.mul_(8)
-            elif name != "reminders":
+            elif name != "embedding_skip":
                 parameter.data.normal_(std=0.5)
     return model
 

@@ -221,7 +221,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_what_was_good(
     with pytest.raises(TrainingError, match=r"step 9: loss nan, .* learning rate .*--learning_rate"):
         train(model_config, config, dataset)
     for which in ("best", "last"):
-        kept = load_checkpoint(config.out_dir, which=which)
+        kept = load_checkpoint(config.out_dir, checkpoint=which)
         assert kept.step in (4, 8) and all(p.isfinite().all() for p in kept.model.parameters())
 
 

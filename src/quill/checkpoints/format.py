@@ -1,33 +1,33 @@
-"""Checkpoints that survive a crash, name their own contents, and hold no code.
+"""One checkpoint on disk: a folder with weights, training state and their checksums, or the weights file alone.
 
-    out/best  out/last                        small text files: the name of a folder in out/checkpoints
-    out/checkpoints/step-000500/
-        model.safetensors                     weights, with configuration and tokenizer in its header: enough to write
-        training.safetensors                  optimizer state and random-number state: enough to go on
-        manifest.json                         SHA-256 of both
+    step-000500/
+        model.safetensors         weights, with configuration and tokenizer in its header: enough to generate
+        training.safetensors      optimizer state, random-number state, progress: enough to resume
+        manifest.json             SHA-256 of both
 
-A checkpoint is written beside its place and renamed into it, so a crash leaves the old one or the new one, never
-half of one. safetensors files cannot run code (unlike pickles) but have no checksum: hence the manifest. PyTorch takes
-over a second to import, so it is imported where a model is made, and not to read weights as arrays.
+A safetensors file holds no code and no checksum: hence the manifest. PyTorch takes over a second to import, so it is
+imported where a model is made, and not to read weights as arrays.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import safetensors
 
-from quill.errors import CheckpointError
-from quill.files import sync_file
-from quill.model.config import ModelConfig
+from quill.checkpoints.manifest import FORMAT, STATE, WEIGHTS, Manifest, manifest_beside, write_manifest
+from quill.checkpoints.schema import FINITE, OBJECT, SHA256, STEP, check_record, cut, one_of, optional
+from quill.checkpoints.tensor_file import FLOATS, TensorFile, TensorInfo, write_tensor_file
+from quill.errors import CheckpointError, QuillError
+from quill.model.config import CONFIGS, ModelConfig, architecture_of
+from quill.model.shapes import Shapes, weight_shapes
 from quill.tokenizers.base import Tokenizer
+from quill.tokenizers.load import tokenizer_from_json
 
 if TYPE_CHECKING:
     import torch
@@ -35,35 +35,49 @@ if TYPE_CHECKING:
 
     from quill.model.build import Model
 
-WEIGHTS, STATE, MANIFEST = "model.safetensors", "training.safetensors", "manifest.json"
+NAMES_IN_FORMAT_1 = {"embedding_skip": "reminders"}
 
-FORMAT = 1
+MOST_ANGLES = 1 << 26  # in a rotary table of a model that is built to learn its shapes
+
+ABOUT = {
+    "format": one_of(1, 2),
+    "architecture": one_of(*CONFIGS),
+    "model": OBJECT,
+    "tokenizer": OBJECT,
+    "step": STEP,
+    "val_loss": optional(FINITE),
+    "text_sha256": optional(SHA256),
+}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model read back, with what the file says about it."""
+    """A model read from disk, with what the file says about it."""
 
     config: ModelConfig
     weights: dict[str, np.ndarray] = field(repr=False)
-    """every weight by its name, float32, of the shapes that `config` says; on a CPU those of `model` are the same"""
+    """every weight by its name, float32; on a CPU those of `model` share their memory"""
     tokenizer: Tokenizer
     step: int
     val_loss: float | None
-    metadata: dict[str, Any]
+    metadata: dict[str, Any] = field(repr=False)
     path: Path
     device: torch.device | str
     """where `model` will be"""
+    text_sha256: str | None = None
+    """SHA-256 of the text that it was trained on; None in checkpoints of format 1"""
 
     @cached_property
     def model(self) -> Model:
-        """The model itself, in evaluation mode, made when it is first asked for."""
+        """The model in evaluation mode, made when it is first asked for."""
         import torch
 
         from quill.model.build import build_model
 
-        with torch.random.fork_rng(devices=[]):  # initial weights are drawn and thrown away: nobody's numbers change
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn and thrown away
             model = build_model(self.config)
+        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        check_weights({name: array.shape for name, array in self.weights.items()}, shapes, self.path)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(torch.from_numpy(self.weights[name]))
@@ -71,67 +85,130 @@ class Checkpoint:
         return model.to(self.device).eval()
 
 
-def check_weights(found: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], file: Path) -> None:
-    """Raise CheckpointError where tensors or arrays lack one of these names and shapes, or have others."""
-    if different := sorted(found.keys() ^ expected.keys()):
-        raise CheckpointError(f"{file} does not fit its own configuration: {different[0]} is only in one of them")
-    for name, shape in expected.items():
-        if (other := tuple(found[name].shape)) != shape:
-            raise CheckpointError(f"{file} does not fit its own configuration: {name} is {other}, expected {shape}")
+def write_checkpoint(
+    folder: Path,
+    model: Model,
+    tokenizer: Tokenizer,
+    *,
+    step: int,
+    val_loss: float | None,
+    text_sha256: str | None,
+    training_tensors: Mapping[str, Tensor],
+    training_metadata: Mapping[str, Any],
+) -> None:
+    """Write the three files of a checkpoint into an existing empty folder, durably. Errors are the system's OSError."""
+    about = {
+        "format": FORMAT,
+        "architecture": architecture_of(model.config),
+        "model": asdict(model.config),
+        "tokenizer": tokenizer.to_json(),
+        "step": step,
+        "val_loss": val_loss,
+        "text_sha256": text_sha256,
+    }
+    digests = {
+        WEIGHTS: write_tensor_file(folder / WEIGHTS, weights_of(model), about),
+        STATE: write_tensor_file(folder / STATE, training_tensors, training_metadata),
+    }
+    write_manifest(folder, Manifest(step, digests))
+
+
+def weights_of(model: Model) -> dict[str, Tensor]:
+    """Return every weight by its name; a shared one once, under its first name, and without a compiled wrapper's."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def read_checkpoint(file: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Return the model in a weights file; CheckpointError unless every byte is as written and fits the configuration.
+
+    In a run's folder the manifest must be there. A file that stands alone has only its header to be checked against.
+    """
+    with TensorFile(file) as opened:
+        manifest = manifest_beside(file)
+        about, config, tokenizer = _parse_about(opened.metadata, file)
+        if manifest and about["step"] != manifest.step:
+            raise CheckpointError(f"{file} is of step {about['step']} and its manifest of step {manifest.step}")
+        today = {name_in_format(name, about["format"]): name for name in NAMES_IN_FORMAT_1}
+        names = {name: today.get(name, name) for name in opened.tensors}
+        _check_tensors(config, {names[name]: info for name, info in opened.tensors.items()}, file)
+        arrays, digest = opened.read()
+    _check_digest(file, digest, manifest)
+    weights = {names[name]: np.asarray(array, np.float32) for name, array in arrays.items()}
+    val_loss, text = about["val_loss"], about["text_sha256"]
+    return Checkpoint(config, weights, tokenizer, about["step"], val_loss, about, file.parent, device, text)
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and metadata of a safetensors file of ours, checked against any manifest beside it."""
-    return _read(file, "pt")
+    """Return the tensors and the metadata of a weights or training file, checked against any manifest beside it."""
+    import torch
+
+    with TensorFile(file) as opened:
+        manifest = manifest_beside(file)
+        arrays, digest = opened.read()
+    _check_digest(file, digest, manifest)
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}, opened.metadata
 
 
-def read_arrays(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return the same as float32 arrays, without PyTorch."""
-    arrays, metadata = _read(file, "np")
-    return {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}, metadata
+def name_in_format(name: str, format: int) -> str:
+    """Return the name that a weight has in checkpoints of a format."""
+    return NAMES_IN_FORMAT_1.get(name, name) if format == 1 else name
 
 
-def _read(file: Path, framework: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    if not file.is_file():
-        raise CheckpointError(f"{file} does not exist: give a run directory or a model.safetensors")
+def _parse_about(metadata: dict[str, Any], file: Path) -> tuple[dict[str, Any], ModelConfig, Tokenizer]:
+    """Return what a weights file says about itself, and the configuration and tokenizer in it."""
+    if metadata.get("format") == 1:
+        metadata = {"text_sha256": None} | metadata
+    about = check_record(metadata, ABOUT, file)
+    kind = CONFIGS[about["architecture"]]
+    names = {field.name for field in dataclasses.fields(kind)}
+    if different := sorted(names ^ about["model"].keys()):
+        raise CheckpointError(f"{file} is damaged: {cut(different[0])} of its model is missing or not known")
     try:
-        with safetensors.safe_open(file, framework=framework) as opened:
-            metadata = json.loads((opened.metadata() or {})["quill"])
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
-    except KeyError as error:
-        raise CheckpointError(f"{file} was not written by Quill: its header has no 'quill' entry") from error
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{file} is truncated or not a safetensors file ({error}): use another checkpoint of the run"
-        ) from error
-    expected = read_manifest(file.parent).get(file.name)
-    if expected is not None and sha256_of(file) != expected:
+        return about, kind(**about["model"]), tokenizer_from_json(about["tokenizer"])
+    except QuillError as error:
+        raise CheckpointError(f"{file} is damaged: {str(error)[:200]}") from error
+
+
+def _check_tensors(config: ModelConfig, tensors: Mapping[str, TensorInfo], file: Path) -> None:
+    """Raise CheckpointError unless a weights file holds the weights of this model. Nothing large is built for it."""
+    for name, info in tensors.items():
+        if info.dtype not in FLOATS or 0 in info.shape:
+            raise CheckpointError(f"{file} is damaged: {cut(name)} is {info.dtype} of shape {info.shape}, not weights")
+    if max(config.n_layer, getattr(config, "ngram", 0)) > len(tensors):
+        raise CheckpointError(f"{file} does not fit its own configuration: it has {len(tensors)} tensors only")
+    found = {name: info.shape for name, info in tensors.items()}
+    expected = weight_shapes(config)
+    if found != expected and _is_cheap(config, found):
+        expected = _shapes_of_model(config)  # a model with weights of its own is described by its code alone
+    check_weights(found, expected, file)
+
+
+def _is_cheap(config: ModelConfig, found: Shapes) -> bool:
+    """Say whether a model can be built without memory for its weights: what it is wide is in the file."""
+    widest = max((size for shape in found.values() for size in shape), default=0)
+    return config.n_embd <= widest and config.block_size * config.n_embd // config.n_head <= MOST_ANGLES
+
+
+def _shapes_of_model(config: ModelConfig) -> Shapes:
+    """Return the shape of each weight of the model that `build_model` makes, without memory for them."""
+    import torch
+
+    from quill.model.build import build_model
+
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return {name: tuple(parameter.shape) for name, parameter in build_model(config).named_parameters()}
+
+
+def check_weights(found: Shapes, expected: Shapes, file: Path) -> None:
+    """Raise CheckpointError unless both have the same names with the same shapes."""
+    unfit = f"{file} does not fit its own configuration"
+    if different := sorted(found.keys() ^ expected.keys()):
+        raise CheckpointError(f"{unfit}: {cut(different[0])} is only in one of them")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise CheckpointError(f"{unfit}: {name} is {found[name]}, expected {shape}")
+
+
+def _check_digest(file: Path, digest: str, manifest: Manifest | None) -> None:
+    if manifest and digest != manifest.sha256[file.name]:
         raise CheckpointError(f"{file} was altered since it was written (another SHA-256 than in its manifest)")
-    return tensors, metadata
-
-
-def read_manifest(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 that each file of a checkpoint folder should have; empty where there is no manifest."""
-    if not (folder / MANIFEST).is_file():
-        return {}
-    try:
-        digests = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
-        return {str(name): str(digest) for name, digest in digests.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / MANIFEST} is damaged: use another checkpoint of the run") from error
-
-
-def sha256_of(file: Path) -> str:
-    """Return the SHA-256 of a file's contents, in hexadecimal."""
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> str:
-    """Write tensors straight from where they lie, and return the file's SHA-256."""
-    import safetensors.torch
-
-    header = {"format": "pt", "quill": json.dumps(metadata)}
-    safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, header)
-    sync_file(file)
-    return sha256_of(file)

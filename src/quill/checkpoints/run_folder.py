@@ -1,33 +1,33 @@
-"""The folder of a run: its checkpoints, and which of them is the best and the last."""
+"""The folder of a run: saving and finding its checkpoints, its configuration, and cleaning up after a crash."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import safetensors
 import yaml
 
-from quill.checkpoints.format import (
-    FORMAT,
-    MANIFEST,
-    STATE,
-    WEIGHTS,
-    Checkpoint,
-    check_weights,
-    read_arrays,
-    write_tensors,
+from quill.checkpoints.format import Checkpoint, read_checkpoint, write_checkpoint
+from quill.checkpoints.index import (
+    Index,
+    Which,
+    folder_of,
+    index_file,
+    index_of_folders,
+    read_index,
+    saved,
+    whole_checkpoints,
+    write_index,
+    write_pointers,
 )
-from quill.errors import CheckpointError, ConfigError, QuillError
-from quill.files import draft_of, sync_folder, write_atomically
-from quill.model.config import CONFIGS, architecture_of
-from quill.model.shapes import weight_shapes
+from quill.checkpoints.manifest import STATE, WEIGHTS, folder_name, manifest_beside, step_of
+from quill.errors import CheckpointError, ConfigError, TrainingError
+from quill.files import draft_of, remove_drafts, remove_folder, sync_folder, write_atomically
 from quill.tokenizers.base import Tokenizer
-from quill.tokenizers.load import tokenizer_from_json
+from quill.units import format_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -44,111 +44,167 @@ def save_checkpoint(
     step: int,
     val_loss: float | None,
     best: bool,
-    training_tensors: dict[str, Tensor],
-    training_metadata: dict[str, Any],
+    training_tensors: Mapping[str, Tensor],
+    training_metadata: Mapping[str, Any],
+    text_sha256: str | None = None,
 ) -> Path:
     """Write a checkpoint, make it `last` (and `best`), delete those that are neither, and return its folder.
 
-    Whatever goes wrong, such as a full disk, is a CheckpointError, and the checkpoints before it are untouched.
+    Numbers that are not finite are a TrainingError. Whatever else goes wrong, such as a full disk, is a
+    CheckpointError. In both cases the earlier checkpoints are kept.
     """
     out_dir = Path(out_dir)
-    folder = out_dir / "checkpoints" / f"step-{step:06d}"
+    folder = out_dir / "checkpoints" / folder_name(step)
+    before = read_index(out_dir)
+    if before and step in before.steps():
+        raise CheckpointError(f"{out_dir} already holds a checkpoint of step {step}: choose another out_dir")
+    tensors = {**dict(model.named_parameters()), **training_tensors}
+    require_finite(tensors, val_loss, step)
     draft = draft_of(folder)
-    metadata = {
-        "format": FORMAT,
-        "architecture": architecture_of(model.config),
-        "model": asdict(model.config),
-        "tokenizer": tokenizer.to_json(),
-        "step": step,
-        "val_loss": val_loss,
-    }
-    # named_parameters lists a shared weight once, under its first name, and knows nothing of compiled wrappers.
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     try:
         draft.mkdir(parents=True)
-        digests = {
-            WEIGHTS: write_tensors(draft / WEIGHTS, weights, metadata),
-            STATE: write_tensors(draft / STATE, training_tensors, training_metadata),
-        }
-        manifest = {"step": step, "sha256": digests}
-        write_atomically(draft / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-        if folder.exists():  # left by a crash before anything pointed to it
-            shutil.rmtree(folder)
+        write_checkpoint(
+            draft, model, tokenizer, step=step, val_loss=val_loss, text_sha256=text_sha256,
+            training_tensors=training_tensors, training_metadata=training_metadata,
+        )  # fmt: skip
+        if folder.exists():  # a crash left it before the index named it
+            remove_folder(folder)
         os.replace(draft, folder)
         sync_folder(folder.parent)
-        for pointer in ("last", "best") if best else ("last",):
-            write_atomically(out_dir / pointer, f"{folder.name}\n")
-    except (OSError, safetensors.SafetensorError) as error:
+        entry = saved(folder)
+        write_index(out_dir, Index(entry, entry if best else before.best if before else None))
+    except OSError as error:
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        raise CheckpointError(_why_not_saved(folder, error, size, out_dir, before)) from error
+    finally:
         shutil.rmtree(draft, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise CheckpointError(
-            f"cannot save {folder}: {reason}; the checkpoints before it are untouched, "
-            f"so make room and go on with --resume=True --out_dir={out_dir}"
-        ) from error
-    _delete_all_but(out_dir, {name for p in ("last", "best") if (name := _pointed_to(out_dir, p))})
+    _delete_others(out_dir, {step} | Index(entry, before.best if before and not best else None).steps())
     return folder
 
 
-def load_checkpoint(
-    path: str | Path, device: torch.device | str = "cpu", which: Literal["best", "last"] = "best"
-) -> Checkpoint:
+def require_finite(tensors: Mapping[str, Tensor], val_loss: float | None, step: int) -> None:
+    """Raise TrainingError if a weight, an optimizer moment or the validation loss is NaN or infinite."""
+    import torch
+
+    broken = next((name for name, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()), None)
+    if broken is None and val_loss is not None and not abs(val_loss) < float("inf"):
+        broken = "the validation loss"
+    if broken is not None:
+        raise TrainingError(
+            f"training went wrong at step {step}: {broken} is no longer finite, so this step is not saved; earlier "
+            f"checkpoints are kept; try a lower --learning_rate, more --warmup_iters or --dtype=float32"
+        )
+
+
+def _why_not_saved(folder: Path, error: OSError, size: int, out_dir: Path, before: Index | None) -> str:
+    try:
+        free = shutil.disk_usage(out_dir).free
+        room = f"; a checkpoint takes {format_bytes(size)} and the disk has {format_bytes(free)} free"
+    except OSError:
+        room = ""
+    reason = error.strerror or " ".join(str(error).split())
+    if before is None:
+        return f"cannot save {folder}: {reason}{room}; nothing has been saved yet: make room and start again"
+    return (
+        f"cannot save {folder}: {reason}{room}; the checkpoints before it are untouched: "
+        f"make room and resume with --resume=True --out_dir={out_dir}"
+    )
+
+
+def load_checkpoint(path: str | Path, device: torch.device | str = "cpu", checkpoint: Which = "best") -> Checkpoint:
     """Read a model from a run directory, a checkpoint folder or a model.safetensors file.
 
-    Its SHA-256 is compared where a manifest lies beside it. Missing, truncated or altered files, and files that no
-    Quill wrote, are a CheckpointError.
+    Missing, truncated or altered files, and files that no Quill wrote, are a CheckpointError. `checkpoint` says which
+    one of a run; one that cannot be read is never replaced by the other.
     """
     path = Path(path)
-    if (path / "checkpoints").is_dir():
-        path = find_checkpoint(path, which)
-    file = path / WEIGHTS if path.is_dir() else path
-    arrays, metadata = read_arrays(file)
-    try:
-        if metadata["format"] != FORMAT or metadata["architecture"] not in CONFIGS:
-            raise CheckpointError(
-                f"{file} has format {metadata['format']!r} of {metadata['architecture']!r}, "
-                f"which this version of Quill does not know: update Quill"
-            )
-        config = CONFIGS[metadata["architecture"]](**metadata["model"])
-        tokenizer = tokenizer_from_json(metadata["tokenizer"])
-        step, val_loss = metadata["step"], metadata["val_loss"]
-    except (KeyError, TypeError, QuillError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{file} is not a Quill checkpoint: its header lacks or misstates {error}") from error
-    check_weights(arrays, weight_shapes(config), file)
-    return Checkpoint(config, arrays, tokenizer, step, val_loss, metadata, file.parent, device)
+    if not (path / "checkpoints").is_dir():
+        return read_checkpoint(path / WEIGHTS if path.is_dir() else path, device)
+    while True:
+        before = read_index(path)
+        try:
+            return read_checkpoint(find_checkpoint(path, checkpoint) / WEIGHTS, device)
+        except CheckpointError:
+            if read_index(path) == before:  # else training has replaced it meanwhile
+                raise
 
 
-def find_checkpoint(out_dir: str | Path, which: Literal["best", "last"] = "best") -> Path:
+def find_checkpoint(out_dir: str | Path, checkpoint: Which = "best") -> Path:
     """Return the folder of a run's best (or last) checkpoint; a run that never evaluated has only a last one."""
     out_dir = Path(out_dir)
-    for pointer in (which, "last"):
-        name = _pointed_to(out_dir, pointer)
-        if name and (out_dir / "checkpoints" / name / WEIGHTS).is_file():
-            return out_dir / "checkpoints" / name
-    raise CheckpointError(f"{out_dir} holds no checkpoint: train one with quill train --out_dir={out_dir}")
+    index = read_index(out_dir)
+    if index is None:
+        raise CheckpointError(f"{out_dir} holds no checkpoint: train one with quill train --out_dir={out_dir}")
+    return folder_of(out_dir, (index.best or index.last) if checkpoint == "best" else index.last)
 
 
 def newest_run(folder: str | Path = ".") -> Path:
     """Return the run directory in this folder (or the folder itself) whose last checkpoint is the newest."""
     folder = Path(folder)
-    runs = [run for run in (folder, *folder.iterdir()) if (run / "last").is_file() and (run / "checkpoints").is_dir()]
+    try:
+        folders = [folder, *folder.iterdir()]
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read ({error.strerror}): give --out_dir") from error
+    runs = {run: saved_at for run in folders if (saved_at := _saved_at(run)) is not None}
     if not runs:
         raise CheckpointError("there is no trained model in this folder: train one with quill train, or give --out_dir")
-    return max(runs, key=lambda run: (run / "last").stat().st_mtime_ns)
+    return max(runs, key=runs.__getitem__)
 
 
-def _pointed_to(out_dir: Path, pointer: str) -> str:
-    try:
-        return (out_dir / pointer).read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
+def _saved_at(run: Path) -> int | None:
+    """Return when a run saved last, in nanoseconds; None for what is not a run or cannot be read."""
+    for file in (run / "last", index_file(run)):
+        if os.path.isfile(file) and os.path.isdir(run / "checkpoints"):
+            return file.stat().st_mtime_ns
+    return None
 
 
-def _delete_all_but(out_dir: Path, names: set[str]) -> None:
+def holds_run(out_dir: Path) -> bool:
+    """Say whether there is something to lose: a folder without any whole checkpoint holds nothing yet."""
+    return any(os.path.lexists(f) for f in (out_dir / "last", index_file(out_dir))) or bool(whole_checkpoints(out_dir))
+
+
+def clean_run_folder(out_dir: str | Path) -> None:
+    """Finish what a crash interrupted: make the index whole, and delete drafts and checkpoints that it does not name.
+
+    To be called by whoever holds the lock of the run, before it is resumed and when it is found finished. A damaged
+    index is a CheckpointError.
+    """
+    out_dir = Path(out_dir)
+    for folder in (out_dir, out_dir / "checkpoints"):
+        remove_drafts(folder)
+    if not whole_checkpoints(out_dir):
+        return
+    if os.path.lexists(index_file(out_dir)):
+        index = read_index(out_dir)
+        assert index is not None
+        write_pointers(out_dir, index)
+    else:
+        index = index_of_folders(out_dir)
+        write_index(out_dir, index)
+    _delete_others(out_dir, index.steps())
+
+
+def return_to_best(out_dir: str | Path) -> Path:
+    """Make the best checkpoint the last one too, delete what came after it, and return its folder.
+
+    For a run whose later steps are of no use. It is then resumed from its best.
+    """
+    out_dir = Path(out_dir)
+    folder = find_checkpoint(out_dir, "best")
+    manifest_beside(folder / STATE)
+    entry = saved(folder)
+    write_index(out_dir, Index(entry, entry))
+    _delete_others(out_dir, {entry.step})
+    return folder
+
+
+def _delete_others(out_dir: Path, steps: set[int]) -> None:
+    """Delete the checkpoint folders of other steps, and drafts. What cannot be deleted stays for the next time."""
     for folder in (out_dir / "checkpoints").iterdir():
-        if folder.name not in names:
-            shutil.rmtree(folder, ignore_errors=True)
+        if step_of(folder) not in (None, *steps):
+            remove_folder(folder)
+    remove_drafts(out_dir / "checkpoints")
 
 
 def require_folder(out_dir: Path) -> None:
@@ -160,11 +216,6 @@ def require_folder(out_dir: Path) -> None:
                     f"out_dir={str(out_dir)!r} cannot be a folder: {path} is a file; choose another --out_dir"
                 )
             return
-
-
-def holds_run(out_dir: Path) -> bool:
-    """Say whether there is something to lose: a folder without any checkpoint holds nothing yet."""
-    return (out_dir / "last").is_file() or any((out_dir / "checkpoints").glob("step-*"))
 
 
 def write_config(out_dir: Path, settings: dict[str, Any], mark: str = "") -> None:
@@ -179,7 +230,13 @@ def format_config(settings: dict[str, Any]) -> str:
 
 def remove_run(out_dir: Path) -> None:
     """Delete what a run wrote into this folder, and nothing else that may lie there."""
-    for name in ("last", "best", "config.yaml", "metrics.jsonl", "samples.txt", "loss.png"):
-        (out_dir / name).unlink(missing_ok=True)
-    for folder in (*(out_dir / "checkpoints").glob("step-*"), out_dir / "tensorboard"):
-        shutil.rmtree(folder, ignore_errors=True)
+    names = ("last", "best", "config.yaml", "metrics.jsonl", "samples.txt", "loss.png")
+    for file in (index_file(out_dir), *(out_dir / name for name in names)):
+        file.unlink(missing_ok=True)
+    for folder in (
+        *(f for f in (out_dir / "checkpoints").glob("step-*") if step_of(f) is not None),
+        out_dir / "tensorboard",
+    ):
+        remove_folder(folder)
+    for folder in (out_dir, out_dir / "checkpoints"):
+        remove_drafts(folder)

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     require(arguments.batch_size >= 1, "batch_size", arguments.batch_size, "1 or more")
     out_dir = Path(arguments.out_dir) if arguments.out_dir else newest_run()
-    checkpoint = load_checkpoint(out_dir, device=resolve_device(arguments.device), which=arguments.checkpoint)
+    checkpoint = load_checkpoint(out_dir, device=resolve_device(arguments.device), checkpoint=arguments.checkpoint)
     settings = stored_settings(out_dir)
     if settings is None:
         raise CheckpointError(f"{out_dir} has no config.yaml that says which text to measure on: give a run directory")

@@ -72,7 +72,7 @@ def describe_tokenizer(tokenizer) -> str:
 
 def file_lines(path: Path) -> list[str]:
     """Return a line for each file of the run or checkpoint: its size, and whether its SHA-256 is the manifest's."""
-    from quill.checkpoints.format import read_manifest, sha256_of
+    from quill.checkpoints.manifest import read_manifest, sha256_of
 
     root = path if path.is_dir() else path.parent
     found = sorted(file for file in root.rglob("*") if file.is_file()) if path.is_dir() else [path]

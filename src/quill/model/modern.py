@@ -212,7 +212,7 @@ class ModernGPT(nn.Module):
         self.ngram_embedding = NGramEmbedding(config)
         self.embedding_norm = RMSNorm()
         self.embedding_dropout = nn.Dropout(config.dropout)
-        self.reminders = nn.Parameter(torch.full((config.n_layer,), 0.1))  # how much each block sees x₀ again
+        self.embedding_skip = nn.Parameter(torch.full((config.n_layer,), 0.1))  # how much each block sees x₀ again
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.final_norm = RMSNorm()
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -225,7 +225,7 @@ class ModernGPT(nn.Module):
         tokens_BS = cache.append_tokens(tokens_BT) if cache is not None else tokens_BT
         x_BTD = self.ngram_embedding(self.token_embedding(tokens_BT), tokens_BS)
         x_BTD = x0_BTD = self.embedding_dropout(self.embedding_norm(x_BTD))
-        for block, reminder in zip(self.blocks, self.reminders, strict=True):
+        for block, reminder in zip(self.blocks, self.embedding_skip, strict=True):
             x_BTD = block(x_BTD + reminder * x0_BTD, cache)  # an embedding skip, as in modded-nanogpt
         if cache is not None:
             cache.advance(length)
@@ -241,7 +241,7 @@ class ModernGPT(nn.Module):
         Zero-initialised projections: Yang et al. 2022, "Tensor Programs V", appendix D.2.
         """
         for name, parameter in self.named_parameters():
-            if name == "reminders":
+            if name == "embedding_skip":
                 parameter.fill_(0.1)
             elif name.endswith("output.weight") or name.startswith(("ngram_embedding", "head")):
                 parameter.zero_()

@@ -35,7 +35,7 @@ def _classic(config: GPTConfig) -> Shapes:
 def _modern(config: ModernConfig) -> Shapes:
     V, D, head_size = config.vocab_size, config.n_embd, config.n_embd // config.n_head
     N = (config.n_head + 2 * (config.n_kv_head or config.n_head)) * head_size
-    shapes: Shapes = {"reminders": (config.n_layer,), "token_embedding.weight": (V, D)}
+    shapes: Shapes = {"embedding_skip": (config.n_layer,), "token_embedding.weight": (V, D)}
     for table, rows in enumerate(config.ngram_sizes):
         shapes[f"ngram_embedding.tables.{table}.weight"] = (rows, D)
     for block in (f"blocks.{layer}" for layer in range(config.n_layer)):

@@ -95,7 +95,7 @@ def train(
         example_BT = fetch_batch(dataset, model_config, config, 0, device)[0][: config.batch_size]
         forward = compile_model(model, compile_choice(config.compile, recorded=recorder is not None), example_BT, warn)
     if resume:
-        progress = restore_training(config.out_dir, model, dataset.tokenizer, optimizer, scaler, device)
+        progress = restore_training(config.out_dir, model, dataset.tokenizer, optimizer, scaler, device, dataset.sha256)
     whole_step = TrainStep(model, forward, optimizer, scaler, autocast, config)
     step = choose_step(whole_step, dataset, model_config, device, recorder, warn)
     report(describe_start(model, config, dataset, progress, device, dtype, compiled=forward is not model))
@@ -147,7 +147,7 @@ def train(
                 tensors, metadata = training_state(optimizer, scaler, progress, device)
                 checkpoint = save_checkpoint(
                     config.out_dir, model, dataset.tokenizer, step=progress.step, val_loss=progress.val_loss,
-                    best=best, training_tensors=tensors, training_metadata=metadata,
+                    best=best, training_tensors=tensors, training_metadata=metadata, text_sha256=dataset.sha256,
                 )  # fmt: skip
             if evaluating and not at_end:
                 config = replan(config, plan, progress.step, report)

@@ -1,6 +1,7 @@
-"""All that changes while a run trains, apart from the weights: enough of it to go on as if nothing had happened.
+"""All that changes while a run trains, apart from the weights: enough to resume it as if it had never stopped.
 
-Optimizer moments, random-number state and counters become named tensors and JSON for a checkpoint, and come back.
+Optimizer moments, random-number state and counters become named tensors and JSON for a checkpoint, and come back. What
+a file holds is compared with what this run needs, by name, type and shape, before any of it is used.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quill.checkpoints.format import STATE, WEIGHTS, check_weights, read_tensors
+from quill.checkpoints.format import check_weights, name_in_format, read_checkpoint, read_tensors
+from quill.checkpoints.manifest import STATE, WEIGHTS
 from quill.checkpoints.run_folder import find_checkpoint
+from quill.checkpoints.schema import FINITE, MOST_STEPS, OBJECT, STEP, check_record, optional, whole
 from quill.errors import CheckpointError, ConfigError
 from quill.model.build import Model
-from quill.optim.optimizer import Optimizer, state_keys
+from quill.optim.optimizer import Optimizer, shape_of, state_keys
 from quill.tokenizers.base import Tokenizer
-from quill.tokenizers.load import tokenizer_from_json
 
 
 @dataclass
@@ -39,6 +41,23 @@ class Progress:
             self.best_val_loss, self.best_step = val_loss, self.step
         self.evaluations_since_best = 0 if better else self.evaluations_since_best + 1
         return better
+
+
+PROGRESS = {
+    "step": STEP,
+    "val_loss": optional(FINITE),
+    "best_val_loss": optional(FINITE),
+    "best_step": STEP,
+    "evaluations_since_best": STEP,
+}
+
+SCALER = {
+    "scale": FINITE,
+    "growth_factor": FINITE,
+    "backoff_factor": FINITE,
+    "growth_interval": whole(1, MOST_STEPS),
+    "_growth_tracker": STEP,
+}
 
 
 def training_state(
@@ -62,35 +81,88 @@ def restore_training(
     optimizer: Optimizer,
     scaler: torch.amp.GradScaler,
     device: torch.device,
+    text_sha256: str | None = None,
 ) -> Progress:
-    """Put model, optimizer and random numbers back to the run's last checkpoint, and return how far it was.
+    """Set model, optimizer and random numbers to the run's last checkpoint, and return how far it was.
 
-    A checkpoint of another model or another text is a ConfigError; one without training state a CheckpointError.
+    A checkpoint of another model or another text is a ConfigError; one without a whole training state is a
+    CheckpointError. In both cases nothing was changed.
     """
     folder = find_checkpoint(out_dir, "last")
-    weights, about = read_tensors(folder / WEIGHTS)
+    checkpoint = read_checkpoint(folder / WEIGHTS)
     for key, now in vars(model.config).items():
-        if about["model"].get(key) != now:
+        before = getattr(checkpoint.config, key, None)
+        if before != now:
             raise ConfigError(
-                f"{key}={now!r} is not what {out_dir} was trained with ({key}={about['model'].get(key)!r}): "
-                f"go on with the same model, or choose another --out_dir"
+                f"{key}={now!r} is not what {out_dir} was trained with ({key}={before!r}): "
+                f"resume with the same model, or choose another --out_dir"
             )
-    if tokenizer_from_json(about["tokenizer"]).to_json() != tokenizer.to_json():
+    if checkpoint.tokenizer.to_json() != tokenizer.to_json():
         raise ConfigError(f"the text has other characters than when {out_dir} was trained: choose another --out_dir")
-    parameters = dict(model.named_parameters())
-    check_weights(weights, {name: tuple(p.shape) for name, p in parameters.items()}, folder / WEIGHTS)
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
-    tensors, metadata = read_tensors(folder / STATE)
+    require_same_text(checkpoint.text_sha256, text_sha256, out_dir)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    check_weights({name: array.shape for name, array in checkpoint.weights.items()}, shapes, folder / WEIGHTS)
+    file = folder / STATE
+    tensors, metadata = read_tensors(file)
+    progress = _read_progress(metadata, checkpoint.step, file)
+    moments: dict[tuple[torch.nn.Parameter, str], Tensor] = {}
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             for key in state_keys(group["kind"]):
-                if (value := tensors.get(f"optimizer.{key}.{name}")) is None:
-                    raise CheckpointError(f"{folder / STATE} has no optimizer state of {name}: it cannot be resumed")
-                optimizer.state[parameter][key] = value.clone().to(device)
-    scaler.load_state_dict(metadata["scaler"])
-    torch.set_rng_state(tensors["rng.cpu"])
-    if device.type == "cuda" and "rng.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["rng.cuda"], device)
-    return Progress(**metadata["progress"])
+                stored = f"optimizer.{key}.{name_in_format(name, checkpoint.metadata['format'])}"
+                value = _expect(tensors, stored, parameter.dtype, shape_of(key, parameter), file)
+                moments[parameter, key] = value.clone().to(device)
+    _restore_random_numbers(tensors, device, file)
+    if scaler.is_enabled() and metadata["scaler"]:
+        scaler.load_state_dict(check_record(metadata["scaler"], SCALER, file))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(checkpoint.weights[name]))
+    for (parameter, key), value in moments.items():
+        optimizer.state[parameter][key] = value
+    return progress
+
+
+def require_same_text(before: str | None, now: str | None, out_dir: str | Path) -> None:
+    """Raise ConfigError if both SHA-256s are known and differ: a run is resumed with the text it was started with."""
+    if before is not None and now is not None and before != now:
+        raise ConfigError(
+            f"the text is not the one that {out_dir} was trained on (SHA-256 {now[:12]}…, then {before[:12]}…): "
+            f"resume with the same text, or choose another --out_dir"
+        )
+
+
+def _read_progress(metadata: dict[str, Any], step: int, file: Path) -> Progress:
+    check_record(metadata, {"progress": OBJECT, "scaler": OBJECT}, file)
+    progress = Progress(**check_record(metadata["progress"], PROGRESS, file))
+    if progress.step != step or progress.best_step > step:
+        raise CheckpointError(
+            f"{file} is damaged: it is of step {progress.step} with its best at {progress.best_step}, "
+            f"and the weights are of step {step}"
+        )
+    return progress
+
+
+def _expect(tensors: dict[str, Tensor], name: str, dtype: torch.dtype, shape: tuple[int, ...], file: Path) -> Tensor:
+    """Return a tensor of the file; CheckpointError where it is missing or of another type or shape."""
+    value = tensors.get(name)
+    if value is None:
+        raise CheckpointError(f"{file} has no {name}: the run cannot be resumed from it")
+    if value.dtype != dtype or tuple(value.shape) != shape:
+        raise CheckpointError(
+            f"{file} is damaged: {name} is {value.dtype} of shape {tuple(value.shape)}, expected {dtype} of {shape}"
+        )
+    return value
+
+
+def _restore_random_numbers(tensors: dict[str, Tensor], device: torch.device, file: Path) -> None:
+    now = torch.get_rng_state()
+    state = _expect(tensors, "rng.cpu", now.dtype, tuple(now.shape), file)
+    try:
+        if device.type == "cuda" and "rng.cuda" in tensors:
+            on_device = torch.cuda.get_rng_state(device)
+            on_device = _expect(tensors, "rng.cuda", on_device.dtype, tuple(on_device.shape), file)
+            torch.cuda.set_rng_state(on_device, device)
+        torch.set_rng_state(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{file} is damaged: its random-number state is not one ({error})") from error

@@ -49,7 +49,7 @@ def pack_model(config: ModelConfig, arrays: Arrays, quantization: str | None) ->
         angles_SE = np.arange(config.block_size)[:, None] * frequencies
         angles = [turn(angles_SE).astype(np.float32).ravel() for turn in (np.cos, np.sin)]
         angles.append(frequencies)
-        positions, norms, reminders = NONE, NONE, np.array(arrays["reminders"])
+        positions, norms, reminders = NONE, NONE, np.array(arrays["embedding_skip"])
     else:
         names = [f"blocks.{i}.{norm}" for i in range(shape.n_layer) for norm in ("attention_norm", "feed_forward_norm")]
         zeros = np.zeros(shape.n_embd, np.float32)

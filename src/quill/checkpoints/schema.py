@@ -1,0 +1,82 @@
+"""Typed, bounded descriptions of the JSON in checkpoints. Each value is checked before anything is built from it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quill.errors import CheckpointError
+
+MOST_STEPS = 2**53  # the largest whole number that every JSON reader keeps exactly
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which values are accepted under a name, and the same in words."""
+
+    accepts: Callable[[Any], bool]
+    words: str
+
+
+def whole(lowest: int, highest: int) -> Rule:
+    """Accept whole numbers between two bounds, both included."""
+    return Rule(lambda value: type(value) is int and lowest <= value <= highest, "a whole number within bounds")
+
+
+def optional(rule: Rule) -> Rule:
+    """Accept null too."""
+    return Rule(lambda value: value is None or rule.accepts(value), f"{rule.words}, or null")
+
+
+def one_of(*values: object) -> Rule:
+    """Accept these values, with their own type."""
+    accepts = lambda value: any(type(value) is type(each) and value == each for each in values)  # noqa: E731
+    return Rule(accepts, " or ".join(map(repr, values)))
+
+
+FINITE = Rule(
+    lambda value: type(value) in (int, float) and abs(value) < 2**1000 and math.isfinite(value), "a finite number"
+)
+STEP = whole(0, MOST_STEPS)
+OBJECT = Rule(lambda value: isinstance(value, dict), "a JSON object")
+SHA256 = Rule(
+    lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None,
+    "a SHA-256 in hexadecimal",
+)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what JSON says; ValueError also where it is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def check_record(record: object, rules: Mapping[str, Rule], source: Path | str) -> dict[str, Any]:
+    """Return `record` if it is an object with exactly these names and each value is accepted, else CheckpointError."""
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{source} is damaged: a JSON object is expected, not {cut(record)}")
+    if missing := sorted(rules.keys() - record.keys()):
+        raise CheckpointError(f"{source} is damaged: {missing[0]} is missing")
+    if unknown := sorted(record.keys() - rules.keys()):
+        raise CheckpointError(f"{source} is damaged, or of a newer Quill: {cut(unknown[0])} is not known")
+    for name, rule in rules.items():
+        if not rule.accepts(record[name]):
+            raise CheckpointError(f"{source} is damaged: {name}={cut(record[name])} should be {rule.words}")
+    return record
+
+
+def cut(value: object) -> str:
+    """Return the beginning of a value's representation, short enough for a message of one line."""
+    if isinstance(value, int) and abs(value) >= 10**18:
+        return "a very large number"
+    if isinstance(value, dict | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    text = repr(value[:60] if isinstance(value, str) else value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
