@@ -77,3 +77,8 @@ def remove_drafts(folder: Path) -> None:
             else:
                 with contextlib.suppress(OSError):
                     path.unlink()
+
+
+def expand_home(path: str | os.PathLike[str]) -> Path:
+    """Return the path with a leading `~` or `~name` as that home folder, unless a file of this very name exists."""
+    return Path(path if os.path.lexists(path) else os.path.expanduser(path))

@@ -35,8 +35,8 @@ def texts(here):
         (["--dataset=mx.txt"], ["mx.txt", "my.txt"]),
         (["--dataset=shakespear"], ["shakespear", "'shakespeare'"]),
         (["--dataset=empty.txt"], ["empty.txt", "empty"]),
-        (["--dataset=binary.bin"], ["binary.bin", "--tokenizer=byte"]),
-        (["--dataset=latin.txt"], ["latin.txt", "UTF-8", "--tokenizer=byte"]),
+        (["--dataset=binary.bin"], ["binary.bin", "(tokenizer=byte)"]),
+        (["--dataset=latin.txt"], ["latin.txt", "UTF-8", "(tokenizer=byte)"]),
         (["--device=cuda:77"], ["cuda:77"]),
         (["--device=gpu"], ["'gpu'"]),
         (["--config=nowhere.yaml"], ["nowhere.yaml"]),
@@ -67,7 +67,7 @@ def test_training_without_network_or_text_says_where_it_looked(refused, here, mo
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     monkeypatch.setattr(socket, "create_connection", no_network)
     line = refused("train", *tiny, "--dataset=shakespeare")
-    assert "QUILL_DATA_DIR" in line and "--dataset=pydoc" in line
+    assert "QUILL_DATA_DIR" in line and "use dataset=pydoc" in line
 
 
 def test_a_full_disk_is_named_in_one_line(quill, here, monkeypatch, tiny):

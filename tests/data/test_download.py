@@ -1,4 +1,4 @@
-"""Laws of fetching a file: all of it, the right one, in time; else a reason, and nothing left behind."""
+"""Fetching a file: all of it, the right one, in time; else a reason, and nothing left behind."""
 
 import hashlib
 import socket
@@ -189,7 +189,7 @@ def test_a_failed_download_says_what_was_tried_and_what_to_do(
         find_corpus("shakespeare")
     message = str(caught.value)
     assert "\n" not in message
-    assert all(word in message for word in ("QUILL_DATA_DIR", "cache", "127.0.0.1", "--dataset=pydoc"))
+    assert all(word in message for word in ("QUILL_DATA_DIR", "cache", "127.0.0.1", "use dataset=pydoc"))
     assert not (tmp_path / "cache").exists()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from quill.engines import cuda_engine
+from quill.engines import cuda_engine, make
 from quill.engines.base import Engine, PrefillInput
 from quill.engines.cuda_engine import BURST, CudaEngine
 from quill.engines.make import make_engine
@@ -313,7 +314,8 @@ def test_a_compiler_can_take_the_whole_step_at_once(model: Model, monkeypatch: p
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_a_model_on_a_cuda_device_gets_this_engine(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
-    monkeypatch.setattr(cuda_engine, "CudaEngine", lambda *_, slots, **__: taken.append(slots))
+    monkeypatch.setattr(cuda_engine, "CudaEngine", lambda *_, slots, **__: taken.append(slots) or Mock())
+    monkeypatch.setattr(make, "difference", lambda *_: "")
     weight: Any = type("Weight", (), {"device": torch.device(device)})
     elsewhere: Any = type("Elsewhere", (), {"token_embedding": type("Embedding", (), {"weight": weight})})
     make_engine(elsewhere, slots=3)

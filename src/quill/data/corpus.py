@@ -1,9 +1,8 @@
-"""Find the text to train on: a corpus with a name, or anything of the user's that holds text.
+"""Find the text to train on: a corpus with a name, or any text of the user's.
 
-The very start of the way text → tokens → model → training → generation → people. Three corpora have names:
-`shakespeare` (Tiny Shakespeare, 1.1 MB: from QUILL_DATA_DIR, the cache, or downloaded), `tinystories` (local files) and
-`pydoc` (the help text inside every Python: works with no network at all). Everything else is a path: a file, a
-folder, a glob.
+Three corpora have names: `shakespeare` (Tiny Shakespeare, 1.1 MB: from QUILL_DATA_DIR, the cache, or downloaded),
+`tinystories` (local files) and `pydoc` (the help text inside every Python, which needs no network). Everything else is
+a path: a file, a folder or a glob. Several names and paths in a list are one corpus, in the order of the list.
 
 Reference: https://github.com/karpathy/char-rnn (Tiny Shakespeare); Eldan & Li, "TinyStories" (arXiv 2305.07759).
 """
@@ -14,21 +13,19 @@ import glob
 import hashlib
 import os
 import re
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 from quill.data.download import RemoteFile
-from quill.data.formats import join_texts, read_bytes, read_file
+from quill.data.formats import OnProgress, join_texts, read_bytes
+from quill.data.reader import Reader
+from quill.data.text_files import CorpusNotFoundError, find_files
 from quill.errors import CorpusError
-from quill.files import cache_folder, write_atomically
-from quill.validation import nearest
+from quill.files import cache_folder, expand_home, write_atomically
+from quill.validation import show
 
 NAMES = ("shakespeare", "tinystories", "pydoc")
-
-FOLDER_ENDINGS = (".txt", ".md", ".jsonl", ".parquet")
 
 SHAKESPEARE = RemoteFile(
     name="tinyshakespeare.txt",
@@ -37,45 +34,62 @@ SHAKESPEARE = RemoteFile(
     sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
 )
 
+PathLike = str | os.PathLike[str]
+
+_SLICE = 1 << 22  # characters
+
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text to train on; `name` is safe as a folder name, `note` says in a line for people which text and why."""
+    """A text to train on. Its `sha256` is that of the text, whatever files it came from."""
 
     name: str
+    """safe as the name of a folder"""
     source: str
     text: str
     sha256: str
     note: str
+    """which text this is, where it comes from and what was changed or left out, in a line"""
     files: int = 1
+    title: str = ""
+    """what messages call it: the path as the user gave it, or the name of a named corpus"""
 
+    @classmethod
+    def from_text(cls, text: str, *, name: str = "text", on_progress: OnProgress = lambda what, share: None) -> Corpus:
+        """Return a corpus of a text at hand; `name` and the text's digest name its folder. CorpusError if it is empty.
 
-class CorpusNotFoundError(CorpusError):
-    """The text is not where it was looked for; `reason` is the message without its advice."""
-
-    def __init__(self, reason: str, advice: str) -> None:
-        super().__init__(f"{reason}: {advice}")
-        self.reason = reason
+        The text is taken as it is.
+        """
+        if not isinstance(text, str):
+            raise CorpusError(f"text={show(text)} cannot be used: it must be a str, not {type(text).__name__}")
+        _require_text(text, f"the text {name!r}")
+        digest = _digest(text, on_progress)
+        note = f"{name}, {len(text):,} characters"
+        return cls(f"{_folder_name(name)}-{digest[:8]}", name, text, digest, note, title=name)
 
 
 def find_corpus(
-    dataset: str, *, tokenizer: str = "char", download_seconds: float = 10.0, offline: bool = False
+    dataset: PathLike | Sequence[PathLike],
+    *,
+    tokenizer: str = "char",
+    download_seconds: float = 10.0,
+    offline: bool = False,
+    on_progress: OnProgress = lambda what, share: None,
 ) -> Corpus:
-    """Return the corpus of this name or path; CorpusError says what is wrong with it and what to do.
+    """Return the corpus of a name, a path or several; CorpusError says what is wrong with it and what to do.
 
-    The byte tokenizer accepts any bytes, so with `tokenizer="byte"` files that are not UTF-8 text are taken as they
-    are. A download takes at most `download_seconds`, all included; `offline` forbids it.
+    The byte tokenizer accepts any bytes, so with `tokenizer="byte"` a file that is not UTF-8 text is taken as it is.
+    A download takes at most `download_seconds` in all; `offline` forbids it.
     """
-    if dataset == "shakespeare":
-        return _shakespeare(0.0 if offline else download_seconds)
-    if dataset == "pydoc":
-        return _pydoc()
-    path = _tinystories() if dataset == "tinystories" else dataset
-    return _read_corpus(dataset, path, any_bytes=tokenizer == "byte")
+    paths = paths_of(dataset)
+    seconds = 0.0 if offline else download_seconds
+    if len(paths) == 1 and (corpus := _named(paths[0], seconds)):
+        return corpus
+    return _read_corpus(paths, seconds, any_bytes=tokenizer == "byte", on_progress=on_progress)
 
 
 def find_demo_corpus() -> Corpus:
-    """Return Tiny Shakespeare if it can be had, else `pydoc`; the note says which and why."""
+    """Return Tiny Shakespeare if it is available, else `pydoc`; the note says which and why."""
     try:
         return find_corpus("shakespeare")
     except CorpusNotFoundError as error:
@@ -83,28 +97,61 @@ def find_demo_corpus() -> Corpus:
         return replace(corpus, note=f"{corpus.note}; {error.reason}")
 
 
-def name_of(dataset: str) -> str:
+def paths_of(dataset: PathLike | Sequence[PathLike]) -> tuple[str, ...]:
+    """Return the names and paths of a dataset as strings; CorpusError if there is none or one is no path."""
+    given = [dataset] if isinstance(dataset, str | os.PathLike) else dataset
+    if not isinstance(given, list | tuple) or not all(isinstance(each, str | os.PathLike) for each in given):
+        raise CorpusError(
+            f"dataset={show(dataset)} cannot be used: it must be {', '.join(NAMES)}, a path or a list of paths"
+        )
+    paths = tuple(os.fspath(each) for each in given)
+    if not paths or not all(isinstance(path, str) and path.strip() for path in paths):
+        raise CorpusError(f"dataset={show(dataset)} names nothing: use {', '.join(NAMES)}, or the path of a text")
+    return paths
+
+
+def title_of(dataset: PathLike | Sequence[PathLike]) -> str:
+    """Return what messages call a dataset: the path as the user gave it, or the first of several."""
+    first, *others = paths_of(dataset)
+    first = first if len(first) <= 80 else f"…{first[-79:]}"
+    return f"{first} and {len(others)} more" if others else first
+
+
+def name_of(dataset: PathLike | Sequence[PathLike]) -> str:
     """Return the folder name for a dataset: its own if it has one, else its stem and a digest of its whole path.
 
-    The digest keeps two `input.txt` apart, and a user's `pydoc.txt` from the corpus `pydoc`.
+    The digest distinguishes two `input.txt`, and a user's `pydoc.txt` from the corpus `pydoc`.
     """
-    if dataset in NAMES:
-        return dataset
-    path = os.path.abspath(os.path.expanduser(dataset))
-    stem = re.sub(r"[^\w.-]+", "-", Path(path).stem).strip("-.")[:40]
-    return f"{stem or 'text'}-{hashlib.sha256(path.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+    first, *others = paths_of(dataset)
+    if not others and first in NAMES:
+        return first
+    whole = [path if path in NAMES else os.path.abspath(expand_home(path)) for path in (first, *others)]
+    digest = hashlib.sha256("\n".join(whole).encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    stem = _folder_name(Path(whole[0]).stem)
+    return f"{stem}-and-{len(others)}-more-{digest}" if others else f"{stem}-{digest}"
+
+
+def _folder_name(text: str) -> str:
+    """Return the text with nothing in it that a file system could refuse."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:40] or "text"
+
+
+def _named(name: str, download_seconds: float) -> Corpus | None:
+    if name == "shakespeare":
+        return _shakespeare(download_seconds)
+    return _pydoc() if name == "pydoc" else None
 
 
 def _shakespeare(download_seconds: float) -> Corpus:
     data_dir = os.environ.get("QUILL_DATA_DIR")
     cached = cache_folder() / SHAKESPEARE.name
-    advice = f"put {SHAKESPEARE.name} into a folder and name that in QUILL_DATA_DIR, or use --dataset=pydoc"
+    advice = f"put {SHAKESPEARE.name} into a folder and name that in QUILL_DATA_DIR, or use dataset=pydoc"
     if data_dir and (path := Path(data_dir) / SHAKESPEARE.name).is_file():
         raw = read_bytes(path)
         if not SHAKESPEARE.is_same(raw):
             raise CorpusNotFoundError(
                 f"{path} is not Tiny Shakespeare (its SHA-256 is not {SHAKESPEARE.sha256[:12]}…)",
-                f"replace it or remove it, or train on it as your own text with --dataset={path}",
+                f"replace it or remove it, or train on it as your own text with dataset={path}",
             )
         return _tiny_shakespeare(raw, str(path), "from QUILL_DATA_DIR")
     if cached.is_file() and SHAKESPEARE.is_same(raw := read_bytes(cached)):
@@ -119,23 +166,24 @@ def _shakespeare(download_seconds: float) -> Corpus:
         raise CorpusNotFoundError(f"{reason}, and {SHAKESPEARE.address} failed ({error})", advice) from error
     try:
         write_atomically(cached, raw)
-    except OSError as error:  # a cache that cannot be written must not stop anyone who has the text already
+    except OSError as error:  # the text is here: a cache that cannot be written must not stop the run
         return _tiny_shakespeare(raw, SHAKESPEARE.address, f"downloaded, not kept in the cache ({error.strerror})")
     return _tiny_shakespeare(raw, SHAKESPEARE.address, "downloaded")
 
 
 def _tiny_shakespeare(raw: bytes, source: str, how: str) -> Corpus:
-    return Corpus("shakespeare", source, raw.decode(), SHAKESPEARE.sha256, f"Tiny Shakespeare, {how}")
+    note = f"Tiny Shakespeare, {how}"
+    return Corpus("shakespeare", source, raw.decode(), SHAKESPEARE.sha256, note, title="shakespeare")
 
 
 def _pydoc() -> Corpus:
     try:
         from pydoc_data.topics import topics
     except ImportError as error:  # some systems strip their Python
-        raise CorpusNotFoundError("this Python comes without pydoc_data", "use a text file: --dataset=PATH") from error
+        raise CorpusNotFoundError("this Python comes without pydoc_data", "use a text file: dataset=PATH") from error
     text = join_texts(topics[topic] for topic in sorted(topics))
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return Corpus("pydoc", "built in", text, digest, f"Python's own help text ({len(topics)} topics, built in)")
+    note = f"Python's own help text ({len(topics)} topics, built in)"
+    return Corpus("pydoc", "built in", text, hashlib.sha256(text.encode()).hexdigest(), note, title="pydoc")
 
 
 def _tinystories() -> str:
@@ -152,74 +200,46 @@ def _tinystories() -> str:
     )
 
 
-def _read_corpus(dataset: str, path: str, *, any_bytes: bool) -> Corpus:
-    paths = _files_of(path)
-    files = [file for found in paths if (file := read_file(found, any_bytes=any_bytes)).text]
-    text = join_texts(file.text for file in files)
+def _read_corpus(
+    paths: tuple[str, ...], download_seconds: float, *, any_bytes: bool, on_progress: OnProgress
+) -> Corpus:
+    """Return the texts behind all paths as one corpus. All files are found and looked at before one is read."""
+    named = {path: corpus for path in paths if (corpus := _named(path, download_seconds))}
+    found = {path: find_files(_place_of(path), NAMES) for path in paths if path not in named}
+    reader = Reader([found[path] for path in found], any_bytes, on_progress)
+    texts: list[str] = []
+    for path in dict.fromkeys(paths):
+        texts += [named[path].text] if path in named else reader.texts_of(found[path])
+    title = title_of(paths)
+    text = join_texts(texts)
+    _require_text(text, "; ".join((title, *reader.notes())))
+    count = sum(map(bool, texts))
+    size = f"{len(text):,} characters" + (f" in {count} files" if count > 1 else "")
+    note = "; ".join((f"{title}, {size}", *reader.notes()))
+    source = ", ".join(map(_place_of, paths))[:1000]
+    return Corpus(name_of(paths), source, text, _digest(text, on_progress), note, count, title)
+
+
+def _place_of(path: str) -> str:
+    return _tinystories() if path == "tinystories" else path
+
+
+def _require_text(text: str, title: str) -> None:
     if not text or text.isspace():
         what = "holds nothing but white space" if text else "is empty"
-        raise CorpusError(f"{path} {what}: choose a text of a few thousand characters or more")
-    digest = files[0].sha256 if len(paths) == 1 else _digest_of_digests(file.sha256 for file in files)
-    changes = sorted({change for file in files for change in file.changes})
-    size = f"{len(text):,} characters" + (f" in {len(files)} files" if len(files) > 1 else "")
-    return Corpus(name_of(dataset), path, text, digest, "; ".join((f"{path}, {size}", *changes)), len(files))
+        raise CorpusError(f"{title} {what}: choose a text of a few thousand characters or more")
 
 
-def _digest_of_digests(digests: Iterator[str]) -> str:
-    # Hashing the contents in a row would not notice text moving from one file into the next.
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-def _files_of(dataset: str) -> list[Path]:
-    """Return the files behind a path, a folder or a glob, in an order that does not depend on the machine."""
-    if not dataset:
-        raise CorpusError(f"dataset='' names nothing: use {', '.join(NAMES)}, or the path of a text")
-    path = Path(dataset).expanduser()
-    try:
-        if path.is_dir():
-            return _files_in(path)
-        if path.exists():
-            return [path]
-        if any(sign in dataset for sign in "*?["):
-            matches = sorted(Path(match) for match in glob.iglob(str(path), recursive=True))
-            if files := [match for match in matches if match.is_file()]:
-                return files
-            raise CorpusNotFoundError(f"no file matches {dataset!r}", "check the pattern and the folder it starts from")
-    except OSError as error:
-        raise CorpusError(f"{dataset!r} cannot be looked up: {error.strerror}: check the path") from error
-    raise CorpusNotFoundError(
-        f"dataset={dataset!r} is neither a corpus that Quill knows nor a file{nearest(dataset, _candidates(path))}",
-        f"use {', '.join(NAMES)}, or the path of a text file, a folder or a glob",
-    )
-
-
-def _files_in(folder: Path) -> list[Path]:
-    """Return the text files in a folder and the folders below it, hidden ones left out."""
-    found, others = [], Counter[str]()
-    for root, folders, names in os.walk(folder, onerror=_refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (Path(root, name) for name in names if not name.startswith(".")):
-            if path.suffix.lower() in FOLDER_ENDINGS:
-                found.append(path)
-            else:
-                others[path.suffix or path.name] += 1
-    if not found:
-        there = ", ".join(f"{count} {ending}" for ending, count in others.most_common(3)) or "nothing at all"
-        raise CorpusError(
-            f"folder {folder} has no {', '.join(FOLDER_ENDINGS)} file (it has {there}): put texts there, or name files "
-            f"of another ending with a glob such as '{folder}/**/*.rst'"
-        )
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def _refuse(error: OSError) -> None:
-    raise error  # a folder that may not be read must not pass for an empty one
-
-
-def _candidates(path: Path) -> list[str]:
-    """Return what a mistyped dataset may have meant: the named corpora and the files beside it."""
-    try:
-        beside = [str(found) for found in islice(path.parent.iterdir(), 1000)]
-    except OSError:
-        beside = []
-    return [*NAMES, *beside]
+def _digest(text: str, on_progress: OnProgress) -> str:
+    """Return the SHA-256 of a text as UTF-8, with invalid bytes as they were in its file."""
+    digest = hashlib.sha256()
+    for start in range(0, len(text), _SLICE):
+        try:
+            digest.update(text[start : start + _SLICE].encode("utf-8", "surrogateescape"))
+        except UnicodeEncodeError as error:
+            raise CorpusError(
+                f"the text has half a character (a lone surrogate, {error.object[error.start]!r}) at position "
+                f"{start + error.start:,}: leave it out"
+            ) from error
+        on_progress("computing the SHA-256 of the text", min(1.0, (start + _SLICE) / len(text)))
+    return digest.hexdigest()

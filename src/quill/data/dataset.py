@@ -1,33 +1,40 @@
-"""Tokens on disk.
+"""A corpus as tokens on disk: prepare it, open it, find it again.
 
-The second step on the way text → tokens → model → training → generation → people. Preparing a corpus writes a folder
-of three files, `train.bin`, `val.bin` and `dataset.json`, whole or not at all. The first 90 % of the characters train,
-the rest validates. Batches are cut from them in windows.py.
+The tokens of a corpus are in `data_dir/<name>/<tokenizer>/`; token_files.py describes the files. The first 90 % of the
+characters train, the rest validates. windows.py cuts batches from them.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
-import os
-import secrets
-import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quill.data.corpus import SHAKESPEARE, Corpus, CorpusNotFoundError, find_corpus, name_of
-from quill.errors import CorpusError
+from quill.data.corpus import (
+    SHAKESPEARE,
+    Corpus,
+    CorpusNotFoundError,
+    PathLike,
+    find_corpus,
+    name_of,
+    paths_of,
+)
+from quill.data.formats import OnProgress
+from quill.data.token_files import map_tokens, read_description, remove_dead_drafts, write_tokens
+from quill.data.windows import longest_block_size
+from quill.errors import ConfigError, CorpusError
+from quill.files import expand_home
 from quill.tokenizers.base import Tokenizer
 from quill.tokenizers.load import build_tokenizer, check_tokenizer, tokenizer_from_json
 
-FORMAT = 1  # raised whenever the same text would give other files
-_SLICE_CHARACTERS = 1 << 22
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+def _ignore(what: str, share: float) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -38,162 +45,168 @@ class Dataset:
     folder: Path
     source: str
     sha256: str
+    """SHA-256 of the text as UTF-8: two datasets of one tokenizer have the same tokens if it is the same"""
     tokenizer: Tokenizer
     train: np.memmap
     val: np.memmap
     train_characters: int
     val_characters: int
     note: str = ""
+    title: str = ""
+    """what messages call it: the path as the user gave it, or the name of a named corpus"""
+
+    @property
+    def longest_block_size(self) -> int:
+        """The largest block_size that both splits are long enough for; 0 if there is none."""
+        return longest_block_size(self.train, self.val)
+
+    def require_window(self, block_size: int) -> None:
+        """Raise CorpusError unless a window of `block_size` tokens and its last target fit into both splits."""
+        longest = self.longest_block_size
+        if block_size <= longest:
+            return
+        split, tokens = min(("training", self.train), ("validation", self.val), key=lambda each: len(each[1]))
+        title, needed = self.title or self.name, 10 * block_size + 1  # the validation split is a tenth, rounded up
+        found = f"the {split} split of {title} has {len(tokens):,} token{'s' * (len(tokens) != 1)}"
+        if longest == 0:
+            raise CorpusError(
+                f"{title} is too short to train on ({found}): use a text of at least {needed:,} characters for "
+                f"block_size={block_size}"
+            )
+        raise CorpusError(
+            f"{found}; block_size={block_size} needs at least {block_size + 1:,}: use block_size={longest} or less, "
+            f"or a text of at least {needed:,} characters"
+        )
 
 
 def prepare_dataset(
-    dataset: str,
+    dataset: PathLike | Sequence[PathLike] | None = None,
     *,
-    tokenizer: str = "char",
+    text: str | None = None,
+    tokenizer: str | Tokenizer = "char",
     data_dir: str | Path = "data",
     corpus: Corpus | None = None,
     force: bool = False,
+    on_progress: OnProgress = _ignore,
 ) -> Dataset:
-    """Return the dataset of a corpus, written to `data_dir/<name>/<tokenizer>/` unless it is there already.
+    """Return the dataset of a named corpus, a path, several paths or a `text`, preparing it unless that was done.
 
-    What is there is used when it came from the same text, or when the text cannot be found any more; `force` writes
-    it anew. CorpusError for a text that is missing or cannot be used, and when the files cannot be written.
+    What is in `data_dir` is used when it came from the same text, or when the text cannot be found any more; `force`
+    prepares it again. A tokenizer in place of its name is used as it is. `on_progress` is called many times a second
+    with what is being done and the share that is done. An exception out of it, or of a signal handler, ends preparing
+    and leaves nothing half-written. CorpusError for a text that is missing or cannot be used, and when the files
+    cannot be written; TokenizerError where the tokenizer cannot encode the text.
     """
     check_tokenizer(tokenizer)
-    folder = Path(data_dir) / (corpus.name if corpus else name_of(dataset)) / tokenizer
-    there = None if force else _open_if_whole(folder)
+    if text is not None:
+        corpus = Corpus.from_text(text, on_progress=on_progress)
+    elif corpus is None and dataset is None:
+        raise ConfigError("prepare_dataset needs a dataset (a name, a path or several) or a text=…")
+    name = corpus.name if corpus else name_of(dataset or ())
+    folder = dataset_folder(name, tokenizer, data_dir)
+    remove_dead_drafts(folder.parent)
+    there = None if force else _open_if_whole(folder, tokenizer, on_progress)
     if corpus is None:
+        assert dataset is not None
         if there and dataset == "shakespeare" and there.sha256 == SHAKESPEARE.sha256:
             return there  # this text never changes, so there is no need to look for it again
         try:
-            corpus = find_corpus(dataset, tokenizer=tokenizer)
+            corpus = find_corpus(dataset, tokenizer=_kind_of(tokenizer), on_progress=on_progress)
         except CorpusNotFoundError:
+            there = there or (None if force else _open_by_name(dataset, tokenizer, data_dir, on_progress))
             if there is None:
                 raise
             return replace(there, note=f"{there.note}; the text is not there any more, its prepared tokens are used")
     if there and there.sha256 == corpus.sha256:
-        return replace(there, note=corpus.note)
-    there = None  # Windows moves no folder whose files are mapped
-    _write(corpus, tokenizer, folder, force=force)
-    return open_dataset(folder)
+        return replace(there, note=corpus.note, source=corpus.source, title=corpus.title)
+    there = None  # Windows renames no folder whose files are mapped
+    _prepare(corpus, tokenizer, folder, force=force, on_progress=on_progress)
+    return open_dataset(folder, on_progress=on_progress)
 
 
-def open_dataset(folder: str | Path) -> Dataset:
+def dataset_folder(name: str, tokenizer: str | Tokenizer, data_dir: str | Path) -> Path:
+    """Return the folder for the tokens of the corpus of this name."""
+    if isinstance(tokenizer, str):
+        kind = tokenizer
+    elif (kind := tokenizer.kind) != "byte":  # bytes are always the same; other vocabularies have a digest
+        described = json.dumps(tokenizer.to_json(), sort_keys=True).encode()
+        kind += f"-{hashlib.sha256(described).hexdigest()[:8]}"
+    return expand_home(data_dir) / name / kind
+
+
+def open_dataset(folder: str | Path, *, on_progress: OnProgress = _ignore) -> Dataset:
     """Return the dataset in a folder; CorpusError if there is none or a byte of it is missing or altered."""
     folder = Path(folder)
+    about = read_description(folder)
     try:
-        about = json.loads((folder / "dataset.json").read_text("utf-8"))
-        if about["format"] != FORMAT:
-            raise CorpusError(f"{folder} has format {about['format']}, this Quill reads {FORMAT}: prepare it anew")
         tokenizer = tokenizer_from_json(about["tokenizer"])
-        train = _map(folder / "train.bin", about["train"], tokenizer.dtype)
-        val = _map(folder / "val.bin", about["val"], tokenizer.dtype)
-        facts = {key: str(about[key]) for key in ("name", "source", "sha256", "note")}
-        characters = int(about["train"]["characters"]), int(about["val"]["characters"])
-    except FileNotFoundError as error:
-        missing = Path(error.filename).name
-        raise CorpusError(f"{folder} is no prepared dataset, it has no {missing}: run quill prepare") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorpusError(f"{folder} is damaged ({error}): delete the folder and prepare it anew") from error
-    return Dataset(
-        **facts,
-        folder=folder,
-        tokenizer=tokenizer,
-        train=train,
-        val=val,
-        train_characters=characters[0],
-        val_characters=characters[1],
-    )
+        facts: dict[str, Any] = {key: str(about[key]) for key in ("name", "source", "sha256", "note", "title")}
+        return Dataset(
+            **facts,
+            folder=folder,
+            tokenizer=tokenizer,
+            train=map_tokens(folder, "train", about, tokenizer.dtype, on_progress),
+            val=map_tokens(folder, "val", about, tokenizer.dtype, on_progress),
+            train_characters=int(about["train"]["characters"]),
+            val_characters=int(about["val"]["characters"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorpusError(f"{folder} is damaged ({error}): delete the folder and prepare it again") from error
 
 
-def _open_if_whole(folder: Path) -> Dataset | None:
+def find_prepared(
+    sha256: str, tokenizer: str | Tokenizer, data_dir: str | Path, *, on_progress: OnProgress = _ignore
+) -> Dataset | None:
+    """Return a dataset in `data_dir` that was prepared from the text with this SHA-256, whatever its name, or None."""
+    for folder in sorted(expand_home(data_dir).glob("*/*/")):
+        try:
+            same = read_description(folder)["sha256"] == sha256
+        except CorpusError:
+            continue
+        same = same and folder.name == dataset_folder(folder.parent.name, tokenizer, data_dir).name
+        if same and (found := _open_if_whole(folder, tokenizer, on_progress)):
+            return found
+    return None
+
+
+def _open_by_name(
+    dataset: PathLike | Sequence[PathLike], tokenizer: str | Tokenizer, data_dir: str | Path, on_progress: OnProgress
+) -> Dataset | None:
+    """Return the dataset whose folder has this very name, such as that of a text that came from no file."""
+    name, *others = paths_of(dataset)
+    if others or Path(name).name != name:
+        return None
+    return _open_if_whole(dataset_folder(name, tokenizer, data_dir), tokenizer, on_progress)
+
+
+def _open_if_whole(folder: Path, tokenizer: str | Tokenizer, on_progress: OnProgress = _ignore) -> Dataset | None:
     try:
-        return open_dataset(folder)
+        found = open_dataset(folder, on_progress=on_progress)
     except CorpusError:
         return None
+    return found if isinstance(tokenizer, str) or found.tokenizer == tokenizer else None
 
 
-def _holds(folder: Path, corpus: Corpus) -> bool:
-    there = _open_if_whole(folder)
-    return there is not None and there.sha256 == corpus.sha256
+def _kind_of(tokenizer: str | Tokenizer) -> str:
+    return tokenizer if isinstance(tokenizer, str) else tokenizer.kind
 
 
-def _map(path: Path, about: dict[str, Any], dtype: np.dtype) -> np.memmap:
-    """Return a file's tokens; ValueError unless size and SHA-256 are those that were written."""
-    stored = dtype.newbyteorder("<")
-    expected = int(about["tokens"]) * stored.itemsize
-    if (size := path.stat().st_size) != expected:
-        raise ValueError(f"{path.name} has {size:,} bytes instead of {expected:,}")
-    with open(path, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != about["sha256"]:
-            raise ValueError(f"{path.name} was altered: its SHA-256 is another")
-    return np.memmap(path, dtype=stored, mode="r")
-
-
-def _write(corpus: Corpus, kind: str, folder: Path, *, force: bool) -> None:
-    text = corpus.text
+def _prepare(corpus: Corpus, tokenizer: str | Tokenizer, folder: Path, *, force: bool, on_progress: OnProgress) -> None:
+    """Write the tokens of a corpus, unless another process does it meanwhile."""
+    text, title = corpus.text, corpus.title or corpus.name
     if len(text) < 2:
-        raise CorpusError(f"{corpus.source} has {len(text)} character: choose a text of a few thousand or more")
-    tokenizer = build_tokenizer(kind, text)
-    cut = len(text) * 9 // 10
-    temporary = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
-    try:
-        temporary.mkdir(parents=True)
-        about = {
-            "format": FORMAT,
-            "name": corpus.name,
-            "source": corpus.source,
-            "sha256": corpus.sha256,
-            "note": corpus.note,
-            "tokenizer": tokenizer.to_json(),
-            "dtype": tokenizer.dtype.name,
-            "train": _write_split(temporary / "train.bin", text, 0, cut, tokenizer),
-            "val": _write_split(temporary / "val.bin", text, cut, len(text), tokenizer),
-        }
-        (temporary / "dataset.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        if force or not _holds(folder, corpus):  # another process may have been faster with the same text
-            _move(temporary, folder)
-    except OSError as error:
-        if force or not _holds(folder, corpus):
-            raise CorpusError(_why_not_written(error, folder)) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            folder.parent.rmdir()  # only succeeds where nothing was written
+        raise CorpusError(f"{title} has {len(text)} character: choose a text of a few thousand or more")
+    built = build_tokenizer(tokenizer, text)
+    facts = {
+        "name": corpus.name,
+        "title": title,
+        "source": corpus.source,
+        "sha256": corpus.sha256,
+        "note": corpus.note,
+    }
 
+    def is_done() -> bool:
+        there = None if force else _open_if_whole(folder, tokenizer)
+        return there is not None and there.sha256 == corpus.sha256
 
-def _write_split(path: Path, text: str, start: int, end: int, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Encode text[start:end] into a file, a slice at a time to bound memory, and return what `_map` checks."""
-    stored = tokenizer.dtype.newbyteorder("<")
-    count, digest = 0, hashlib.sha256()
-    with open(path, "xb") as file:
-        for first in range(start, end, _SLICE_CHARACTERS):
-            tokens = tokenizer.encode(text[first : min(first + _SLICE_CHARACTERS, end)], compact=True)
-            raw = tokens.astype(stored, copy=False).tobytes()
-            file.write(raw)
-            digest.update(raw)
-            count += len(tokens)
-        file.flush()
-        os.fsync(file.fileno())  # some file systems report a full disk only here
-    return {"tokens": count, "characters": end - start, "sha256": digest.hexdigest()}
-
-
-def _move(new: Path, folder: Path) -> None:
-    """Put a finished folder in the place of the old one, which comes back if that fails."""
-    old = new.with_name(f"{new.name}-old")
-    with contextlib.suppress(FileNotFoundError):
-        os.replace(folder, old)
-    try:
-        os.replace(new, folder)
-    except OSError:
-        if old.exists() and not folder.exists():
-            os.replace(old, folder)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _why_not_written(error: OSError, folder: Path) -> str:
-    if error.errno in _NO_SPACE:
-        return f"no space left for the tokens in {folder}: free some, or use --data_dir=… on another disk"
-    return f"the tokens cannot be written to {folder}: {error.strerror}: use another --data_dir=…"
+    write_tokens(folder, facts, text, built, is_done=is_done, on_progress=on_progress)

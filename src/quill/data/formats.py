@@ -1,8 +1,8 @@
-"""One file to one text: plain text, JSON lines or Parquet, and a clear word when it is none of them.
+"""Read one file as text: plain text, JSON lines or Parquet. What is none of them is refused with the reason.
 
-A side path of the way text → tokens → model → training → generation → people: `corpus` finds the files, here they are
-read. Text is UTF-8. A byte order mark is left out and Windows line ends become LF; whoever asks for any bytes gets
-what is not text as it is, invalid bytes as surrogates (PEP 383), which the byte tokenizer turns back into those bytes.
+Text is UTF-8. A byte order mark is left out, and Windows line ends become LF. The byte tokenizer takes any file: what
+is not UTF-8 text keeps its invalid bytes as surrogates (PEP 383), which that tokenizer encodes as those bytes.
+Files are read in pieces, so that progress can be shown and a signal takes effect between two pieces.
 
 Reference: RFC 3629 (UTF-8); https://jsonlines.org; https://parquet.apache.org.
 """
@@ -10,18 +10,24 @@ Reference: RFC 3629 (UTF-8); https://jsonlines.org; https://parquet.apache.org.
 from __future__ import annotations
 
 import codecs
-import contextlib
-import hashlib
+import itertools
 import json
-from collections.abc import Iterable
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quill.errors import CorpusError, MissingDependencyError
 
+OnProgress = Callable[[str, float], None]
+"""Called as on_progress(what, share): what is being done, in words, and which share of it is done, 0 to 1."""
+
 TEXT_COLUMN = "text"
 RAW = "taken byte for byte: it is not UTF-8 text"
+
+_PIECE_BYTES = 1 << 22
 
 # UTF-32 first: its little-endian mark begins with that of UTF-16.
 _OTHER_MARKS = {
@@ -31,40 +37,66 @@ _OTHER_MARKS = {
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 
+_KINDS_OF_FILE = {
+    stat.S_ISDIR: "a folder",
+    stat.S_ISFIFO: "a pipe",
+    stat.S_ISSOCK: "a socket",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+}
+
 
 @dataclass(frozen=True)
 class FileText:
-    """The text of a file, the SHA-256 of its raw bytes, and what was changed in reading, in words."""
+    """The text of a file, and in words what was changed in reading it."""
 
     text: str
-    sha256: str
     changes: tuple[str, ...] = ()
 
 
-def read_file(path: Path, *, any_bytes: bool = False) -> FileText:
+class NotTextError(CorpusError):
+    """The file is not UTF-8 text."""
+
+
+def check_file(path: Path) -> os.stat_result:
+    """Return the status of a regular file; CorpusError for all else. A pipe or a device could be read for ever."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read: {error.strerror}: check the path and its permissions") from error
+    for is_kind, name in _KINDS_OF_FILE.items():
+        if is_kind(status.st_mode):
+            raise CorpusError(f"{path} is {name}, not a file: save the text to a file first")
+    return status
+
+
+def read_file(path: Path, *, any_bytes: bool = False, on_bytes: Callable[[int], None] = lambda count: None) -> FileText:
     """Return the text of a file by its ending (.jsonl, .parquet, all else plain); CorpusError if it holds none.
 
     With `any_bytes`, a plain file that is not UTF-8 text is taken byte for byte instead of being refused.
+    `on_bytes` is called with the size of each piece that was read.
     """
-    raw = read_bytes(path)
-    ending, changes = path.suffix.lower(), ()
+    ending = path.suffix.lower()
     if ending == ".parquet":
-        text = join_texts(_parquet_texts(raw, path))
-    else:
-        text, changes = _decode(raw, path, any_bytes=any_bytes and ending != ".jsonl")
-        if ending == ".jsonl":
-            text = join_texts(_json_texts(text, path))
-    if "\r\n" in text and RAW not in changes:
-        text, changes = text.replace("\r\n", "\n"), (*changes, "Windows line ends became LF")
-    return FileText(text, hashlib.sha256(raw).hexdigest(), changes)
-
-
-def read_bytes(path: Path) -> bytes:
-    """Return a file's bytes; CorpusError if it cannot be read."""
+        texts = _LineEnds(_parquet_texts(read_bytes(path, on_bytes), path))
+        return FileText(join_texts(texts), texts.changes)
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CorpusError(f"{path} cannot be read: {error.strerror}: check its permissions") from error
+        text, changes = _decode(path, _pieces_of(path, on_bytes))
+    except NotTextError:
+        if not any_bytes or ending == ".jsonl":
+            raise
+        decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        pieces = [decoder.decode(piece) for piece in _pieces_of(path, on_bytes)]
+        return FileText("".join((*pieces, decoder.decode(b"", final=True))), (RAW,))
+    if ending != ".jsonl":
+        return FileText(text, changes)
+    texts = _LineEnds(_json_texts(text, path))
+    return FileText(join_texts(texts), tuple(dict.fromkeys((*changes, *texts.changes))))
+
+
+def read_bytes(path: Path, on_bytes: Callable[[int], None] = lambda count: None) -> bytes:
+    """Return the bytes of a regular file; CorpusError if it cannot be read."""
+    return b"".join(_pieces_of(path, on_bytes))
 
 
 def join_texts(texts: Iterable[str]) -> str:
@@ -75,43 +107,82 @@ def join_texts(texts: Iterable[str]) -> str:
     return "\n\n".join(part.strip("\r\n") for part in parts) + "\n"
 
 
-def _decode(raw: bytes, path: Path, *, any_bytes: bool) -> tuple[str, tuple[str, ...]]:
-    """Return a file's text and what was changed; what is not UTF-8 text is refused, or taken as it is."""
-    with contextlib.suppress(UnicodeDecodeError):
-        text = raw.decode()
-        if "\0" not in text:
-            return text.removeprefix("\ufeff"), ("byte order mark left out",) if text.startswith("\ufeff") else ()
-    if any_bytes:
-        return raw.decode("utf-8", "surrogateescape"), (RAW,)
-    raise CorpusError(f"{path} is {_what_it_is(raw)}, or use --tokenizer=byte, which accepts any bytes")
+def _pieces_of(path: Path, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
+    check_file(path)
+    try:
+        with path.open("rb", buffering=0) as file:
+            while piece := file.read(_PIECE_BYTES):
+                yield piece
+                on_bytes(len(piece))
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read: {error.strerror}: check its permissions") from error
 
 
-def _what_it_is(raw: bytes) -> str:
-    """Return what bytes are that are not UTF-8 text, and how to make text of them."""
-    encoding = next((name for mark, name in _OTHER_MARKS.items() if raw.startswith(mark)), None)
-    zero = raw.find(b"\0")
-    if encoding is None and zero >= 0 and _looks_like_utf16(raw):
+def _decode(path: Path, pieces: Iterable[bytes]) -> tuple[str, tuple[str, ...]]:
+    """Return the text of UTF-8 bytes and what was changed in it; NotTextError says what the bytes are instead."""
+    decoder, lines = codecs.getincrementaldecoder("utf-8")(), _LineEnds()
+    texts: list[str] = []
+    start, done = b"", 0  # the first bytes, and how many bytes there were before this piece
+    for piece in itertools.chain(pieces, [b""]):
+        start = start or piece[:4096]
+        if (zero := piece.find(b"\0")) >= 0:
+            raise _not_text(path, start, f"binary, not text (NUL byte at offset {done + zero:,})")
+        held = len(decoder.getstate()[0])  # bytes of an unfinished character at the end of the piece before
+        try:
+            texts.append(lines.convert(decoder.decode(piece, final=not piece), final=not piece))
+        except UnicodeDecodeError as error:
+            where = f"invalid byte 0x{error.object[error.start]:02X} at offset {done - held + error.start:,}"
+            raise _not_text(path, start, f"not UTF-8 text ({where})") from error
+        done += len(piece)
+    text = "".join(texts)
+    marked = ("byte order mark left out",) if text.startswith("\ufeff") else ()
+    return text.removeprefix("\ufeff"), (*marked, *lines.changes)
+
+
+class _LineEnds:
+    """Replaces Windows line ends by LF, in pieces of one text or in many texts, and notes that it did."""
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self._texts, self._held, self._found = texts, "", False
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        return ("Windows line ends became LF",) if self._found else ()
+
+    def __iter__(self) -> Iterator[str]:
+        return (self.convert(text, final=True) for text in self._texts)
+
+    def convert(self, piece: str, *, final: bool = False) -> str:
+        """Return the next piece of a text with LF; a CR at its end waits for the next one unless this is `final`."""
+        piece = self._held + piece
+        self._held = "\r" if piece.endswith("\r") and not final else ""
+        piece = piece.removesuffix(self._held)
+        if "\r\n" not in piece:
+            return piece
+        self._found = True
+        return piece.replace("\r\n", "\n")
+
+
+def _not_text(path: Path, start: bytes, what: str) -> NotTextError:
+    """Return the error for a file that begins with these bytes, with a way to make text of it where there is one."""
+    encoding = next((name for mark, name in _OTHER_MARKS.items() if start.startswith(mark)), None)
+    if encoding is None and "NUL" in what and _looks_like_utf16(start):
         encoding = "UTF-16"
     if encoding:
-        return f"{encoding} text: save it as UTF-8, in an editor or with 'iconv -f {encoding} -t UTF-8 OLD > NEW'"
-    if zero >= 0:
-        return f"binary, not text (NUL byte at offset {zero:,}): choose a text file"
-    try:
-        raw.decode()
-    except UnicodeDecodeError as error:
-        return f"not UTF-8 text (invalid byte 0x{raw[error.start]:02X} at offset {error.start:,}): save it as UTF-8"
-    raise AssertionError("only called for bytes that are not text")
+        what = f"{encoding} text: save it as UTF-8, in an editor or with 'iconv -f {encoding} -t UTF-8 OLD > NEW'"
+    else:
+        what += ": choose a text file" if "NUL" in what else ": save it as UTF-8"
+    return NotTextError(f"{path} is {what}, or use the byte tokenizer (tokenizer=byte), which accepts any bytes")
 
 
-def _looks_like_utf16(raw: bytes) -> bool:
-    """Western text in UTF-16 without a mark has a NUL in nearly every second byte, and hardly one elsewhere."""
-    start = raw[:4096]
+def _looks_like_utf16(start: bytes) -> bool:
+    """Return whether NUL bytes are as in Western UTF-16 without a mark: nearly every second byte, few elsewhere."""
     zeros = sorted((start[::2].count(0), start[1::2].count(0)))
-    return len(raw) % 2 == 0 and zeros[1] > 0.3 * len(start) and zeros[0] < 0.05 * len(start)
+    return len(start) % 2 == 0 and zeros[1] > 0.3 * len(start) and zeros[0] < 0.05 * len(start)
 
 
-def _json_texts(text: str, path: Path) -> Iterable[str]:
-    for number, line in enumerate(text.split("\n"), start=1):
+def _json_texts(text: str, path: Path) -> Iterator[str]:
+    for number, line in enumerate(_lines_of(text), start=1):
         if not line.strip():
             continue
         where = f"{path} line {number:,}"
@@ -132,7 +203,16 @@ def _json_texts(text: str, path: Path) -> Iterable[str]:
         yield (value or "").encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def _parquet_texts(raw: bytes, path: Path) -> Iterable[str]:
+def _lines_of(text: str) -> Iterator[str]:
+    """Yield the lines of a text one by one: to split a long text at once would be deaf to signals."""
+    start = 0
+    while (end := text.find("\n", start)) >= 0:
+        yield text[start:end]
+        start = end + 1
+    yield text[start:]
+
+
+def _parquet_texts(raw: bytes, path: Path) -> Iterator[str]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -156,5 +236,6 @@ def _parquet_texts(raw: bytes, path: Path) -> Iterable[str]:
 
 
 def _missing_column(where: str, columns: Iterable[str]) -> str:
-    found = ", ".join(map(repr, columns)) or "none"
-    return f"{where} has no column {TEXT_COLUMN!r} (its columns: {found}): rename the one that holds the text"
+    names = [repr(name[:40]) for name in columns]
+    found = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return f"{where} has no column {TEXT_COLUMN!r} (its columns: {found or 'none'}): rename the one that holds the text"

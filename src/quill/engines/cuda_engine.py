@@ -150,6 +150,18 @@ class CudaEngine:
         with evaluation_mode(self.model):
             return self.model(torch.tensor([list(tokens)], device=self.device))[0].float().cpu().numpy()
 
+    @torch.no_grad()
+    def static_logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """Return logits_TV as `decode` computes them, one token at a time in slot 0, which must be free."""
+        cache, rows = self.static.cache, []
+        cache.active_B.zero_()
+        cache.active_B[0] = 1
+        cache.positions_B[0] = 0
+        for token in tokens:
+            rows.append(self.static(torch.full_like(self.tokens_B, token))[0].float().cpu().numpy())
+        cache.positions_B[0] = 0
+        return np.stack(rows)
+
     def release(self, slot: int) -> None:
         self._places.pop(slot, None)
 

@@ -1,12 +1,7 @@
-"""What every engine can do, and which one to take.
+"""Makes the engine that is asked for, or the fastest one that computes this model.
 
-On the way text → tokens → model → training → generation → people an engine is the model as a writer sees it: texts in
-numbered places (slots), read from a prompt and continued token by token. Engines differ in speed, not in what they
-write. `torch_engine.py` is the reference, `numba_engine.py` the quick one for CPUs, `cuda_engine.py` that for GPUs.
-
-Reference: Pope et al. 2022, "Efficiently Scaling Transformer Inference", section 2, for prefill and decode.
-
-Shapes: T steps, B texts, V vocabulary.
+`torch_engine.py` is the reference and runs anywhere, `numba_engine.py` is fast on CPUs, `cuda_engine.py` on NVIDIA
+GPUs. They differ in speed, not in the text that they write for a seed.
 """
 
 from __future__ import annotations
@@ -21,6 +16,7 @@ import numpy as np
 
 from quill.checkpoints.format import Checkpoint
 from quill.device import available_memory
+from quill.engines.agreement import difference, must_compare, unknown_weight
 from quill.engines.base import Engine
 from quill.errors import ConfigError
 from quill.model.config import ModelConfig
@@ -37,17 +33,11 @@ QUANTIZATIONS = (None, "int8")
 
 PROCESSORS = ("x86_64", "AMD64", "arm64", "aarch64")  # for which Numba is published
 
-
-def device_of(model: Model | Checkpoint) -> torch.device | str:
-    """Return where a model is, or will be."""
-    return model.device if isinstance(model, Checkpoint) else model.token_embedding.weight.device
+OnStatus = Callable[[str], None] | None
 
 
-def how_many_slots(config: ModelConfig, device: torch.device | str, at_most: int = 32) -> int:
-    """Return how many texts may have their keys and values in memory at once: a quarter of what is free, at most 32."""
-    heads = getattr(config, "n_kv_head", None) or config.n_head
-    one = 2 * 4 * config.n_layer * heads * (config.n_embd // config.n_head) * config.block_size
-    return max(1, min(at_most, available_memory(device) // 4 // one))
+class _UnavailableError(Exception):
+    """Why an engine cannot be used for a model."""
 
 
 def make_engine(
@@ -56,43 +46,85 @@ def make_engine(
     *,
     quantization: str | None = None,
     slots: int = 1,
-    on_status: Callable[[str], None] | None = None,
+    on_status: OnStatus = None,
 ) -> Engine:
-    """Return an engine for a model by its name; "auto" is cuda on such a GPU, Numba on a CPU it knows, else PyTorch.
+    """Return an engine for a model by its name; "auto" is cuda on such a GPU, numba on a CPU it supports, else torch.
 
-    Of a checkpoint Numba takes the arrays, and PyTorch is not even imported. `on_status` is given a sentence where
-    something takes long or is not as wished. What cannot be had is a ConfigError.
+    Of a checkpoint the Numba engine takes the arrays, and PyTorch is not imported. A fast engine that would not compute
+    this model, because its source or the object was edited, is not used. `on_status` is given a sentence where
+    something takes long or "auto" falls back to PyTorch. What is asked for by name and cannot be had is a ConfigError.
     """
     require(name in ENGINES, "engine", name, f"one of {', '.join(ENGINES)}")
     require(quantization in QUANTIZATIONS, "quantization", quantization, "None or 'int8'")
-    kind, missing = str(device_of(model)).partition(":")[0], why_not_numba()
-    on_cpu = kind == "cpu"
-    if name == "cuda" and kind != "cuda":
-        reason = f"the model is on {kind!r}, not on a CUDA device"
-        raise ConfigError(
-            f"engine='cuda' cannot be used: {reason}; use device='cuda' on an NVIDIA GPU, else engine='auto'"
-        )
-    if name == "numba" and (missing or not on_cpu):
-        reason = missing or "the model is not on the CPU"
-        raise ConfigError(f"engine='numba' cannot be used: {reason}; use engine='torch'")
-    if name == "numba" or (name == "auto" and on_cpu and not missing):
-        from quill.engines.numba_engine import NumbaEngine
-
-        arrays = model.weights if isinstance(model, Checkpoint) else arrays_of(model)
-        return NumbaEngine(model.config, arrays, quantization=quantization, slots=slots, on_status=on_status)
-    if quantization is not None:
-        reason = missing or "the model is not on the CPU" if name == "auto" else f"the {name} engine does not have it"
-        raise ConfigError(f"quantization={quantization!r} cannot be used: {reason}; leave quantization out")
-    whole = model.model if isinstance(model, Checkpoint) else model
-    if kind == "cuda" and name != "torch":
-        from quill.engines.cuda_engine import CudaEngine
-
-        return CudaEngine(whole, slots=slots, on_status=on_status)
-    if name == "auto" and on_cpu and on_status:
-        on_status(f"writing with PyTorch, which is slower: {missing}")
+    kind = str(device_of(model)).partition(":")[0]
+    wanted = {"cpu": "numba", "cuda": "cuda"}.get(kind, "torch") if name == "auto" else name
+    try:
+        if wanted == "numba":
+            return _numba_engine(model, kind, quantization, slots, on_status)
+        if quantization is not None:
+            raise _UnavailableError(f"the {wanted} engine does not have it")
+        if wanted == "cuda":
+            return _cuda_engine(model, kind, slots, on_status)
+    except _UnavailableError as error:
+        if quantization is not None and name != "numba":
+            message = f"quantization={quantization!r} cannot be used: {error}; leave quantization out"
+            raise ConfigError(message) from None
+        if name != "auto":
+            on_gpu = "device='cuda' on an NVIDIA GPU, else engine='auto'"
+            advice = on_gpu if name == "cuda" and kind != "cuda" else "engine='torch'"
+            raise ConfigError(f"engine={name!r} cannot be used: {error}; use {advice}") from None
+        if on_status:
+            on_status(f"writing with PyTorch, which is slower: {error}")
     from quill.engines.torch_engine import TorchEngine
 
-    return TorchEngine(whole, slots=slots)
+    return TorchEngine(_torch_model(model), slots=slots)
+
+
+def _numba_engine(
+    model: Model | Checkpoint, kind: str, quantization: str | None, slots: int, on_status: OnStatus
+) -> Engine:
+    if kind != "cpu":
+        raise _UnavailableError("the model is not on the CPU")
+    if missing := why_not_numba():
+        raise _UnavailableError(missing)
+    arrays = model.weights if isinstance(model, Checkpoint) else arrays_of(model)
+    if unknown := unknown_weight(model.config, arrays):
+        raise _UnavailableError(f"the model was edited, {unknown}")
+    from quill.engines.numba_engine import NumbaEngine
+
+    if must_compare(model):
+        # In float32 whatever is asked for: rounding to int8 could hide a difference.
+        exact = NumbaEngine(model.config, arrays, on_status=on_status)
+        if reason := difference(_torch_model(model), exact.logits):
+            raise _UnavailableError(reason)
+    return NumbaEngine(model.config, arrays, quantization=quantization, slots=slots, on_status=on_status)
+
+
+def _cuda_engine(model: Model | Checkpoint, kind: str, slots: int, on_status: OnStatus) -> Engine:
+    if kind != "cuda":
+        raise _UnavailableError(f"the model is on {kind!r}, not on a CUDA device")
+    from quill.engines.cuda_engine import CudaEngine
+    from quill.engines.static_model import OtherModelError
+
+    try:
+        engine = CudaEngine(_torch_model(model), slots=slots, on_status=on_status)
+    except (OtherModelError, AttributeError) as error:
+        raise _UnavailableError(f"the model was edited, {error}") from None
+    if reason := difference(engine.model, engine.static_logits):
+        raise _UnavailableError(reason)
+    return engine
+
+
+def device_of(model: Model | Checkpoint) -> torch.device | str:
+    """Return where a model is, or will be."""
+    return model.device if isinstance(model, Checkpoint) else model.token_embedding.weight.device
+
+
+def how_many_slots(config: ModelConfig, device: torch.device | str, at_most: int = 32) -> int:
+    """Return how many sequences may have their keys and values in memory at once: a quarter of what is free."""
+    heads = getattr(config, "n_kv_head", None) or config.n_head
+    one = 2 * 4 * config.n_layer * heads * (config.n_embd // config.n_head) * config.block_size
+    return max(1, min(at_most, available_memory(device) // 4 // one))
 
 
 def arrays_of(model: Model) -> dict[str, np.ndarray]:
@@ -107,3 +139,7 @@ def why_not_numba() -> str:
     if importlib.util.find_spec("numba") is None:
         return "Numba is not installed (pip install numba)"
     return ""
+
+
+def _torch_model(model: Model | Checkpoint) -> Model:
+    return model.model if isinstance(model, Checkpoint) else model

@@ -135,10 +135,13 @@ class NumbaEngine:
         return written
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
-        # The last place of all is nobody's.
-        return np.concatenate(
-            [written.logits_TBV[0] for written in self._read([PrefillInput(self.slots, tokens, 0)], True)]
-        )
+        """Return logits_TV; where positions roll, tokens past the context too, which are read one at a time."""
+        scratch, context = np.array([self.slots]), self.context  # a slot of its own
+        steps = list(self._read([PrefillInput(self.slots, tokens[:context], 0)], whole=True))
+        for position in range(context, len(tokens)):
+            token, first_row = np.array([tokens[position]]), np.array([0])
+            steps.append(self._run(token, scratch, np.array([position]), first_row, 1))
+        return np.concatenate([step.logits_TBV[0] for step in steps])
 
     def release(self, slot: int) -> None:
         self._requests.pop(slot, None)

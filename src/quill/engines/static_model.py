@@ -137,6 +137,10 @@ class RotaryPositions(nn.Module):
         return self.rotary(x_B1HE.transpose(0, 1), start).transpose(0, 1)
 
 
+class OtherModelError(Exception):
+    """The model is not one of Quill's own, so that there is no static twin of it."""
+
+
 class StaticModel:
     """A twin of a model over the same weights, which reads one token in each of `places` places at once.
 
@@ -149,7 +153,11 @@ class StaticModel:
         self.cache = StaticCache(model.config, places, weight.device, weight.dtype)
         with torch.device("meta"):  # a shape without memory, which is then given the weights
             self.twin = build_model(model.config).eval()
-        self.twin.load_state_dict(model.state_dict(), assign=True)
+        weights, known = model.state_dict(), self.twin.state_dict()
+        for name in sorted(weights.keys() | known.keys()):
+            if name not in weights or name not in known or weights[name].shape != known[name].shape:
+                raise OtherModelError(f"and this engine does not know its weight {name}")
+        self.twin.load_state_dict(weights, assign=True)
         twin: Any = self.twin  # whose parts are exchanged, which types do not foresee
         self.rotary: RotaryPositions | None = None
         if isinstance(self.twin, GPT):

@@ -1,0 +1,205 @@
+"""Find the text files behind a path, a folder or a glob.
+
+A folder is read with the folders below it, links to folders included. Hidden files, the folders of runs and prepared
+token files are left out, and so is every ending that is not known to hold text. What is left out is counted, so that
+a note can say so.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from quill.errors import CorpusError
+from quill.files import expand_home
+from quill.validation import nearest
+
+TEXT_ENDINGS = (".txt", ".md", ".jsonl", ".parquet")
+"""Endings that a folder is read for. A file of them that holds no text is an error."""
+
+PLAIN_ENDINGS = frozenset(
+    {
+        ".text", ".markdown", ".rst", ".adoc", ".org", ".tex", ".html", ".htm", ".log", ".srt", ".vtt",
+        ".py", ".pyi", ".js", ".ts", ".jsx", ".tsx", ".c", ".h", ".cc", ".cpp", ".hpp", ".cs", ".go", ".rs", ".java",
+        ".kt", ".swift", ".rb", ".php", ".pl", ".lua", ".r", ".jl", ".hs", ".ml", ".scala", ".sh", ".sql", ".css",
+    }
+)  # fmt: skip
+"""Endings of plain text. A folder's files of them are read too; one that is not UTF-8 text is skipped."""
+
+_RUN = {"config.yaml", "checkpoints"}
+_RUN_ENTRIES = {*_RUN, "metrics.jsonl", "samples.txt", "loss.png", "last", "best", "tensorboard"}
+_PREPARED = {"dataset.json", "train.bin", "val.bin"}
+
+
+@dataclass
+class FoundFiles:
+    """Files in an order that does not depend on the machine, and how many others were left out, by ending."""
+
+    paths: list[Path]
+    skipped: Counter[str] = field(default_factory=Counter)
+    in_folder: bool = False
+    """the files come from a folder, and those of PLAIN_ENDINGS may turn out to hold no text"""
+
+
+class CorpusNotFoundError(CorpusError):
+    """The text is not where it was looked for; `reason` is the message without its advice."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"{reason}: {advice}")
+        self.reason = reason
+
+
+def find_files(dataset: str, names: tuple[str, ...]) -> FoundFiles:
+    """Return the files behind a path, a folder or a glob. CorpusError if there are none.
+
+    `names` are the corpora that a mistyped path could have meant.
+    """
+    if not dataset:
+        raise CorpusError(f"dataset='' names nothing: use {', '.join(names)}, or the path of a text")
+    path = expand_home(dataset)
+    try:
+        if path.is_dir():
+            return _files_in(path)
+        if path.exists():
+            return FoundFiles([path])
+        if _is_a_text(dataset):
+            beginning = " ".join(dataset[:200].split())[:40]
+            raise CorpusError(
+                f"dataset is a text of {len(dataset):,} characters ({beginning!r}…), not a path: give it as text=…"
+            )
+        if any(sign in dataset for sign in "*?["):
+            return _files_of_glob(path, dataset)
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str | os.PathLike) else dataset
+        raise CorpusError(f"{os.fspath(where)!r} cannot be looked up: {error.strerror}: check the path") from error
+    raise CorpusNotFoundError(
+        f"dataset={dataset!r} is neither a corpus that Quill knows nor a file"
+        f"{nearest(dataset, [*names, *_files_beside(path)])}",
+        f"use {', '.join(names)}, or the path of a text file, a folder or a glob",
+    )
+
+
+def describe_skipped(skipped: Counter[str], most: int = 4) -> str:
+    """Return the commonest endings with their counts, "3 .jpg, 1 .csv", and how many files more there are."""
+    shown = skipped.most_common(most)
+    more = skipped.total() - sum(count for _, count in shown)
+    words = [f"{count:,} {ending}{'s' if ending == 'run folder' and count > 1 else ''}" for ending, count in shown]
+    return ", ".join([*words, *([f"{more:,} more"] if more else [])])
+
+
+def _is_a_text(dataset: str) -> bool:
+    """Return whether this can only be a text that was given where its path belongs."""
+    parts = dataset.replace("\\", "/").split("/")
+    return "\n" in dataset or len(dataset) > 1000 or max(map(len, parts)) > 255
+
+
+def _files_in(folder: Path) -> FoundFiles:
+    """Return the text files in a folder and the folders below it."""
+    paths: list[Path] = []
+    skipped = Counter[str]()
+    for below, names in _walk(folder, skipped):
+        for path in (below / name for name in names):
+            ending = path.suffix.lower()
+            if ending in TEXT_ENDINGS or ending in PLAIN_ENDINGS:
+                paths.append(path)
+            else:
+                skipped[path.suffix or "without an ending"] += 1
+    if not paths:
+        raise CorpusError(
+            f"folder {folder} has no text files (it has {describe_skipped(skipped) or 'nothing at all'}): put .txt or "
+            f".md files there, or name files of another ending with a glob such as '{folder}/**/*.csv'"
+        )
+    return FoundFiles(sorted(paths, key=lambda path: path.relative_to(folder).as_posix()), skipped, in_folder=True)
+
+
+def _walk(root: Path, skipped: Counter[str]) -> Iterator[tuple[Path, list[str]]]:
+    """Yield each folder below `root`, itself included, with the names of its files; hidden ones and runs left out.
+
+    Every folder comes once, however many links lead to it: by its own path if that is below `root` too.
+    """
+    seen, folders, links = set[tuple[int, int]](), [root], list[Path]()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        status = folder.stat()
+        if (identity := (status.st_dev, status.st_ino)) in seen:
+            continue
+        seen.add(identity)
+        with os.scandir(folder) as scan:
+            entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda entry: entry.name)
+        names = {entry.name for entry in entries}
+        if names >= _PREPARED:
+            continue
+        if names >= _RUN:
+            if folder != root:
+                skipped["run folder"] += 1
+                continue
+            entries = [entry for entry in entries if entry.name not in _RUN_ENTRIES]
+        files = []
+        for entry in entries:
+            if entry.is_dir():
+                (links if entry.is_symlink() else folders).append(Path(entry.path))
+            else:
+                files.append(entry.name)
+        yield folder, files
+
+
+def _files_of_glob(pattern: Path, dataset: str) -> FoundFiles:
+    """Return the files that match, whatever their ending."""
+    skipped = Counter[str]()
+    literal = Path(*[part for part in _until_magic(pattern.parts)])
+    paths = []
+    for path in sorted(set(_expand(pattern, skipped))):
+        if _belongs_to_a_run(path, literal):
+            skipped["file of a run"] += 1
+        elif not path.is_dir():
+            paths.append(path)
+    if paths:
+        return FoundFiles(paths, skipped)
+    beside = f" but {describe_skipped(skipped)}" if skipped else ""
+    raise CorpusNotFoundError(
+        f"no file matches {dataset!r}{beside}", "check the pattern and the folder that it starts from"
+    )
+
+
+def _until_magic(parts: tuple[str, ...]) -> Iterator[str]:
+    for part in parts:
+        if glob.has_magic(part):
+            return
+        yield part
+
+
+def _expand(pattern: Path, skipped: Counter[str]) -> Iterator[Path]:
+    """Yield what matches a pattern. Python's own `**` would follow links that form a loop for ever."""
+    if "**" not in pattern.parts:
+        yield from map(Path, glob.iglob(str(pattern)))
+        return
+    at = pattern.parts.index("**")
+    rest = pattern.parts[at + 1 :] or ("*",)
+    for root in glob.iglob(str(Path(*pattern.parts[:at]))):
+        if os.path.isdir(root):
+            for folder, _ in _walk(Path(root), skipped):
+                yield from _expand(Path(glob.escape(str(folder)), *rest), skipped)
+
+
+def _belongs_to_a_run(path: Path, literal: Path) -> bool:
+    """Return whether a match is in a run's folder, of those that wildcards matched or that the pattern starts from."""
+    for folder in path.parents:
+        is_run = all((folder / name).exists() for name in _RUN)
+        if folder == literal:
+            return is_run and path.relative_to(folder).parts[0] in _RUN_ENTRIES
+        if is_run:
+            return True
+    return False
+
+
+def _files_beside(path: Path) -> list[str]:
+    """Return the files beside a path that does not exist: a mistyped name may have meant one of them."""
+    try:
+        return [str(found) for found in islice(path.parent.iterdir(), 1000)]
+    except OSError:
+        return []
