@@ -41,7 +41,7 @@ class Reader:
         except NotTextError:
             if not optional or path.suffix.lower() not in PLAIN_ENDINGS:
                 raise
-            self._skipped[f"{path.suffix} that is not UTF-8"] += 1
+            self._skipped[f"{path.suffix.lower()} not in UTF-8"] += 1
             return None
         self._changes.update(file.changes)
         return file

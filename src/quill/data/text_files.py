@@ -62,16 +62,16 @@ def find_files(dataset: str, names: tuple[str, ...]) -> FoundFiles:
     if not dataset:
         raise CorpusError(f"dataset='' names nothing: use {', '.join(names)}, or the path of a text")
     path = expand_home(dataset)
+    if _is_a_text(dataset) and not os.path.exists(path):
+        beginning = " ".join(dataset[:200].split())[:40]
+        raise CorpusError(
+            f"dataset={beginning!r}… is a text of {len(dataset):,} characters, not a path: give it as text=…"
+        )
     try:
         if path.is_dir():
             return _files_in(path)
         if path.exists():
             return FoundFiles([path])
-        if _is_a_text(dataset):
-            beginning = " ".join(dataset[:200].split())[:40]
-            raise CorpusError(
-                f"dataset is a text of {len(dataset):,} characters ({beginning!r}…), not a path: give it as text=…"
-            )
         if any(sign in dataset for sign in "*?["):
             return _files_of_glob(path, dataset)
     except OSError as error:
@@ -86,7 +86,7 @@ def find_files(dataset: str, names: tuple[str, ...]) -> FoundFiles:
 
 def describe_skipped(skipped: Counter[str], most: int = 4) -> str:
     """Return the commonest endings with their counts, "3 .jpg, 1 .csv", and how many files more there are."""
-    shown = skipped.most_common(most)
+    shown = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))[:most]
     more = skipped.total() - sum(count for _, count in shown)
     words = [f"{count:,} {ending}{'s' if ending == 'run folder' and count > 1 else ''}" for ending, count in shown]
     return ", ".join([*words, *([f"{more:,} more"] if more else [])])
@@ -108,7 +108,7 @@ def _files_in(folder: Path) -> FoundFiles:
             if ending in TEXT_ENDINGS or ending in PLAIN_ENDINGS:
                 paths.append(path)
             else:
-                skipped[path.suffix or "without an ending"] += 1
+                skipped[ending or "without an ending"] += 1
     if not paths:
         raise CorpusError(
             f"folder {folder} has no text files (it has {describe_skipped(skipped) or 'nothing at all'}): put .txt or "
