@@ -1,20 +1,19 @@
-"""What a CPU computes in fewer passes is what the model says: the same scores, the same gradients."""
+"""Fused operations for CPUs give the logits and gradients of the plain model."""
 
 import copy
+import itertools
 from dataclasses import replace
 
 import pytest
 import torch
 
-from quill.acceleration.checkpointing import forget_activations
-from quill.acceleration.cpu_dropout import lighten_dropout
-from quill.acceleration.cpu_ops import QuickRMSNorm, quicken
+from quill.acceleration.cpu_attention import use_cpu_attention
+from quill.acceleration.cpu_dropout import use_fast_dropout
+from quill.acceleration.cpu_ops import FusedRMSNorm, use_fused_cpu_ops
 from quill.model.build import build_model
 from quill.model.cache import KVCache
-from quill.model.config import GPTConfig, ModernConfig
-from quill.model.gpt import GPT
+from quill.model.config import ModernConfig
 from quill.model.modern import RMSNorm
-from quill.planning.memory_trace import TensorCounter
 
 CONFIG = ModernConfig(
     vocab_size=11, block_size=16, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, dropout=0.0, ngram_rows=97,
@@ -23,26 +22,27 @@ CONFIG = ModernConfig(
 
 
 def pair(config: ModernConfig):
-    """Return a model in which every path matters, and its quick double."""
+    """Return a model with random weights everywhere, and a copy with fused operations and attention."""
     torch.manual_seed(0)
     model = build_model(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3)
-    double = copy.deepcopy(model)
-    quicken(double)
-    return model, double
+    fused = copy.deepcopy(model)
+    use_fused_cpu_ops(fused)
+    use_cpu_attention(fused)
+    return model, fused
 
 
 def test_the_same_scores_and_gradients() -> None:
-    model, double = pair(CONFIG)
+    model, fused = pair(CONFIG)
     tokens_BT = torch.randint(11, (3, 16), generator=torch.Generator().manual_seed(0))
-    ours, theirs = double(tokens_BT), model(tokens_BT)
+    ours, theirs = fused(tokens_BT), model(tokens_BT)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     weights_BTV = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1))
     (ours * weights_BTV).sum().backward()
     (theirs * weights_BTV).sum().backward()
-    for (name, mine), other in zip(double.named_parameters(), model.parameters(), strict=True):
+    for (name, mine), other in zip(fused.named_parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
 
 
@@ -57,7 +57,7 @@ def test_the_norm_of_small_activations_and_its_gradient_are_those_of_the_model(r
     expected = RMSNorm()(exact)
     expected.backward(gradient.double())
     x.requires_grad_()
-    found = QuickRMSNorm.apply(x)
+    found = FusedRMSNorm()(x)
     found.backward(gradient)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
     assert x.grad is not None and exact.grad is not None
@@ -65,51 +65,38 @@ def test_the_norm_of_small_activations_and_its_gradient_are_those_of_the_model(r
 
 
 def test_the_same_scores_with_a_cache() -> None:
-    model, double = pair(CONFIG)
+    model, fused = pair(CONFIG)
     tokens_BT = torch.randint(11, (2, 16), generator=torch.Generator().manual_seed(0))
     cache = KVCache(CONFIG, 2)
-    pieces = torch.cat([double(piece, cache) for piece in tokens_BT.split([5, 1, 7, 3], dim=1)], dim=1)
+    pieces = torch.cat([fused(piece, cache) for piece in tokens_BT.split([5, 1, 7, 3], dim=1)], dim=1)
     torch.testing.assert_close(pieces, model(tokens_BT), rtol=1e-4, atol=1e-5)
     plain = KVCache(CONFIG, 2)
     model(tokens_BT, plain)
     for token_BT in tokens_BT.split(1, dim=1):  # past the context
-        torch.testing.assert_close(double(token_BT, cache), model(token_BT, plain), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(fused(token_BT, cache), model(token_BT, plain), rtol=1e-4, atol=1e-5)
 
 
 def test_half_precision_stays_near() -> None:
-    model, double = pair(CONFIG)
+    model, fused = pair(CONFIG)
     tokens_BT = torch.randint(11, (3, 16), generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        ours, theirs = double(tokens_BT), model(tokens_BT)
+        ours, theirs = fused(tokens_BT), model(tokens_BT)
     assert (ours.float() - theirs.float()).abs().max() < 0.1 * theirs.float().std()
 
 
-@pytest.mark.parametrize(
-    "order", [(lighten_dropout, quicken), (quicken, lighten_dropout)], ids=["quick last", "quick first"]
-)
-def test_dropout_and_quick_operations_go_together(order) -> None:
-    model, _ = pair(replace(CONFIG, dropout=0.5))
-    for apply in order:
-        apply(model)
+def test_the_order_in_which_replacements_are_applied_changes_nothing() -> None:
+    steps = (use_fused_cpu_ops, use_cpu_attention, use_fast_dropout)
     tokens_BT = torch.randint(11, (2, 16), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(model.eval()(tokens_BT), model(tokens_BT))
-    model.train()
-    assert not torch.equal(model(tokens_BT), model(tokens_BT))
-
-
-def test_activations_computed_again_give_the_same_gradients_from_less_memory() -> None:
-    gradients, held = [], []
-    tokens_BT = torch.arange(64).view(4, 16) % 11
-    for apply in (lambda model: None, forget_activations):
+    results, shown = [], set()
+    for order in itertools.permutations(steps):
         torch.manual_seed(0)
-        model = GPT(GPTConfig(11, block_size=16, n_layer=2, n_head=2, n_embd=16, dropout=0.3))
-        apply(model)
-        with TensorCounter() as counter:
-            weights = counter.live
-            loss = model(tokens_BT).square().sum()
-            held.append(counter.live - weights)
-            loss.backward()
-        gradients.append([parameter.grad for parameter in model.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
-    hidden = 2 * tokens_BT.numel() * 4 * 16 * 4  # layers, tokens, width, bytes
-    assert held[0] - held[1] == hidden
+        model = build_model(replace(CONFIG, dropout=0.5, ngram_dropout=0.3))
+        torch.nn.init.normal_(model.head.weight)
+        for apply in order:
+            apply(model)
+        assert torch.equal(model.eval()(tokens_BT), model(tokens_BT))
+        torch.manual_seed(1)
+        results.append(model.train()(tokens_BT))
+        assert not torch.equal(results[-1], model(tokens_BT)), "dropout is active"
+        shown.add(repr(model))
+    assert all(torch.equal(logits_BTV, results[0]) for logits_BTV in results) and len(shown) == 1

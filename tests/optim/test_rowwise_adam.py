@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from quill.acceleration.sparse_embedding import touch_only_rows_read
+from quill.acceleration.sparse_embedding import use_sparse_gradients
 from quill.model.config import ModernConfig
 from quill.model.modern import ModernGPT
 from quill.optim.rowwise_adam import move_rows
@@ -45,7 +45,7 @@ def test_sparse_gradients_give_what_whole_ones_give(recipe: Recipe, clip: float)
     whole = ModernGPT(CONFIG)
     torch.nn.init.normal_(whole.head.weight)  # or no gradient would come to the tables at first
     sparse = copy.deepcopy(whole)
-    touch_only_rows_read(sparse)
+    use_sparse_gradients(sparse)
     config = recipe(optimizer="muon", weight_decay=0.1)
     runs = [(model, build_optimizer(model, config)) for model in (whole, sparse)]
     for _ in range(3):
@@ -68,7 +68,7 @@ def test_only_rows_that_were_read_move(recipe: Recipe) -> None:
     torch.manual_seed(0)
     model = ModernGPT(CONFIG)
     torch.nn.init.normal_(model.head.weight)
-    touch_only_rows_read(model)
+    use_sparse_gradients(model)
     optimizer = build_optimizer(model, recipe(optimizer="muon", weight_decay=0.1))
     tokens_BT = torch.tensor([[1, 2, 1, 2, 1, 2, 1, 2]])
     F.cross_entropy(model(tokens_BT).flatten(0, 1), tokens_BT.flatten()).backward()

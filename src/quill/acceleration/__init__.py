@@ -1,1 +1,1 @@
-"""What makes training faster or smaller without changing a result, applied to a finished model from outside."""
+"""Optimizations of speed and memory, applied to a finished model. Results stay the same."""

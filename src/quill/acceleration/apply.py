@@ -1,32 +1,45 @@
-"""Scale from outside: what makes a finished model smaller in memory or faster, without a line in the model itself.
+"""The one place where a finished model is made faster or smaller in memory. The models themselves know nothing of it.
 
-Idea: gpt-fast's `apply_tp(model)`. The model's weights keep their names whatever is applied here.
+`print(model)` shows what was replaced. Parameters keep their names. Without this file results are the same up to
+rounding; only masks of dropout are drawn differently. Idea: gpt-fast's `apply_tp(model)`.
 """
 
 from __future__ import annotations
 
 import torch
 
-from quill.acceleration.checkpointing import checkpoint_blocks, forget_activations
-from quill.acceleration.cpu_dropout import lighten_dropout
-from quill.acceleration.cpu_ops import quicken
-from quill.acceleration.sparse_embedding import touch_only_rows_read
+from quill.acceleration.checkpointing import checkpoint_blocks, recompute_activations
+from quill.acceleration.cpu_attention import use_cpu_attention
+from quill.acceleration.cpu_dropout import use_fast_dropout
+from quill.acceleration.cpu_ops import use_fused_cpu_ops
+from quill.acceleration.replacement import Warn, no_warning
+from quill.acceleration.sparse_embedding import use_sparse_gradients
 from quill.model.build import Model
 
 
 def apply_acceleration(
-    model: Model, device: torch.device, *, compiled: bool, gradient_checkpointing: bool, sparse_gradients: bool
+    model: Model,
+    device: torch.device,
+    *,
+    compiled: bool,
+    gradient_checkpointing: bool,
+    sparse_gradients: bool,
+    warn: Warn = no_warning,
+    check: bool = True,
 ) -> None:
-    """Apply every optimization of eager mode to a finished model, in this order; without it results are the same.
+    """Apply every optimization of eager mode to a finished model, in this order.
 
-    `compiled` says that torch.compile will follow. `sparse_gradients` is for optimizers that update n-gram rows.
+    `compiled` says that torch.compile will follow. `sparse_gradients` is for an optimizer that updates rows of n-gram
+    tables. A class of the model that was edited, so that its faster version computes something else, is left as it is,
+    and `warn` gets one line. `check=False` skips that comparison, for models of fake tensors.
     """
-    if device.type == "cpu" and not compiled:  # a compiler fuses in a way of its own
-        quicken(model)
+    if device.type == "cpu" and not compiled:  # a compiler fuses operations itself
+        use_fused_cpu_ops(model, warn, check)
+        use_cpu_attention(model, warn, check)
+        use_fast_dropout(model)
         if sparse_gradients:
-            touch_only_rows_read(model)
-        lighten_dropout(model)
-        if not gradient_checkpointing:  # which forgets them anyway
-            forget_activations(model)
+            use_sparse_gradients(model)
+        if not gradient_checkpointing:  # which recomputes them anyway
+            recompute_activations(model, warn, check)
     if gradient_checkpointing:
         checkpoint_blocks(model)

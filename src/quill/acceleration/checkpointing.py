@@ -1,51 +1,85 @@
-"""Activations that are computed again in the backward pass instead of being kept."""
+"""Activations that are recomputed in the backward pass instead of being stored."""
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from quill.acceleration.replacement import (
+    Replacement,
+    Warn,
+    as_subclass,
+    no_warning,
+    random_tensor,
+    replace_modules,
+    same_results,
+)
 from quill.model.build import Model
 from quill.model.gpt import FeedForward
 
 
 def checkpoint_blocks(model: Model) -> None:
-    """Make each block keep only its input and compute the rest again when gradients are needed.
+    """Make each block store only its input, and recompute the rest when gradients are needed.
 
-    Activations then cost one block plus one tensor a block instead of every intermediate of all blocks, for one more
-    forward pass (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"). Dropout draws the same numbers
-    both times, so the gradients are the same.
+    Activations then cost one block, and one tensor for each other block, instead of all tensors of all blocks, for one
+    more forward pass (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"). Dropout draws the same
+    numbers both times, so gradients are the same.
     """
-    for block in model.blocks:
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    for index, block in enumerate(model.blocks):
+        if not isinstance(block, CheckpointedBlock):
+            model.blocks[index] = CheckpointedBlock(block)
 
 
-def forget_activations(model: Model) -> None:
-    """Make a classic model's feed-forward networks keep their hidden layer before the activation, and not after it too.
+class CheckpointedBlock(nn.Module):
+    """A block of any kind that is recomputed in the backward pass. Parameters and submodules keep their names."""
 
-    The backward pass applies the activation once more, which costs next to nothing beside matrix products (Chen et al.
-    2016, section 4.1, drop cheap results in the same way). Measured in docs/log.md.
+    block: nn.Module
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        # The block's own dictionaries of parameters and submodules: what is exchanged here is exchanged there.
+        self.__dict__.update(vars(block), block=block)
+
+    def forward(self, *inputs: Any) -> Tensor:
+        self.block.training = self.training  # the block is no submodule, so that names stay
+        return checkpoint(self.block.forward, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
+
+
+def recompute_activations(model: Model, warn: Warn = no_warning, check: bool = True) -> None:
+    """Make a classic model's feed-forward networks store their hidden layer once: before the activation.
+
+    The backward pass applies the activation again, which is cheap beside matrix products (Chen et al. 2016,
+    section 4.1). Measured in docs/log.md.
     """
-    for module in model.modules():
-        if isinstance(module, FeedForward):
-            module.forward = functools.partial(feed_forward_in_training, module)
+    make = functools.partial(as_subclass, kind=RecomputedFeedForward)
+    replace_modules(model, Replacement(FeedForward, make, same_feed_forward), warn, check)
 
 
-def feed_forward_in_training(module: FeedForward, x_BTD: Tensor) -> Tensor:
-    """Return what the module returns; its output projection's input is computed again when gradients are needed."""
-    hidden_BTF = module.hidden(x_BTD)
-    active_BTF = module.activation(hidden_BTF)
-    kept = active_BTF.untyped_storage()._cdata
+class RecomputedFeedForward(FeedForward):
+    """A feed-forward network that recomputes the input of its output projection in the backward pass."""
 
-    def pack(tensor: Tensor) -> Tensor | torch.Size:
-        return tensor.shape if tensor.untyped_storage()._cdata == kept else tensor
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        hidden_BTF = self.hidden(x_BTD)
+        active_BTF = self.activation(hidden_BTF)
+        active = active_BTF.untyped_storage()._cdata
 
-    def unpack(packed: Tensor | torch.Size) -> Tensor:
-        return packed if isinstance(packed, Tensor) else module.activation(hidden_BTF).view(packed)
+        def pack(tensor: Tensor) -> Tensor | torch.Size:
+            return tensor.shape if tensor.untyped_storage()._cdata == active else tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        output_BTD = module.output(active_BTF)
-    return module.output_dropout(output_BTD)
+        def unpack(packed: Tensor | torch.Size) -> Tensor:
+            return packed if isinstance(packed, Tensor) else self.activation(hidden_BTF).view(packed)
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            output_BTD = self.output(active_BTF)
+        return self.output_dropout(output_BTD)
+
+
+def same_feed_forward(module: FeedForward, recomputed: RecomputedFeedForward) -> bool:
+    """Compare on a few vectors."""
+    weight = module.hidden.weight
+    x_BTD = random_tensor(1, 4, weight.size(-1)).to(weight)
+    return same_results(module, recomputed, lambda each, x: each(x), x_BTD)

@@ -1,39 +1,77 @@
-"""A modern model's small operations as a CPU likes them: fewer passes over memory, the same mathematics.
+"""Small operations of a modern model, fused for CPUs: the same formulas in fewer passes over memory.
 
-Applied from outside to a finished model. A small model's step is bound by how often its activations are read and
-written; each function here does with one or two passes what the model's own readable lines do with five. Measured in
-docs/log.md.
+A training step of a small model is bound by how often its activations are read and written. Each operation here takes
+one or two passes where the model's own lines take about five. Measured in docs/log.md.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from quill.acceleration.replacement import (
+    Replacement,
+    Warn,
+    as_subclass,
+    no_warning,
+    random_tensor,
+    replace_modules,
+    same_results,
+)
 from quill.model.build import Model
-from quill.model.modern import Attention, ReLUSquared, RMSNorm, Rotary
-
-SHORT = 256  # tokens: up to here writing all attention weights down is quicker than the fused call
+from quill.model.modern import ReLUSquared, RMSNorm, Rotary
 
 
-def quicken(model: Model) -> None:
-    """Make this model's norms, rotations, activations and short attentions quick on a CPU."""
-    for module in model.modules():
-        if isinstance(module, RMSNorm):
-            module.forward = QuickRMSNorm.apply
-        elif isinstance(module, ReLUSquared):
-            module.forward = QuickReLUSquared.apply
-        elif isinstance(module, Rotary):
-            module.forward = functools.partial(rotate, module.forward, turns_of(module))
-        elif isinstance(module, Attention):
-            module.attend = functools.partial(attend, module, module.attend)
+def use_fused_cpu_ops(model: Model, warn: Warn = no_warning, check: bool = True) -> None:
+    """Replace the norms, activations and rotations of a modern model with fused ones; a classic model has none."""
+    for replacement in (
+        Replacement(RMSNorm, functools.partial(as_subclass, kind=FusedRMSNorm), same_on_vectors),
+        Replacement(ReLUSquared, functools.partial(as_subclass, kind=FusedReLUSquared), same_on_vectors),
+        Replacement(Rotary, FusedRotary.of, same_rotations),
+    ):
+        replace_modules(model, replacement, warn, check)
 
 
-class QuickRMSNorm(torch.autograd.Function):
+class FusedRMSNorm(RMSNorm):
+    """RMSNorm in two passes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return RMSNormFunction.apply(x)  # type: ignore[no-any-return]
+
+
+class FusedReLUSquared(ReLUSquared):
+    """ReLU² that keeps one tensor for the backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ReLUSquaredFunction.apply(x)  # type: ignore[no-any-return]
+
+
+class FusedRotary(Rotary):
+    """Rotary positions as complex numbers: a rotation is one product. Beyond the trained context the model's own."""
+
+    factors_S1E2: Tensor
+    """cos and sin of all angles. Pairs of real numbers: `.to(dtype)` would cut complex ones down to their real part."""
+
+    @classmethod
+    def of(cls, rotary: Rotary) -> FusedRotary:
+        """Return the fused version of a module."""
+        fused = as_subclass(rotary, cls)
+        factors_S1E2 = torch.stack([rotary.cosines_SE.float(), rotary.sines_SE.float()], dim=-1)[:, None]
+        fused.register_buffer("factors_S1E2", factors_S1E2, persistent=False)
+        return fused
+
+    def forward(self, x_BTHE: Tensor, start: int) -> Tensor:
+        end = start + x_BTHE.size(1)
+        if end > len(self.factors_S1E2):
+            return super().forward(x_BTHE, start)
+        factors_T1E = torch.view_as_complex(self.factors_S1E2[start:end].float())
+        return RotaryFunction.apply(x_BTHE, factors_T1E)  # type: ignore[no-any-return]
+
+
+class RMSNormFunction(torch.autograd.Function):
     """y = x / r with r = √(mean(x²) + ε); the gradient is (g - y · mean(g y)) / r."""
 
     @staticmethod
@@ -52,7 +90,7 @@ class QuickRMSNorm(torch.autograd.Function):
         return torch.addcmul(gradient, y, mean, value=-1).mul_(inverse)
 
 
-class QuickReLUSquared(torch.autograd.Function):
+class ReLUSquaredFunction(torch.autograd.Function):
     """y = h² with h = max(0, x), which is all that the gradient 2 g h needs."""
 
     @staticmethod
@@ -67,44 +105,37 @@ class QuickReLUSquared(torch.autograd.Function):
         return (gradients[0] * positive).mul_(2)
 
 
-class Turn(torch.autograd.Function):
-    """Pairs (x₁, x₂) as complex numbers x₁ + i x₂: turning them is one product, turning back the gradient another."""
+class RotaryFunction(torch.autograd.Function):
+    """Pairs (x₁, x₂) as complex numbers x₁ + i x₂, times cos + i sin. The gradient is multiplied by cos - i sin."""
 
     @staticmethod
-    def forward(ctx: Any, x_BTHE: Tensor, turns_T1E: Tensor) -> Tensor:
-        ctx.save_for_backward(turns_T1E)
-        return turn(x_BTHE, turns_T1E)
+    def forward(ctx: Any, x_BTHE: Tensor, factors_T1E: Tensor) -> Tensor:
+        ctx.save_for_backward(factors_T1E)
+        return multiply_pairs(x_BTHE, factors_T1E)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (turns_T1E,) = ctx.saved_tensors
-        return turn(gradients[0], turns_T1E.conj()), None
+        (factors_T1E,) = ctx.saved_tensors
+        return multiply_pairs(gradients[0], factors_T1E.conj()), None
 
 
-def turn(x_BTHE: Tensor, turns_T1E: Tensor) -> Tensor:
+def multiply_pairs(x_BTHE: Tensor, factors_T1E: Tensor) -> Tensor:
     """Return the pairs of x_BTHE multiplied by complex numbers, in x's own number format."""
     pairs = torch.view_as_complex(x_BTHE.float().unflatten(-1, (-1, 2)).contiguous())
-    return torch.view_as_real(pairs * turns_T1E).flatten(-2).to(x_BTHE.dtype)
+    return torch.view_as_real(pairs * factors_T1E).flatten(-2).to(x_BTHE.dtype)
 
 
-def turns_of(rotary: Rotary) -> Tensor:
-    """Return the turns of all positions as complex numbers of length 1, shape S1E."""
-    return torch.complex(rotary.cosines_SE.float(), rotary.sines_SE.float())[:, None]
+def same_on_vectors(module: RMSNorm | ReLUSquared, fused: RMSNorm | ReLUSquared) -> bool:
+    """Compare on vectors of several sizes: ε of a norm, for one, matters only where activations are small."""
+    sizes = torch.tensor([1e-3, 1e-2, 1.0, 10.0])[:, None, None]
+    return same_results(module, fused, lambda module, x: module(x), sizes * random_tensor(4, 2, 16))
 
 
-def rotate(module: Any, turns_S1E: Tensor, x_BTHE: Tensor, start: int) -> Tensor:
-    """Return what the module returns, by the module itself past the trained context."""
-    if (end := start + x_BTHE.size(1)) > len(turns_S1E):
-        return module(x_BTHE, start)  # type: ignore[no-any-return]
-    return Turn.apply(x_BTHE, turns_S1E[start:end])  # type: ignore[no-any-return]
-
-
-def attend(attention: Attention, fused: Any, q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor) -> Tensor:
-    """Return heads_BHTE by the formula written out, for whole short windows; else what the model's own call gives."""
-    B, H, T, _ = q_BHTE.shape
-    if not (1 < T == k_BHSE.size(2) <= SHORT) or (attention.training and attention.dropout > 0):
-        return fused(q_BHTE, k_BHSE, v_BHSE)
-    q, k, v = (x.flatten(0, 1) for x in (q_BHTE, k_BHSE, v_BHSE))
-    mask_TT = torch.full((T, T), -math.inf, dtype=q.dtype, device=q.device).triu_(1)
-    weights = torch.baddbmm(mask_TT, q, k.mT, alpha=attention.scale).softmax(-1)
-    return torch.bmm(weights.to(v.dtype), v).view(B, H, T, -1)
+def same_rotations(rotary: Rotary, fused: FusedRotary) -> bool:
+    """Compare at all positions of the trained context, counted from its start and from its middle."""
+    (S, _, E, _) = fused.factors_S1E2.shape
+    x_BTHE, half = random_tensor(1, S, 1, 2 * E), S // 2
+    return all(
+        same_results(rotary, fused, lambda module, x, start=start: module(x, start), x_BTHE[:, start:])
+        for start in (0, half)
+    )

@@ -1,4 +1,4 @@
-"""Sparse gradients for n-gram tables."""
+"""Sparse gradients of n-gram tables."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from quill.model.build import Model
 from quill.model.modern import NGramEmbedding
 
 
-def touch_only_rows_read(model: Model) -> None:
-    """Make gradients of n-gram tables hold only the rows that were read: what is not written need not be cleared.
+def use_sparse_gradients(model: Model) -> None:
+    """Make gradients of n-gram tables hold only the rows that a step used, so that the others need not be cleared.
 
-    Applied from outside, on CPUs. A GPU has the bandwidth, and its steps must be the same operations each time.
+    For CPUs. A GPU has the bandwidth, and its captured steps must run the same operations each time.
     """
     for module in model.modules():
         if isinstance(module, NGramEmbedding):

@@ -84,12 +84,12 @@ def train(
         model = build_model(model_config).to(device)
     optimizer = build_optimizer(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)  # keeps small float16 gradients above 0
-    apply_acceleration(model, device, **acceleration_of(config))
     progress = Progress()
 
     def warn(message: str) -> None:
         report({"event": "warning", "step": progress.step, "message": message})
 
+    apply_acceleration(model, device, **acceleration_of(config), warn=warn)
     recorder = CudaRecorder(device) if can_be_recorded(config, dataset, device, dtype) else None
     with autocast:
         example_BT = fetch_batch(dataset, model_config, config, 0, device)[0][: config.batch_size]
