@@ -107,7 +107,7 @@ def main() -> int:
     verdict = report_race(curves)
     if arguments.plot:
         goal = best_of(next(iter(curves.values())))
-        time_to_loss.draw(curves, goal, arguments.plot)
+        time_to_loss.draw(curves, goal, "Quill and nanoGPT on one GPU", arguments.plot)
     if arguments.json:
         measure.write_json(arguments.json, "gpu", {"steps": results, "race": curves}, **facts, **verdict)
     return 0

@@ -88,13 +88,27 @@ def main() -> int:
     goals = goals or [Summary.of([run["losses"][-1] for run in curves[NANOGPT]]).median]
     report(curves, goals)
     if arguments.plot:
-        time_to_loss.draw({LABELS.get(name, name): runs for name, runs in curves.items()}, goals[0], arguments.plot)
+        draw(curves, goals[0], measure.hardware(), arguments.plot)
     if arguments.json:
         measure.write_json(arguments.json, "race", curves, losses=goals, corpus=dataset.note, dataset=arguments.dataset)
     return 0
 
 
-LABELS = {"sprint": "Quill, sprint", "even": "Quill, nanoGPT's time", "twelve": "Quill, 12 min", "hour": "Quill, 1 h"}
+LABELS = {
+    "sprint": "Quill, given a ninth of that time",
+    "even": "Quill, given the same time",
+    "twelve": "Quill, given 12 minutes",
+    "hour": "Quill, given an hour",
+}
+
+
+def draw(curves: dict[str, list[Curve]], loss: float, hardware: dict[str, Any], path: str) -> None:
+    """Draw the curves of all contestants under a title that names the machine."""
+    vectors = "with AVX-512" if hardware["avx512"] else "without AVX-512"
+    seeds = len(curves[NANOGPT])
+    title = f"nanoGPT's CPU example and quill train --minutes, {hardware['cores']} cores {vectors}, "
+    title += f"{seeds} seed{'s' * (seeds > 1)} each"
+    time_to_loss.draw({LABELS.get(name, name): runs for name, runs in curves.items()}, loss, title, path)
 
 
 def minutes_of(lap: str, nanogpt: list[Curve], sprint: float) -> float:

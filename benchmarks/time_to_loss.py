@@ -35,6 +35,7 @@ from quill.training.config import TrainConfig
 
 PRESET = "laptop"
 COLORS = ("#1f5fa8", "#c2571a", "#3a8a4d", "#8a3a84", "#6b6b6b")
+TITLE = "The same small model and recipe on {cores} CPU cores: Quill and nanoGPT"
 Curve = dict[str, Any]
 """One run: `startup_seconds`, and lists of equal length: `steps`, `seconds` of training, `losses`; then
 `parameters`, and `step_seconds`: those of a step, between one line of the log and the next."""
@@ -76,7 +77,7 @@ def main() -> int:
     print(measure.describe_hardware())
     report(curves, arguments.loss, shape, recipe)
     if arguments.plot:
-        draw(curves, arguments.loss, arguments.plot)
+        draw(curves, arguments.loss, TITLE.format(cores=measure.hardware()["cores"]), arguments.plot)
     if arguments.json:
         facts = {"loss": arguments.loss, "model": asdict(shape), "training": asdict(recipe), "corpus": dataset.note}
         measure.write_json(arguments.json, "time_to_loss", curves, **facts)
@@ -292,22 +293,31 @@ def report(curves: dict[str, list[Curve]], loss: float, shape: GPTConfig, recipe
     measure.print_table(f"Time to loss, {seeds} seed{'s' if seeds > 1 else ''}: median (range)", columns, rows)
 
 
-def draw(curves: dict[str, list[Curve]], loss: float, path: str) -> None:
-    """Draw loss over seconds, start-up included, a line a run."""
+def draw(curves: dict[str, list[Curve]], loss: float, title: str, path: str) -> None:
+    """Draw loss over seconds, start-up included, one line for each run; the legend gives medians.
+
+    The first loss is that of a model that has learned nothing. It is left out so that the rest is large enough to read.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for (name, runs), color in zip(curves.items(), COLORS, strict=False):
-        for number, run in enumerate(runs):
-            seconds = [run["startup_seconds"] + second for second in run["seconds"]]
-            axes.plot(seconds, run["losses"], color=color, label=name if number == 0 else None)
-    axes.axhline(loss, color="#888888", linewidth=0.8, linestyle="--", label=f"{loss:g}")
-    axes.set(xlabel="seconds, start-up included", ylabel="whole-split validation loss, nats per token")
+        times = [[run["startup_seconds"] + second for second in run["seconds"]] for run in runs]
+        last, end = (Summary.of(values).median for values in ([r["losses"][-1] for r in runs], [t[-1] for t in times]))
+        for number, (run, seconds) in enumerate(zip(runs, times, strict=True)):
+            label = f"{name}: {last:.3f} after {end:.0f} s" if number == 0 else None
+            axes.plot(seconds, run["losses"], color=color, label=label)
+    axes.axhline(loss, color="#888888", linewidth=0.8, linestyle="--", label=f"a loss of {loss:.2f}")
+    axes.set_ylim(top=max(run["losses"][1] for runs in curves.values() for run in runs) + 0.1)
+    axes.set_xlim(left=0)
+    axes.set(xlabel="seconds since the start of the process, evaluation not counted")
+    axes.set(ylabel="validation loss, whole split (nats per character)")
+    axes.set_title(title, loc="left", fontsize=11)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
 
 
