@@ -1,4 +1,4 @@
-"""What the documentation says to type runs, and says what it shows."""
+"""The documentation: its commands run, its links and paths lead somewhere, its tables agree with the code."""
 
 import ast
 import os
@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from quill.data.corpus import find_corpus
 from quill.errors import CorpusError
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/how_it_works.md"]
+PAGES = sorted(
+    page.relative_to(ROOT).as_posix() for folder in ("", "docs/", "benchmarks/") for page in ROOT.glob(f"{folder}*.md")
+)
 # Two steps of everything: the commands are tested here, what they reach is measured in docs/results.md.
 SHORTER = {
     "train": ["--max_iters=2", "--eval_iters=1", "--batch_size=2", "--sample_tokens=10"],
@@ -24,31 +27,35 @@ SHORTER = {
     "demo": ["--seconds=1"],
     "estimate": ["--batch_size=2"],
 }
-RUN_BY_CI = ("pip", "pytest", "ruff", "pyright")
+NOT_RUN = ("pip", "pytest", "ruff", "pyright", "python benchmarks/")  # run by CI; too long, see the test of flags
 
 
-def blocks(page: str, language: str) -> list[str]:
-    """Return the fenced blocks of a language; in a page without fences, indented lines count as bash."""
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+def blocks(text: str, language: str) -> list[str]:
+    """Return the fenced blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def commands(page: str) -> list[str]:
-    indented = re.findall(r"^ {4,}((?:quill|python|pip) .*)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
-    lines = [line for block in blocks(page, "bash") for line in block.splitlines()] + indented
+def commands(text: str) -> list[str]:
+    """Return the commands in bash blocks and in indented lines, in this order."""
+    indented = re.findall(r"^ {4,}((?:quill|python|pip) .*)$", text, re.MULTILINE)
+    lines = [line for block in blocks(text, "bash") for line in block.splitlines()] + indented
     return [part.strip() for line in lines for part in line.split("&&") if part.strip()]
 
 
 def arguments(command: str, shakespeare: bool) -> list[str]:
-    """Return the command as words for this Python, cut short, and with pydoc where Shakespeare cannot be had."""
+    """Return the command as words for this Python, cut short, and with pydoc where Shakespeare is not available."""
     words = shlex.split(command, comments=True)
     name = Path(words[1]).stem if words[0] == "python" else words[1]
     words = [sys.executable, *words[1:]] if words[0] == "python" else [sys.executable, "-m", *words]
+    if "--resume=True" in words:  # the settings are those of the run
+        return words
+    flags = [*SHORTER.get(name, []), *(["--minutes=0.01"] if "--minutes" in command else [])]
     if not shakespeare and name in ("train", "v2", "prepare") and not re.search(r"dataset=(?!shakespeare)", command):
-        words = [word for word in words if not word.startswith("--dataset=")] + ["--dataset=pydoc"]
-    words = [re.sub(r"^--minutes=.*", "--minutes=0.01", word) for word in words]
-    shorter = SHORTER.get(name, [])
-    names = {flag.partition("=")[0] for flag in shorter}
-    return [word for word in words if word.partition("=")[0] not in names] + shorter
+        flags.append("--dataset=pydoc")
+        if name == "prepare":  # the script has its dataset inside
+            words = [sys.executable, "-m", "quill", "prepare"]
+    given = {flag.split("=")[0] for flag in flags}
+    return [word for word in words if word.split("=")[0] not in given] + flags
 
 
 @pytest.fixture(scope="module")
@@ -76,27 +83,53 @@ def run(words: list[str], folder: Path) -> str:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("page", PAGES)
-def test_every_command_runs_in_the_order_of_the_page(page: str, folder: Path) -> None:
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/how_it_works.md", "docs/results.md"])
+def test_every_command_of_a_page_runs_in_the_order_of_the_page(page: str, folder: Path) -> None:
     try:
         find_corpus("shakespeare", offline=True)
         shakespeare = True
     except CorpusError:
         shakespeare = False
-    for command in commands(page):
-        if not command.startswith(RUN_BY_CI):
-            run(arguments(command, shakespeare), folder)
-    for block in blocks(page, "python"):
-        for line, expected in re.findall(r"^print\((.*)\) +# (\d+|\[.*?\])(?::|$)", block, re.MULTILINE):
-            block += f"\nassert str({line}) == {expected!r}, {line}"
-        run([sys.executable, "-c", block], folder)
+    text = (ROOT / page).read_text(encoding="utf-8")
+    parts = text.split("\n## ") if page == "docs/results.md" else [text]  # there, each section is a run of its own
+    for part in parts:
+        for run_folder in folder.glob("out*") if len(parts) > 1 else ():
+            shutil.rmtree(run_folder)
+        for command in commands(part):
+            if not command.startswith(NOT_RUN):
+                run(arguments(command, shakespeare), folder)
+        for block in blocks(part, "python"):
+            for line, expected in re.findall(r"^print\((.*)\) +# (\d+|\[.*?\])(?::|$)", block, re.MULTILINE):
+                block += f"\nassert str({line}) == {expected!r}, {line}"
+            run([sys.executable, "-c", block], folder)
 
 
 def test_the_commands_of_a_page_are_found() -> None:
-    found = commands("README.md")
-    for founding in ("python data/shakespeare/prepare.py", "python v2.py", "quill demo"):
-        assert founding in found
-    assert len(blocks("README.md", "python")) == 1 and len(commands("CONTRIBUTING.md")) >= 3
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for command in ("python data/shakespeare/prepare.py", "python v2.py", "quill demo"):
+        assert command in commands(text)
+    assert len(blocks(text, "python")) == 1
+    assert len(commands((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))) >= 3
+
+
+@cache
+def help_of(program: str) -> str:
+    """Return what a command of ours prints for --help, with every flag."""
+    words = shlex.split(program)
+    return run([sys.executable, *(words[1:] if words[0] == "python" else ["-m", *words]), "--help"], ROOT)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_that_a_page_mentions_exists_and_has_the_flags_it_is_given(page: str) -> None:
+    """Also the commands inside sentences and tables, and the benchmarks, which take too long to run here."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    mentioned = commands(text) + re.findall(r"`((?:quill|python) [^`]+)`", text)
+    mentioned += [line for block in blocks(text, "") for line in re.findall(r"^python .*", block, re.MULTILINE)]
+    for command in mentioned:
+        if program := re.match(r"quill [a-z]\w+|python [\w/]+\.py", command):
+            for flag in re.findall(r" (--\w+)", command):
+                assert re.search(rf"{flag}\b", help_of(program[0])), command
 
 
 def anchors(page: Path) -> set[str]:
@@ -106,7 +139,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_every_link_to_a_file_or_a_heading_leads_somewhere() -> None:
-    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]:
+    for page in [ROOT / page for page in PAGES]:
         for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8")):
             path = page.parent / target if target else page
             assert path.exists(), f"{page.name}: {target}"
@@ -149,9 +182,7 @@ def test_the_table_of_import_rules_is_that_of_the_test() -> None:
     } == rules
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{page.name}" for page in ROOT.glob("docs/*.md"))]
-)
+@pytest.mark.parametrize("page", PAGES)
 def test_every_path_that_a_page_names_exists(page: str) -> None:
     """Paths of the package are written from src/quill on, as in `training/loop.py`."""
     for path in re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", (ROOT / page).read_text(encoding="utf-8")):
