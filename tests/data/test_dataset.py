@@ -432,10 +432,10 @@ def test_the_old_dataset_comes_back_when_the_new_one_cannot_take_its_place(monke
 def test_another_process_that_was_faster_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
     build, name = module.build_tokenizer, write("hamlet.txt", TEXT)
 
-    def prepare_meanwhile(kind: str, text: str) -> module.Tokenizer:
+    def prepare_meanwhile(kind: str, text: str, **rest: Any) -> module.Tokenizer:
         monkeypatch.setattr(module, "build_tokenizer", build)
         prepare_dataset(name)
-        return build(kind, text)
+        return build(kind, text, **rest)
 
     monkeypatch.setattr(module, "build_tokenizer", prepare_meanwhile)
     assert prepare_dataset(name).train_characters == len(TEXT) * 9 // 10

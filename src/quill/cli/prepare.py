@@ -1,4 +1,4 @@
-"""`quill prepare`: text in, token files out. Optional, since training prepares what is missing."""
+"""`quill prepare`: write the token files of a text. Optional, since training prepares what is missing."""
 
 from __future__ import annotations
 
@@ -11,34 +11,37 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: Parser) -> None:
-    """Give the parser what `quill prepare` takes."""
+    """Add the flags of `quill prepare` to the parser."""
     parser.take_bare_word("dataset")
     parser.add_argument(
         "--dataset",
         type=str,
         default="shakespeare",
-        help="shakespeare, tinystories, pydoc, or the path of your own text",
+        help="shakespeare, tinystories, pydoc, or the path of your own text: a file, a folder or a glob",
     )
     parser.add_argument(
         "--tokenizer", type=Literal["char", "byte"], default="char", help="char, or byte for any text in any language"
     )
     parser.add_argument("--data_dir", type=str, default="data", help="folder for prepared token files")
-    parser.add_argument("--force", type=bool, default=False, help="write the files anew even if they are up to date")
+    parser.add_argument("--force", type=bool, default=False, help="rewrite the files even if they are up to date")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prepare the tokens, and say what they are and where they lie."""
+    """Prepare the tokens, and print what they are and where they are."""
     from quill.data.dataset import prepare_dataset
+    from quill.tracking.phase_display import PhaseDisplay
 
-    dataset = prepare_dataset(
-        arguments.dataset, tokenizer=arguments.tokenizer, data_dir=arguments.data_dir, force=arguments.force
-    )
+    with PhaseDisplay() as display:
+        dataset = prepare_dataset(
+            arguments.dataset, tokenizer=arguments.tokenizer, data_dir=arguments.data_dir, force=arguments.force,
+            on_progress=display,
+        )  # fmt: skip
     print(summary(dataset))
     return 0
 
 
 def summary(dataset: Dataset) -> str:
-    """Return what a person wants to know of prepared tokens, a fact a line."""
+    """Return the facts about prepared tokens, one a line."""
     tokenizer = dataset.tokenizer
     characters = getattr(tokenizer, "characters", "")
     shown = f": {characters[:80]!r}{'…' if len(characters) > 80 else ''}" if characters else ""

@@ -196,7 +196,7 @@ def _prepare(corpus: Corpus, tokenizer: str | Tokenizer, folder: Path, *, force:
     text, title = corpus.text, corpus.title or corpus.name
     if len(text) < 2:
         raise CorpusError(f"{title} has {len(text)} character: choose a text of a few thousand or more")
-    built = build_tokenizer(tokenizer, text)
+    built = build_tokenizer(tokenizer, text, on_share=lambda share: on_progress("building the vocabulary", share))
     facts = {
         "name": corpus.name,
         "title": title,

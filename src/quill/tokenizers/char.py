@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -46,9 +46,12 @@ class CharTokenizer:
             )
 
     @classmethod
-    def from_text(cls, text: str) -> CharTokenizer:
-        """Return the tokenizer whose vocabulary is the sorted set of the text's characters."""
-        return cls(_characters_of(text))
+    def from_text(cls, text: str, *, on_share: Callable[[float], None] = lambda share: None) -> CharTokenizer:
+        """Return the tokenizer whose vocabulary is the sorted set of the text's characters.
+
+        `on_share` is called now and then with the share of the text that was looked at.
+        """
+        return cls(_characters_of(text, on_share))
 
     @property
     def kind(self) -> str:
@@ -130,11 +133,13 @@ class _CharStream:
         return ""
 
 
-def _characters_of(text: str) -> str:
+def _characters_of(text: str, on_share: Callable[[float], None] = lambda share: None) -> str:
     """Return the different characters of a text, sorted by code point."""
     seen = np.zeros(_CODE_POINTS, bool)
-    for _, codes in _code_slices(text):
+    for start, codes in _code_slices(text):
         seen[codes] = True
+        if start % (64 * _SLICE) == 0:
+            on_share(start / len(text))
     return "".join(map(chr, np.flatnonzero(seen)))
 
 

@@ -1,0 +1,69 @@
+"""Show how far a long phase is, such as reading and encoding a text. Phases of a moment show nothing.
+
+A terminal shows one line that is rewritten, everything else gets a line every two seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+SECONDS_BETWEEN_LINES = 2.0
+SECONDS_BETWEEN_FRAMES, SECONDS_BEFORE_FIRST_FRAME = 0.1, 0.5
+BAR = 24  # columns
+
+
+def moves_cursor(stream: TextIO) -> bool:
+    """Return whether the stream is a terminal in which a line can be rewritten; a notebook's or a CI's is not."""
+    elsewhere = any(os.environ.get(name) for name in ("CI", "JPY_PARENT_PID")) or os.environ.get("TERM") == "dumb"
+    return not elsewhere and stream.isatty()
+
+
+class PhaseDisplay:
+    """Called as display(what, share) while work is done; as a context manager it leaves a terminal's line empty."""
+
+    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._clock = stream if stream is not None else sys.stderr, clock
+        self._live = moves_cursor(self._stream)
+        self._next = clock() + (SECONDS_BEFORE_FIRST_FRAME if self._live else SECONDS_BETWEEN_LINES)
+        self._width = 0  # columns of the line that is shown now
+
+    def __enter__(self) -> PhaseDisplay:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.clear()
+
+    def __call__(self, what: str, share: float) -> None:
+        """Show what is being done and which share of it is done, unless something was shown a moment ago."""
+        now = self._clock()
+        if now < self._next:
+            return
+        what = "".join(character if character.isprintable() else "?" for character in what)
+        if not self._live:
+            self._next = now + SECONDS_BETWEEN_LINES
+            self._write(f"quill: {what}, {share:.0%}\n")
+            return
+        self._next = now + SECONDS_BETWEEN_FRAMES
+        from rich.cells import set_cell_size
+
+        done = round(BAR * min(1.0, max(0.0, share)))
+        width = max(1, shutil.get_terminal_size().columns - 1)
+        self._write("\r" + set_cell_size(f"{'━' * done}{'─' * (BAR - done)} {share:4.0%}  {what}", width))
+        self._width = width
+
+    def clear(self) -> None:
+        """Erase the line in a terminal, so that what is printed next begins at its start."""
+        if self._width:
+            self._write("\r" + " " * self._width + "\r")
+            self._width = 0
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # nobody can read it: the work is what matters
+            self._stream.write(text)
+            self._stream.flush()
