@@ -5,7 +5,7 @@ python generate.py --prompt="KING RICHARD III:" --temperature=0.9 --top_k=40 --m
 
 import sys
 
-from quill.cli.main import main
+from quill.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main(["generate", *sys.argv[1:]]))

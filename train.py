@@ -6,7 +6,7 @@ python train.py --dataset=shakespeare --batch_size=64 --block_size=256 --n_embd=
 
 import sys
 
-from quill.cli.main import main
+from quill.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))

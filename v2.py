@@ -5,7 +5,7 @@ python v2.py
 
 import sys
 
-from quill.cli.main import main
+from quill.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main(["v2", *sys.argv[1:]]))

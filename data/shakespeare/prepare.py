@@ -5,7 +5,7 @@ python data/shakespeare/prepare.py
 
 import sys
 
-from quill.cli.main import main
+from quill.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main(["prepare", "--dataset=shakespeare", *sys.argv[1:]]))

@@ -1,8 +1,48 @@
-"""Lets `python -m quill` be the same as `quill`."""
+"""The program `quill`, also as `python -m quill`."""
 
+from __future__ import annotations
+
+import os
+import signal
 import sys
+from collections.abc import Sequence
+from types import FrameType
 
-from quill.cli.main import main
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command in this process, which is its own, and return its exit code.
+
+    A signal is answered from the first moment: imports take longer than it takes to press Ctrl-C.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _leave)
+    from quill.cli.main import main as run
+    from quill.process import end_on_signals
+
+    with end_on_signals():
+        code = run(argv)
+    if code > 128:
+        _leave_soon(code)
+    return code
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End the process, as long as nothing has begun."""
+    word = {signal.SIGINT: b"interrupted", signal.SIGTERM: b"terminated"}.get(signal.Signals(number), b"hung up")
+    os.write(2, b"quill: %s\n" % word)
+    os._exit(128 + number)
+
+
+def _leave_soon(code: int) -> None:
+    """End the process in a second, even if its threads are still busy: a signal has asked for that."""
+    import threading
+
+    timer = threading.Timer(1.0, os._exit, (code,))
+    timer.daemon = True
+    timer.start()
+
 
 if __name__ == "__main__":
     sys.exit(main())

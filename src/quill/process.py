@@ -1,18 +1,36 @@
-"""What commands change for the whole process: the memory allocator, and what signals do."""
+"""Settings of the whole process: the memory allocator, and what signals do.
+
+Python runs a signal's handler in the main thread, between two of its instructions. During a long call into PyTorch
+that can take minutes. The wakeup descriptor (signal.set_wakeup_fd) is written at once, so a thread that reads it can
+answer at once: PyTorch gives up the interpreter's lock during its calls.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Ctrl-C, a request to end, and a terminal that was closed."""
+
+GRACE = 1.0
+"""Seconds in which a command ends by itself after a signal."""
+
+received: list[int] = []
+"""Signals that stopped the training of this process, oldest first; they decide its exit code."""
 
 
 def keep_freed_memory() -> bool:
     """Make glibc keep memory that was freed, for this whole process; say whether it did (other systems do not need it).
 
-    A training step frees and asks for the same large blocks again and again. By default glibc hands them back to the
-    system each time, and to get them again costs a page fault every 4096 bytes. Called by commands, never on import.
+    A training step frees and allocates the same large blocks again and again. By default glibc returns them to the
+    system each time, and getting them back costs a page fault every 4096 bytes. Called by commands, never on import.
     See mallopt(3), M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
     """
     import ctypes
@@ -25,25 +43,150 @@ def keep_freed_memory() -> bool:
     return bool(kept and libc.mallopt(trim_threshold, 2**30))
 
 
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP arrived. Like KeyboardInterrupt it is no Exception, so that nothing catches it by accident."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def describe_signal(number: int) -> str:
+    """Return what a signal means for a command, in a word or two."""
+    words: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+    return words.get(number, "the terminal was closed")
+
+
 @contextlib.contextmanager
-def catch_interrupts() -> Iterator[Callable[[], bool]]:
-    """Give a function that says whether Ctrl-C (or a polite kill) came; a second Ctrl-C interrupts at once.
+def end_on_signals() -> Iterator[None]:
+    """End this program on a signal: an exception in the main thread or, where that takes too long, at once.
 
-    Signals reach only the main thread: elsewhere, in a notebook's worker for instance, nothing is caught.
+    KeyboardInterrupt for Ctrl-C, else Terminated. After GRACE seconds, or at a second signal, the process is left with
+    exit code 128 + number.
     """
-    received: list[int] = []
+    seen: list[int] = []
+
+    def on_signal(number: int) -> float | None:
+        if seen:
+            leave(number)
+        seen.append(number)
+        return GRACE
+
+    with _handling(_raise), _watching(on_signal):
+        yield
+
+
+@contextlib.contextmanager
+def catch_interrupts(announce: Callable[[str], object] | None = None) -> Iterator[Callable[[], int]]:
+    """Give a function that returns the signal that asked to stop, or 0, so that work can be saved first.
+
+    The first signal is announced at once, on standard error unless `announce` takes the text; it is called in a thread
+    of its own. At a second one (except SIGHUP, which a closing terminal sends twice) a Quill command is left at once,
+    while a Python program that imports Quill gets a KeyboardInterrupt. Signals reach only the main thread: elsewhere,
+    in a notebook's worker for instance, nothing is caught.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield lambda: 0
         return
+    is_command = signal.getsignal(signal.SIGTERM) is _raise
+    handled: list[int] = []  # by the main thread
+    watched: list[int] = []  # by the thread that watches, perhaps earlier
 
-    def note(number: int, frame: object) -> None:
-        if received:
+    def handle(number: int, frame: FrameType | None) -> None:
+        if handled and number != getattr(signal, "SIGHUP", None) and not is_command:
             raise KeyboardInterrupt
-        received.append(number)
+        handled.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    def on_signal(number: int) -> None:
+        if not watched:
+            watched.append(number)
+            (announce or say)("stopping after this step; press Ctrl-C again to leave at once")
+        elif is_command and number != signal.SIGHUP:
+            leave(number)
+
+    with _handling(handle), _watching(on_signal):
+        try:
+            yield lambda: (watched or handled or [0])[0]
+        finally:
+            received.extend(watched or handled[:1])
+
+
+def say(text: str) -> None:
+    """Write a line to standard error now, from whatever thread, even if it is closed or nobody reads it."""
+    start = "\n" if _is_terminal(2) else ""  # below the ^C that the terminal shows
+    with contextlib.suppress(OSError):
+        os.write(2, f"{start}quill: {text}\n".encode())
+
+
+def leave(number: int) -> None:
+    """End the process now: exit code 128 + number, a word on standard error, the cursor visible. Nothing is saved."""
+    for descriptor in (1, 2):
+        if _is_terminal(descriptor):
+            with contextlib.suppress(OSError):
+                os.write(descriptor, b"\x1b[?25h\x1b[0m")
+    say(describe_signal(number))
+    os._exit(128 + number)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    """Handle a signal of a program that has nothing to save."""
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Handle SIGNALS this way, except those that are ignored, as `nohup` asks."""
+    before = {n: signal.getsignal(n) for n in SIGNALS if signal.getsignal(n) not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, handler)
     try:
-        yield lambda: bool(received)
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)
+
+
+@contextlib.contextmanager
+def _watching(on_signal: Callable[[int], float | None]) -> Iterator[None]:
+    """Call on_signal(number) at once for each of SIGNALS, in a thread of its own.
+
+    It may return seconds, after which the process is left unless the block has ended. Windows has no such descriptors:
+    there on_signal is never called.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    readable, writable = os.pipe()
+    os.set_blocking(writable, False)
+    before = signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+    thread = threading.Thread(target=_watch, args=(readable, on_signal), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writable)
+        thread.join()
+        os.close(readable)
+
+
+def _watch(readable: int, on_signal: Callable[[int], float | None]) -> None:
+    import select
+
+    seconds, last = None, 0
+    while True:
+        ready, _, _ = select.select([readable], [], [], seconds)
+        if not ready:
+            leave(last)
+        numbers = os.read(readable, 64)
+        if not numbers:
+            return
+        for last in (number for number in numbers if number in SIGNALS):
+            seconds = on_signal(last)
+
+
+def _is_terminal(descriptor: int) -> bool:
+    try:
+        return os.isatty(descriptor)
+    except OSError:
+        return False

@@ -46,8 +46,12 @@ def test_a_terminal_shows_a_live_picture_and_is_left_in_order(here, tiny, enviro
     assert "finished at step 6" in text[text.rindex("\x1b[?25h") :]
 
 
+ACKNOWLEDGED = "quill: stopping after this step; press Ctrl-C again to leave at once"
+
+
 @unix
-def test_ctrl_c_saves_and_the_command_it_names_goes_on(here, tiny, environment, capsys):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_command_that_is_named_goes_on(here, tiny, environment, capsys, number):
     flags = [flag for flag in tiny if not flag.startswith(("--max_iters", "--log_interval", "--eval_interval"))]
     process = subprocess.Popen(
         [*QUILL, "train", "my.txt", *flags, "--max_iters=1000000", "--log_interval=1", "--eval_interval=1000000"],
@@ -59,10 +63,10 @@ def test_ctrl_c_saves_and_the_command_it_names_goes_on(here, tiny, environment, 
     assert process.stdout is not None
     for line in process.stdout:
         if re.match(r"step +\d+ of 1000000   loss", line):
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             break
     rest, error = process.communicate()
-    assert (process.returncode, error) == (130, ""), rest + error
+    assert (process.returncode, error) == (128 + number, f"{ACKNOWLEDGED}\n"), rest + error
     stopped = int(re.search(r"interrupted at step (\d+)", rest)[1])  # type: ignore[index]
     go_on = re.search(r"go on with: quill (.+)", rest)
     assert go_on is not None and "--resume=True" in go_on[1]

@@ -82,6 +82,7 @@ class Parser:
         user. `help` is True where --help was asked for; what follows it is not read.
         """
         given: dict[str, Any] = {}
+        argv = ["--help"] if list(argv) == ["help"] else argv
         words: list[str] = []
         notes: list[str] = []
         for flag, text in self._split(argv, notes):

@@ -1,20 +1,21 @@
-"""The front door: finds the command, hands it its arguments, and turns errors into one line each.
+"""The command line: finds the command, gives it its arguments, and turns errors into one line each.
 
-`quill --help` must feel instant, so nothing heavy is imported before the command is known. Exit codes are the usual
-ones: 0 done, 2 something the user can put right, 130 interrupted.
+`quill --help` must be instant, so nothing heavy is imported before the command is known. Exit codes: 0 done, 2 an
+error that the user can correct, 128 + n ended by signal n (130 for Ctrl-C).
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import importlib
-import os
+import signal
 import sys
 from collections.abc import Sequence
 
+from quill import process
+from quill.cli.streams import OUTPUT, standard_streams
 from quill.errors import ConfigError, QuillError
-from quill.validation import nearest
+from quill.validation import nearest, show
 
 COMMANDS = {
     "demo": ("quill.cli.demo", "train a small GPT for a minute, and watch it learn to write"),
@@ -26,9 +27,13 @@ COMMANDS = {
     "info": ("quill.cli.info", "show what is in a run or a checkpoint"),
     "v2": ("quill.cli.v2", "the founding recipe whole: train, then write 500 characters"),
 }
-# What the system says when a path cannot be used; anything else that it says is a bug and keeps its traceback.
-_PATH_TROUBLE = {
+_TRAINING = {"demo", "train", "v2"}
+"""Commands whose printed lines are not their result: they continue when nobody can read them."""
+
+# What the system reports when a path cannot be used. Any other OSError is a bug and keeps its traceback.
+_BAD_PATH = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOENT,
+    errno.ELOOP,
 }  # fmt: skip
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -38,32 +43,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     `--debug`, anywhere, lets every error through with its traceback.
     """
-    _use_utf8()
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if words[:1] == ["help"] and len(words) > 1:  # as in git: `quill help train`
+        words = [words[1], "--help"]
     command = words[0] if words and words[0] in COMMANDS else ""
-    try:
-        code = _run(command, words)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # the reader has seen enough, as in `quill generate | head`
-        _forget_stdout()
-        return 0
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        if sys.stderr.isatty():
-            print(file=sys.stderr)  # below the ^C that the terminal shows
-        return _complain(command, "interrupted", 130)
-    except QuillError as error:
-        if debug:
-            raise
-        return _complain(command, str(error), 2)
-    except OSError as error:
-        if debug or not (error.errno in _DISK_FULL or (error.filename and error.errno in _PATH_TROUBLE)):
-            raise
-        return _complain(command, _describe(error), 2)
+    process.received.clear()
+    with standard_streams(optional_output=command in _TRAINING):
+        try:
+            code = _run(command, words)
+            sys.stdout.flush()
+            return 128 + process.received[0] if code == 130 and process.received else code
+        except BrokenPipeError:  # the reader has seen enough, as in `quill generate | head`
+            return 0
+        except (KeyboardInterrupt, process.Terminated) as error:
+            if debug:
+                raise
+            if sys.stderr.isatty():
+                print(file=sys.stderr)  # below the ^C that the terminal shows
+            number = error.number if isinstance(error, process.Terminated) else signal.SIGINT
+            return _complain(command, process.describe_signal(number), 128 + number)
+        except QuillError as error:
+            if debug:
+                raise
+            return _complain(command, str(error), 2)
+        except OSError as error:
+            if debug or not (message := _describe(error)):
+                raise
+            return _complain(command, message, 2)
 
 
 def load_command(name: str):
@@ -82,7 +90,7 @@ def _run(command: str, words: list[str]) -> int:
         return 0
     if not command:
         known = "; quill --help lists them" if words[0].startswith("-") else f"; there are {', '.join(COMMANDS)}"
-        raise ConfigError(f"unknown command {words[0]!r}{nearest(words[0], COMMANDS)}{known}")
+        raise ConfigError(f"unknown command {show(words[0])}{nearest(words[0], COMMANDS)}{known}")
     from quill.cli.arguments import Parser
 
     module = load_command(command)
@@ -98,47 +106,43 @@ def _run(command: str, words: list[str]) -> int:
 
 
 def _help() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  quill {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(
-        [
-            "Quill: a GPT from scratch that you can read, run, look inside and trust.",
-            "",
-            *lines,
-            "",
-            "Each command explains its flags: quill train --help. With --debug an error shows its traceback.",
-            "New here? Start with: quill demo",
-        ]
-    )
+    from quill.cli.parsing.help_page import table, terminal_width, wrap
+
+    width = terminal_width()
+    commands = [(f"quill {name}", text) for name, (_, text) in COMMANDS.items()]
+    paragraphs = [
+        wrap("Quill: a GPT from scratch that you can read, run, look inside and trust.", width),
+        table(commands, width, left=max(len(name) for name, _ in commands)),
+        wrap("Each command explains its flags: quill train --help. With --debug an error shows its traceback.", width)
+        + wrap("New here? Start with: quill demo", width),
+    ]
+    return "\n\n".join("\n".join(lines) for lines in paragraphs)
 
 
 def _complain(command: str, message: str, code: int) -> int:
-    kind = "" if code == 130 else "error: "
+    kind = "error: " if code == 2 else ""
     print(f"quill{' ' + command if command else ''}: {kind}{' '.join(message.split())}", file=sys.stderr)
     return code
 
 
 def _describe(error: OSError) -> str:
-    """Return what could not be read or written, why, and what to do."""
-    what = f"{str(error.filename)!r}: " if error.filename else ""
+    """Return what could not be read or written, why, and what to do; "" for an error that no user can cause."""
     reason = error.strerror or str(error)
+    if error.filename == OUTPUT:
+        return f"{OUTPUT} cannot be written: {reason}; send it to another place"
+    what = f"{show(str(error.filename))}: " if error.filename else ""
     if error.errno in _DISK_FULL:
-        return f"{what}{reason}: nothing more can be written; make room, or choose another folder with --out_dir"
-    return f"{what}{reason}: choose a path that can be used, or change its permissions"
-
-
-def _use_utf8() -> None:
-    """Read and write UTF-8 whatever the console's code page is, so that Windows shows what Linux does."""
-    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "replace"), (sys.stdin, "surrogateescape")):
-        reconfigure = getattr(stream, "reconfigure", None)  # notebooks replace the streams by their own
-        if reconfigure is not None:
-            reconfigure(encoding="utf-8", errors=errors)
-
-
-def _forget_stdout() -> None:
-    """Point stdout at nothing, or Python complains about the broken pipe once more when it exits."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return f"{what}{reason}: nothing more can be written; free some disk space, or choose another --out_dir"
+    if not error.filename or error.errno not in _BAD_PATH:
+        return ""
+    advice = {
+        errno.ENOENT: "check the path",
+        errno.EISDIR: "give a file instead of a folder",
+        errno.ENOTDIR: "a part of the path is a file, not a folder",
+        errno.ELOOP: "symbolic links lead in a circle",
+        errno.EROFS: "choose a folder that can be written to",
+    }
+    return f"{what}{reason}: {advice.get(error.errno, 'choose another path, or change its permissions')}"
 
 
 if __name__ == "__main__":
