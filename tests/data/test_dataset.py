@@ -193,6 +193,9 @@ def test_prepared_tokens_are_found_by_the_digest_of_their_text() -> None:  # T2
     assert found and found.folder == prepared.folder
     assert find_prepared(prepared.sha256, "byte", "data") is None
     assert find_prepared("0" * 64, "char", "data") is None and find_prepared("0" * 64, "char", "nowhere") is None
+    assert prepare_dataset("gone/hamlet.txt", sha256=prepared.sha256).folder == prepared.folder
+    with pytest.raises(CorpusNotFoundError):
+        prepare_dataset("gone/hamlet.txt", sha256="0" * 64)
 
 
 def test_a_dataset_is_called_what_the_user_called_it() -> None:  # U10

@@ -86,7 +86,7 @@ def test_a_good_file_arrives_whole(remote: Callable[[str], RemoteFile]) -> None:
 
 @pytest.mark.parametrize(
     ("path", "reason"),
-    [("truncated", "less came"), ("altered", "not the file"), ("missing", "404")],
+    [("truncated", "less arrived"), ("altered", "not the file"), ("missing", "404")],
 )
 def test_what_is_not_the_file_is_refused_with_the_reason(
     path: str, reason: str, remote: Callable[[str], RemoteFile]
@@ -101,6 +101,19 @@ def test_a_transfer_that_drags_on_ends_at_the_deadline(path: str, remote: Callab
     with pytest.raises(CorpusError, match=r"within 0\.3 s"):
         remote(path).fetch(QUICK)
     assert time.monotonic() - start < SOON
+
+
+def test_the_share_that_has_arrived_is_reported_while_it_arrives(remote: Callable[[str], RemoteFile]) -> None:  # U16
+    shares: list[float] = []
+
+    def see(share: float) -> None:
+        shares.append(share)
+        if share:
+            Answers.release.set()  # the server has waited for this, and closes
+
+    with pytest.raises(CorpusError, match="less arrived"):
+        remote("stalls").fetch(SOON, see)
+    assert shares == sorted(shares) and shares[-1] == 1000 / len(PLAY)
 
 
 def test_a_server_that_accepts_and_never_answers_ends_at_the_deadline() -> None:
@@ -133,7 +146,7 @@ def test_no_server_at_all_is_no_connection() -> None:
         at_port(port).fetch(SOON)
 
 
-def test_an_answer_that_is_no_http_is_said_to_be_none() -> None:
+def test_an_answer_that_is_not_http_is_reported_as_such() -> None:
     def answer(server: socket.socket) -> None:
         connection = server.accept()[0]
         with connection:
@@ -143,7 +156,7 @@ def test_an_answer_that_is_no_http_is_said_to_be_none() -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         thread = threading.Thread(target=answer, args=(server,))
         thread.start()
-        with pytest.raises(CorpusError, match="no HTTP"):
+        with pytest.raises(CorpusError, match="not HTTP"):
             at_port(server.getsockname()[1]).fetch(SOON)
         thread.join()
 

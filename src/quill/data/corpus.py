@@ -83,7 +83,7 @@ def find_corpus(
     """
     paths = paths_of(dataset)
     seconds = 0.0 if offline else download_seconds
-    if len(paths) == 1 and (corpus := _named(paths[0], seconds)):
+    if len(paths) == 1 and (corpus := _named(paths[0], seconds, on_progress)):
         return corpus
     return _read_corpus(paths, seconds, any_bytes=tokenizer == "byte", on_progress=on_progress)
 
@@ -136,13 +136,13 @@ def _folder_name(text: str) -> str:
     return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:40] or "text"
 
 
-def _named(name: str, download_seconds: float) -> Corpus | None:
+def _named(name: str, download_seconds: float, on_progress: OnProgress) -> Corpus | None:
     if name == "shakespeare":
-        return _shakespeare(download_seconds)
+        return _shakespeare(download_seconds, on_progress)
     return _pydoc() if name == "pydoc" else None
 
 
-def _shakespeare(download_seconds: float) -> Corpus:
+def _shakespeare(download_seconds: float, on_progress: OnProgress) -> Corpus:
     data_dir = os.environ.get("QUILL_DATA_DIR")
     cached = cache_folder() / SHAKESPEARE.name
     advice = f"put {SHAKESPEARE.name} into a folder and name that in QUILL_DATA_DIR, or use dataset=pydoc"
@@ -161,7 +161,7 @@ def _shakespeare(download_seconds: float) -> Corpus:
     if download_seconds <= 0:
         raise CorpusNotFoundError(f"{reason}, and downloading is off", advice)
     try:
-        raw = SHAKESPEARE.fetch(download_seconds)
+        raw = SHAKESPEARE.fetch(download_seconds, lambda share: on_progress("downloading Tiny Shakespeare", share))
     except CorpusError as error:
         raise CorpusNotFoundError(f"{reason}, and {SHAKESPEARE.address} failed ({error})", advice) from error
     try:
@@ -204,7 +204,7 @@ def _read_corpus(
     paths: tuple[str, ...], download_seconds: float, *, any_bytes: bool, on_progress: OnProgress
 ) -> Corpus:
     """Return the texts behind all paths as one corpus. All files are found and looked at before one is read."""
-    named = {path: corpus for path in paths if (corpus := _named(path, download_seconds))}
+    named = {path: corpus for path in paths if (corpus := _named(path, download_seconds, on_progress))}
     found = {path: find_files(_place_of(path), NAMES) for path in paths if path not in named}
     reader = Reader([found[path] for path in found], any_bytes, on_progress)
     texts: list[str] = []

@@ -86,16 +86,20 @@ def prepare_dataset(
     tokenizer: str | Tokenizer = "char",
     data_dir: str | Path = "data",
     corpus: Corpus | None = None,
+    sha256: str | None = None,
     force: bool = False,
     on_progress: OnProgress = _ignore,
 ) -> Dataset:
     """Return the dataset of a named corpus, a path, several paths or a `text`, preparing it unless that was done.
 
     What is in `data_dir` is used when it came from the same text, or when the text cannot be found any more; `force`
-    prepares it again. A tokenizer in place of its name is used as it is. `on_progress` is called many times a second
-    with what is being done and the share that is done. An exception out of it, or of a signal handler, ends preparing
-    and leaves nothing half-written. CorpusError for a text that is missing or cannot be used, and when the files
-    cannot be written; TokenizerError where the tokenizer cannot encode the text.
+    prepares it again. With `sha256`, a text that cannot be found is replaced by prepared tokens of the text with this
+    digest, whatever their name, so that a run can be resumed from another folder; a text that is found is not compared.
+
+    A tokenizer in place of its name is used as it is. `on_progress` is called many times a second with what is being
+    done and the share that is done. An exception from it or from a signal handler ends the work, and leaves nothing
+    half-written. CorpusError for a text that is missing or cannot be used, and when the files cannot be written;
+    TokenizerError where the tokenizer cannot encode the text.
     """
     check_tokenizer(tokenizer)
     if text is not None:
@@ -113,7 +117,10 @@ def prepare_dataset(
         try:
             corpus = find_corpus(dataset, tokenizer=_kind_of(tokenizer), on_progress=on_progress)
         except CorpusNotFoundError:
-            there = there or (None if force else _open_by_name(dataset, tokenizer, data_dir, on_progress))
+            if there is None and not force:
+                there = _open_by_name(dataset, tokenizer, data_dir, on_progress)
+            if sha256 and not force and (there is None or there.sha256 != sha256):
+                there = find_prepared(sha256, tokenizer, data_dir, on_progress=on_progress) or there
             if there is None:
                 raise
             return replace(there, note=f"{there.note}; the text is not there any more, its prepared tokens are used")

@@ -1,8 +1,7 @@
-"""Fetch one known file within a deadline, and believe nothing but its hash.
+"""Download one known file within a deadline; its SHA-256 is checked.
 
-A side path of the way text → tokens → model → training → generation → people: `corpus` comes here when a named corpus
-is not on this machine. The deadline holds for the whole transfer, name resolution included: no timeout of a socket
-covers that, so the transfer runs in a thread of its own, which is left behind when time is up.
+The deadline is for the whole transfer, name resolution included. No timeout of a socket covers that, so the transfer
+runs in a thread of its own, which is abandoned when time is up.
 
 Reference: Python's `urllib.request`; RFC 9110 (HTTP semantics).
 """
@@ -16,11 +15,13 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from quill.errors import CorpusError
 
 _CHUNK_BYTES = 1 << 16
+_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -36,35 +37,46 @@ class RemoteFile:
         """Return whether these bytes are the file."""
         return hashlib.sha256(raw).hexdigest() == self.sha256
 
-    def fetch(self, seconds: float) -> bytes:
-        """Return the file's bytes, checked; CorpusError with the bare reason if they are not here in `seconds`."""
+    def fetch(self, seconds: float, on_share: Callable[[float], None] = lambda share: None) -> bytes:
+        """Return the file's bytes, checked; CorpusError with the bare reason if they do not arrive in `seconds`.
+
+        `on_share` is called a few times a second with the share that has arrived.
+        """
         outcome: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+        pieces: list[bytes] = []
         deadline = time.monotonic() + seconds
 
         def transfer() -> None:
             try:
-                outcome.put(self._read(deadline))
+                self._read(deadline, pieces)
+                outcome.put(b"".join(pieces))
             except Exception as error:
                 outcome.put(error)
 
         threading.Thread(target=transfer, name=f"download {self.name}", daemon=True).start()
-        try:
-            result = outcome.get(timeout=seconds)
-        except queue.Empty:
-            result = TimeoutError()
+        result = None
+        while result is None:
+            left = deadline - time.monotonic()
+            try:
+                result = outcome.get(timeout=max(0.0, min(_POLL_SECONDS, left)))
+            except queue.Empty:
+                on_share(min(1.0, sum(map(len, pieces)) / self.size))
+                if left <= 0:
+                    result = TimeoutError()
         if isinstance(result, Exception):
             raise CorpusError(_reason(result, seconds)) from result
         if len(result) != self.size:
             relation = "less" if len(result) < self.size else "more"
-            raise CorpusError(f"{relation} came than the {self.size:,} bytes of the file")
+            raise CorpusError(f"{relation} arrived than the {self.size:,} bytes of the file")
         if not self.is_same(result):
-            raise CorpusError(f"what came is not the file: its SHA-256 is not {self.sha256[:12]}…")
+            raise CorpusError(f"what arrived is not the file: its SHA-256 is not {self.sha256[:12]}…")
         return result
 
-    def _read(self, deadline: float) -> bytes:
-        pieces, received = [], 0
+    def _read(self, deadline: float, pieces: list[bytes]) -> None:
+        """Append the file's bytes to `pieces` as they arrive."""
+        received = 0
         with urllib.request.urlopen(self.address, timeout=max(0.01, deadline - time.monotonic())) as response:
-            while received <= self.size:  # one piece too many tells a longer file; an endless one is not followed
+            while received <= self.size:  # one piece too many shows a longer file; an endless one is not followed
                 if time.monotonic() > deadline:
                     raise TimeoutError
                 piece = response.read1(_CHUNK_BYTES)
@@ -72,11 +84,10 @@ class RemoteFile:
                     break
                 pieces.append(piece)
                 received += len(piece)
-        return b"".join(pieces)
 
 
 def _reason(error: Exception, seconds: float) -> str:
-    """Return in a few words why a transfer failed; an unexpected exception is a defect of ours and is raised."""
+    """Return in a few words why a transfer failed; an unexpected exception is a bug and is raised."""
     if isinstance(error, urllib.error.HTTPError):
         error.close()
         return f"the server answered {error.code} {error.reason}"
@@ -86,7 +97,7 @@ def _reason(error: Exception, seconds: float) -> str:
     if isinstance(cause, OSError):
         return f"no connection: {cause.strerror or cause}"
     if isinstance(cause, http.client.HTTPException):
-        return f"the answer broke off or was no HTTP: {type(cause).__name__}"
+        return f"the answer was cut off or is not HTTP: {type(cause).__name__}"
     if isinstance(cause, str):
         return cause
     raise error

@@ -24,6 +24,9 @@ from quill.errors import CorpusError, MissingDependencyError
 OnProgress = Callable[[str, float], None]
 """Called as on_progress(what, share): what is being done, in words, and which share of it is done, 0 to 1."""
 
+OnBytes = Callable[[int], None]
+"""Called as on_bytes(count): so many more bytes of a file are done."""
+
 TEXT_COLUMN = "text"
 RAW = "taken byte for byte: it is not UTF-8 text"
 
@@ -44,6 +47,10 @@ _KINDS_OF_FILE = {
     stat.S_ISCHR: "a device",
     stat.S_ISBLK: "a device",
 }
+
+
+def _ignore(count: int) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -70,33 +77,33 @@ def check_file(path: Path) -> os.stat_result:
     return status
 
 
-def read_file(path: Path, *, any_bytes: bool = False, on_bytes: Callable[[int], None] = lambda count: None) -> FileText:
+def read_file(path: Path, *, any_bytes: bool = False, on_bytes: OnBytes = _ignore) -> FileText:
     """Return the text of a file by its ending (.jsonl, .parquet, all else plain); CorpusError if it holds none.
 
     With `any_bytes`, a plain file that is not UTF-8 text is taken byte for byte instead of being refused.
-    `on_bytes` is called with the size of each piece that was read.
+    `on_bytes` is called with the size of each piece that is done, in bytes of the file.
     """
     ending = path.suffix.lower()
     if ending == ".parquet":
-        texts = _LineEnds(_parquet_texts(read_bytes(path, on_bytes), path))
+        texts = _LineEnds(_parquet_texts(read_bytes(path), path, on_bytes))
         return FileText(join_texts(texts), texts.changes)
+    if ending == ".jsonl":
+        text, changes = _decode(path, _pieces_of(path))
+        texts = _LineEnds(_json_texts(text, path, on_bytes))
+        return FileText(join_texts(texts), tuple(dict.fromkeys((*changes, *texts.changes))))
     try:
-        text, changes = _decode(path, _pieces_of(path, on_bytes))
+        return FileText(*_decode(path, _pieces_of(path, on_bytes)))
     except NotTextError:
-        if not any_bytes or ending == ".jsonl":
+        if not any_bytes:
             raise
-        decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-        pieces = [decoder.decode(piece) for piece in _pieces_of(path, on_bytes)]
-        return FileText("".join((*pieces, decoder.decode(b"", final=True))), (RAW,))
-    if ending != ".jsonl":
-        return FileText(text, changes)
-    texts = _LineEnds(_json_texts(text, path))
-    return FileText(join_texts(texts), tuple(dict.fromkeys((*changes, *texts.changes))))
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    pieces = [decoder.decode(piece) for piece in _pieces_of(path, on_bytes)]
+    return FileText("".join((*pieces, decoder.decode(b"", final=True))), (RAW,))
 
 
-def read_bytes(path: Path, on_bytes: Callable[[int], None] = lambda count: None) -> bytes:
+def read_bytes(path: Path) -> bytes:
     """Return the bytes of a regular file; CorpusError if it cannot be read."""
-    return b"".join(_pieces_of(path, on_bytes))
+    return b"".join(_pieces_of(path))
 
 
 def join_texts(texts: Iterable[str]) -> str:
@@ -107,7 +114,7 @@ def join_texts(texts: Iterable[str]) -> str:
     return "\n\n".join(part.strip("\r\n") for part in parts) + "\n"
 
 
-def _pieces_of(path: Path, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
+def _pieces_of(path: Path, on_bytes: OnBytes = _ignore) -> Iterator[bytes]:
     check_file(path)
     try:
         with path.open("rb", buffering=0) as file:
@@ -181,8 +188,9 @@ def _looks_like_utf16(start: bytes) -> bool:
     return len(start) % 2 == 0 and zeros[1] > 0.3 * len(start) and zeros[0] < 0.05 * len(start)
 
 
-def _json_texts(text: str, path: Path) -> Iterator[str]:
+def _json_texts(text: str, path: Path, on_bytes: OnBytes) -> Iterator[str]:
     for number, line in enumerate(_lines_of(text), start=1):
+        on_bytes(len(line) + 1)  # characters: fewer than bytes, and near enough for showing progress
         if not line.strip():
             continue
         where = f"{path} line {number:,}"
@@ -212,7 +220,7 @@ def _lines_of(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _parquet_texts(raw: bytes, path: Path) -> Iterator[str]:
+def _parquet_texts(raw: bytes, path: Path, on_bytes: OnBytes) -> Iterator[str]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -231,6 +239,7 @@ def _parquet_texts(raw: bytes, path: Path) -> Iterator[str]:
                 raise CorpusError(f"{path}: column {TEXT_COLUMN!r} holds {kind}, and must hold text")
             for batch in file.iter_batches(columns=[TEXT_COLUMN]):
                 yield from (value or "" for value in batch.column(0).to_pylist())
+                on_bytes(len(raw) * batch.num_rows // file.metadata.num_rows)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"{path} is no Parquet file, or damaged: {str(error).splitlines()[0]}") from error
 
