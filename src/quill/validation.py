@@ -85,7 +85,7 @@ def convert_settings(settings: Mapping[str, Any], annotations: Mapping[str, Any]
         except ValueError:
             accepted = describe_type(annotations[name])
             hint = ""
-            if accepts_text(annotations[name]) and isinstance(value, bool | int | float):
+            if accepts_text(annotations[name]) and not isinstance(value, str | list | dict | None):
                 hint = f"; quotes make it text, as in {name}: '…'"
             raise ConfigError(f"{source}: {name}={show(value)} cannot be used: it takes {accepted}{hint}") from None
     return converted

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from quill.errors import ConfigError
+from quill.files import expand_home
 from quill.model.config import CONFIGS
 from quill.training.config import TrainConfig
-from quill.validation import convert_settings, nearest
+from quill.validation import convert_settings, nearest, show
+
+LARGEST_FILE = 1_000_000
+"""Bytes of a configuration file."""
+
+DEEPEST = 4
+"""Collections inside one another in a configuration file."""
 
 OLD_NAMES = {"windows": "data_order"}
 """Settings that had another name in earlier versions: old name, new name."""
@@ -23,40 +31,79 @@ def preset_names() -> list[str]:
 def read_config(name: str) -> tuple[dict[str, Any], str]:
     """Return the settings of a preset, a YAML file or a run directory, and what to call that source in messages."""
     if name in preset_names():
-        source, text = (
-            f"preset {name}",
-            (resources.files("quill") / "presets" / f"{name}.yaml").read_text("utf-8"),
-        )
-    else:
-        path = Path(name)
-        if path.is_dir():
-            path = path / "config.yaml"
-        source = str(path)
-        try:
-            text = path.read_text("utf-8-sig")
-        except FileNotFoundError as error:
-            hint = nearest(name, preset_names()) or f" (presets: {', '.join(preset_names())})"
-            raise ConfigError(f"--config={name!r} is neither a preset nor a file{hint}") from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--config={name!r} cannot be read: {error}") from error
-    return parse_config(text, source), source
+        text = (resources.files("quill") / "presets" / f"{name}.yaml").read_text("utf-8")
+        return parse_config(text, f"preset {name}"), f"preset {name}"
+    path = expand_home(name)
+    if path.is_dir():
+        path = path / "config.yaml"
+        if not path.exists():
+            raise ConfigError(f"--config={show(name)} is a folder without a config.yaml: give a file or a run's folder")
+    return parse_config(_read_text(path, name), str(path)), str(path)
+
+
+def _read_text(path: Path, name: str) -> str:
+    """Return the contents of a configuration file; ConfigError for what is no text file, or far too large for one."""
+    shown = f"--config={show(name)}"
+    try:
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{shown} is a device or a pipe: give a file")
+        with open(path, "rb") as file:
+            data = file.read(LARGEST_FILE + 1)
+    except FileNotFoundError as error:
+        hint = nearest(name, preset_names()) or f" (presets: {', '.join(preset_names())})"
+        raise ConfigError(f"{shown} is neither a preset nor a file{hint}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        raise ConfigError(f"{shown} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if len(data) > LARGEST_FILE:
+        raise ConfigError(f"{shown} has more than {LARGEST_FILE:,} bytes: a configuration has a `name: value` a line")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{shown} is not UTF-8 text (byte {error.start + 1}): save it as UTF-8") from error
 
 
 def parse_config(text: str, source: str) -> dict[str, Any]:
-    """Return the settings in a YAML text, `name: value` a line; ConfigError when it is something else."""
-    import yaml  # here, because most commands need none of it
+    """Return the settings in a YAML text, `name: value` a line; ConfigError when it is something else.
 
+    Aliases are refused, because a short text could then stand for billions of values.
+    """
+    import yaml  # here, because most commands do not need it
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        _check_structure(yaml.parse(text, Loader=loader), source)
+        settings = yaml.load(text, Loader=loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-01, a number of 5000 digits
+        if isinstance(error, ConfigError):
+            raise
         mark = getattr(error, "problem_mark", None)
-        line = f" (line {mark.line + 1})" if mark else ""
+        line = f" (line {min(mark.line, text.count(chr(10))) + 1})" if mark else ""  # an end may be a line too far
         raise ConfigError(f"{source} is not YAML{line}: {getattr(error, 'problem', None) or error}") from error
     if settings is None:
         return {}
     if not isinstance(settings, dict):
         raise ConfigError(f"{source} holds no settings: it should have a `name: value` on each line")
     return settings
+
+
+def _check_structure(events: Iterable[Any], source: str) -> None:
+    """Raise ConfigError for a YAML text with aliases, deep nesting or a setting that stands there twice."""
+    import yaml
+
+    depth, names, is_name = 0, set[str](), False
+    for event in events:
+        where = f"{source} (line {event.start_mark.line + 1})"
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise ConfigError(f"{where} uses YAML's anchors (& and *), which a configuration may not: write each value")
+        if depth == 1 and isinstance(event, yaml.NodeEvent):
+            is_name = not is_name  # the names and values of the settings take turns
+            if is_name and isinstance(event, yaml.ScalarEvent):
+                if event.value in names:
+                    raise ConfigError(f"{where} sets {show(event.value)} a second time: leave one out")
+                names.add(event.value)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ConfigError(f"{where} is nested too deeply: a configuration has a `name: value` on each line")
 
 
 def setting_types() -> dict[str, Any]:
