@@ -1,4 +1,4 @@
-"""Muon is what its paper says: momentum made orthogonal, one matrix at a time or many at once."""
+"""Muon follows its paper: orthogonalized momentum, one matrix at a time or many at once."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from quill.optim.muon import POLAR_EXPRESS, move_by_muon, orthogonalize
+from quill.optim.muon import POLAR_EXPRESS, muon_update, orthogonalize
 
 
 def random_matrices(*shape: int) -> Tensor:
@@ -14,23 +14,23 @@ def random_matrices(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (32, 48), (48, 32), (32, 128), (128, 32), (1, 5)], ids=str)
-def test_all_directions_become_about_as_long(shape: tuple[int, int]) -> None:
+def test_singular_values_become_about_equal(shape: tuple[int, int]) -> None:
     x_NRC = random_matrices(3, *shape)
     left, values, right = torch.linalg.svd(x_NRC, full_matrices=False)
     result_NRC = orthogonalize(x_NRC)
     reached = torch.linalg.svdvals(result_NRC)
-    known = values > 0.01 * values.norm(dim=-1, keepdim=True)  # what is next to nothing may stay short
+    known = values > 0.01 * values.norm(dim=-1, keepdim=True)  # tiny ones may stay small
     assert reached[known].min() > 0.15 and reached.max() < 2
     exact = left @ right
     cosine = (result_NRC * exact).sum((-2, -1)) / (result_NRC.norm(dim=(-2, -1)) * exact.norm(dim=(-2, -1)))
-    assert (cosine > 0.85).all(), "the directions themselves stay"
+    assert (cosine > 0.85).all(), "singular vectors stay"
 
 
 @pytest.mark.parametrize("shape", [(96, 96), (96, 384), (384, 96)], ids=str)
-def test_products_in_bfloat16_even_directions_out_as_well(shape: tuple[int, int]) -> None:
+def test_products_in_bfloat16_are_orthogonal_enough(shape: tuple[int, int]) -> None:
     left, values, right = torch.linalg.svd(random_matrices(3, *shape), full_matrices=False)
     x_NRC = left * (values * torch.logspace(0, -2, min(shape)))[:, None] @ right  # some strong directions, many weak
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # as the step on a GPU does it
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # as a step on a GPU computes it
         result_NRC = orthogonalize(x_NRC)
     precise_NRC = orthogonalize(x_NRC)
     assert result_NRC.dtype == torch.bfloat16 and precise_NRC.dtype == torch.float32
@@ -38,19 +38,19 @@ def test_products_in_bfloat16_even_directions_out_as_well(shape: tuple[int, int]
     assert ((result_NRC - precise_NRC).norm(dim=(-2, -1)) < 0.05 * precise_NRC.norm(dim=(-2, -1))).all()
 
 
-def test_a_rate_on_the_device_moves_weights_as_one_in_python_does() -> None:
+def test_a_learning_rate_on_the_device_gives_the_same_update() -> None:
     one, other = (random_matrices(2, 8, 24).unbind() for _ in range(2))
     momenta = [torch.zeros(2, 8, 24).unbind() for _ in range(2)]
     gradients = random_matrices(2, 24, 8).mT.unbind()
-    move_by_muon(one, gradients, momenta[0], lr=0.02, weight_decay=0.3)
-    move_by_muon(other, gradients, momenta[1], lr=torch.tensor(0.02), weight_decay=0.3)
+    muon_update(one, gradients, momenta[0], lr=0.02, weight_decay=0.3)
+    muon_update(other, gradients, momenta[1], lr=torch.tensor(0.02), weight_decay=0.3)
     torch.testing.assert_close(other, one, rtol=1e-6, atol=1e-7)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        move_by_muon(other, gradients, momenta[1], lr=torch.tensor(0.02), weight_decay=0.3)
+        muon_update(other, gradients, momenta[1], lr=torch.tensor(0.02), weight_decay=0.3)
     assert all(weight.dtype == torch.float32 for weight in other)
 
 
-def test_a_matrix_of_one_direction_among_weak_ones_is_evened_out() -> None:
+def test_one_strong_direction_among_weak_ones_is_evened_out() -> None:
     x_NRC = random_matrices(1, 16, 16)
     left, _, right = torch.linalg.svd(x_NRC)
     values = torch.tensor([1.0] + [0.02] * 15)
@@ -73,7 +73,7 @@ def test_many_at_once_equal_one_after_another_by_the_plain_formula(shape: tuple[
     torch.testing.assert_close(orthogonalize(x_NRC).double(), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_nothing_stays_nothing() -> None:
+def test_a_zero_matrix_stays_zero() -> None:
     assert (orthogonalize(torch.zeros(2, 4, 12)) == 0).all() and (orthogonalize(torch.zeros(2, 4, 4)) == 0).all()
 
 
@@ -90,6 +90,6 @@ def test_steps_equal_a_plain_reference() -> None:
             ahead = momentum * buffer + (1 - momentum) * gradient
             scale = math.sqrt(max(1, weight.size(0) / weight.size(1)))
             weight.copy_((1 - lr * decay) * weight - lr * scale * orthogonalize(ahead[None])[0])
-        move_by_muon(weights, gradients, momenta, lr=lr, weight_decay=decay, momentum=momentum)
+        muon_update(weights, gradients, momenta, lr=lr, weight_decay=decay, momentum=momentum)
     for weight, copy in zip(weights, expected, strict=True):
         torch.testing.assert_close(weight, copy, rtol=1e-4, atol=1e-5)

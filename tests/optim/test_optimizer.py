@@ -1,4 +1,4 @@
-"""Our optimizer moves weights as PyTorch's AdamW does, each group at its own rate, and starts without its compiler."""
+"""The optimizer agrees with PyTorch's AdamW, gives each group its own rate, and does not import the compiler."""
 
 import subprocess
 import sys
@@ -42,7 +42,7 @@ def test_steps_equal_pytorchs_adamw(recipe: Recipe) -> None:
     assert all(p.grad is None for p in ours.parameters())
 
 
-def test_muon_moves_the_matrices_in_the_blocks_and_adamw_the_rest(recipe: Recipe) -> None:
+def test_muon_updates_the_matrices_in_the_blocks_and_adamw_the_rest(recipe: Recipe) -> None:
     config = recipe(optimizer="muon", learning_rate=0.004, muon_learning_rate=0.02, embedding_learning_rate=0.04)
     model = build_model(MODERN)
     optimizer = build_optimizer(model, config)
@@ -55,8 +55,8 @@ def test_muon_moves_the_matrices_in_the_blocks_and_adamw_the_rest(recipe: Recipe
     assert (rates["matrix"], rates["muon"], rates["embedding"]) == (0.002, 0.01, 0.02)
 
 
-@pytest.mark.parametrize("n_kv_head", [None, 1], ids=["a key and a value for each query", "shared by two queries"])
-def test_queries_keys_and_values_are_made_orthogonal_each_for_itself(recipe: Recipe, n_kv_head: int | None) -> None:
+@pytest.mark.parametrize("n_kv_head", [None, 1], ids=["one key head for each query head", "one for two"])
+def test_queries_keys_and_values_are_orthogonalized_separately(recipe: Recipe, n_kv_head: int | None) -> None:
     model = build_model(replace(MODERN, n_kv_head=n_kv_head))
     name = "blocks.0.attention.query_key_value.weight"
     weight = model.get_parameter(name)

@@ -1,4 +1,4 @@
-"""Tables of n-grams move row by row: by the formula, the same whether gradients are sparse, and only where text was."""
+"""Row-wise Adam: by the formula, the same for sparse and dense gradients, and only for rows that a step used."""
 
 import copy
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from quill.acceleration.sparse_embedding import use_sparse_gradients
 from quill.model.config import ModernConfig
 from quill.model.modern import ModernGPT
-from quill.optim.rowwise_adam import move_rows
+from quill.optim.rowwise_adam import rowwise_adam_update
 from quill.training.config import TrainConfig
 from quill.training.parameter_groups import build_optimizer
 from quill.training.step import clip_gradients
@@ -21,26 +21,26 @@ CONFIG = ModernConfig(
 )
 
 
-def test_a_row_moves_by_the_formula_of_its_own_past_and_others_stay() -> None:
+def test_used_rows_are_updated_by_the_formula_and_others_stay() -> None:
     torch.manual_seed(0)
     lr, decay, beta = 0.1, 0.5, 0.9
     table, state = torch.randn(5, 3, dtype=torch.float64), torch.zeros(5, 2, dtype=torch.float64)
-    expected, squares, readings = table.clone(), [0.0] * 5, [0] * 5
-    for read in ([1, 3], [3], [0, 3, 1], [1]):
+    expected, second_moments, counts = table.clone(), [0.0] * 5, [0] * 5
+    for used in ([1, 3], [3], [0, 3, 1], [1]):
         gradient = torch.zeros_like(table)
-        gradient[read] = torch.randn(len(read), 3, dtype=torch.float64)
-        for row in read:
-            readings[row] += 1
-            squares[row] = beta * squares[row] + (1 - beta) * float(gradient[row].square().mean())
-            length = (squares[row] / (1 - beta ** readings[row])) ** 0.5
-            expected[row] = (1 - lr * decay) * expected[row] - lr * gradient[row] / length
-        move_rows(table, gradient, state, lr=lr, weight_decay=decay, beta=beta)
+        gradient[used] = torch.randn(len(used), 3, dtype=torch.float64)
+        for row in used:
+            counts[row] += 1
+            second_moments[row] = beta * second_moments[row] + (1 - beta) * float(gradient[row].square().mean())
+            rms = (second_moments[row] / (1 - beta ** counts[row])) ** 0.5
+            expected[row] = (1 - lr * decay) * expected[row] - lr * gradient[row] / rms
+        rowwise_adam_update(table, gradient, state, lr=lr, weight_decay=decay, beta=beta)
         torch.testing.assert_close(table, expected)
     assert torch.equal(state[2], torch.zeros(2)) and torch.equal(state[4], torch.zeros(2))
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.01])
-def test_sparse_gradients_give_what_whole_ones_give(recipe: Recipe, clip: float) -> None:
+def test_sparse_gradients_give_the_same_updates_as_dense_ones(recipe: Recipe, clip: float) -> None:
     torch.manual_seed(0)
     whole = ModernGPT(CONFIG)
     torch.nn.init.normal_(whole.head.weight)  # or no gradient would come to the tables at first
@@ -64,7 +64,7 @@ def test_sparse_gradients_give_what_whole_ones_give(recipe: Recipe, clip: float)
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_only_rows_that_were_read_move(recipe: Recipe) -> None:
+def test_only_used_rows_are_updated(recipe: Recipe) -> None:
     torch.manual_seed(0)
     model = ModernGPT(CONFIG)
     torch.nn.init.normal_(model.head.weight)
@@ -74,5 +74,5 @@ def test_only_rows_that_were_read_move(recipe: Recipe) -> None:
     F.cross_entropy(model(tokens_BT).flatten(0, 1), tokens_BT.flatten()).backward()
     optimizer.step()
     pairs, _ = model.ngram_embedding.parameters()
-    moved = [(1 + 12 * 11) % 97, 2 + 12 * 1, 1 + 12 * 2]  # behind nothing yet, and the two pairs
+    moved = [(1 + 12 * 11) % 97, 2 + 12 * 1, 1 + 12 * 2]  # the first token without a predecessor, and the two pairs
     assert sorted(moved) == pairs.detach().abs().sum(-1).nonzero().flatten().tolist()

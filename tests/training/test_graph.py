@@ -19,7 +19,7 @@ from quill.checkpoints.run_folder import find_checkpoint
 from quill.data.dataset import Dataset, prepare_dataset
 from quill.model.build import build_model
 from quill.model.config import GPTConfig, ModelConfig, ModernConfig
-from quill.optim.optimizer import keep_rates_on
+from quill.optim.optimizer import put_learning_rates_on_device
 from quill.training import batches, loop
 from quill.training.batches import DeviceBatches, fetch_batch
 from quill.training.config import TrainConfig
@@ -179,8 +179,8 @@ def test_what_a_graph_cannot_hold_is_not_recorded(
 
 
 def test_a_recorded_step_is_compiled_only_if_that_is_asked_for(recipe: Recipe) -> None:
-    assert [compile_choice(c, recorded=True) for c in ("auto", True, False)] == [False, True, False]
-    assert [compile_choice(c, recorded=False) for c in ("auto", True, False)] == ["auto", True, False]
+    assert [compile_choice(c, captured=True) for c in ("auto", True, False)] == [False, True, False]
+    assert [compile_choice(c, captured=False) for c in ("auto", True, False)] == ["auto", True, False]
 
 
 class PretendedCuda:
@@ -279,7 +279,7 @@ def test_a_cuda_graph_that_fails_leaves_a_device_that_trains(dataset: Dataset, r
     shape = shape_of("classic", dataset)
     model = build_model(shape).to(device)
     optimizer = build_optimizer(model, config)
-    keep_rates_on(optimizer, device)
+    put_learning_rates_on_device(optimizer, device)
 
     def curious(tokens_BT: Tensor) -> Tensor:
         logits_BTV = model(tokens_BT)

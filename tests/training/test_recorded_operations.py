@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from quill.data.dataset import Dataset
 from quill.model.build import build_model
 from quill.model.config import GPTConfig, ModelConfig, ModernConfig
-from quill.optim.optimizer import keep_rates_on, set_learning_rate
+from quill.optim.optimizer import put_learning_rates_on_device, set_learning_rate
 from quill.training.batches import DeviceBatches
 from quill.training.config import TrainConfig
 from quill.training.graph_step import REHEARSALS
@@ -68,7 +68,7 @@ def build_run(
     model = build_model(shape)
     optimizer = build_optimizer(model, config)
     if on_device:
-        keep_rates_on(optimizer, CPU)
+        put_learning_rates_on_device(optimizer, CPU)
     autocast = torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     return TrainStep(model, model, optimizer, scaler, autocast, config), DeviceBatches(dataset, shape, config, CPU)

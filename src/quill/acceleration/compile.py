@@ -11,31 +11,33 @@ from torch import Tensor
 from quill.model.build import Model
 
 
-def compile_choice(asked: bool | Literal["auto"], recorded: bool) -> bool | Literal["auto"]:
-    """Return whether to compile a model: where steps are recorded only if that is asked for.
+def compile_choice(asked: bool | Literal["auto"], captured: bool) -> bool | Literal["auto"]:
+    """Return whether to compile a model: "auto" does not if steps are captured as a CUDA graph.
 
-    A compiler takes about a minute before the first step, which only a long run can get back. What it compiles is
-    recorded like everything else: `--compile=True` has both.
+    Compiling takes about a minute before the first step, which only a long run wins back. `--compile=True` compiles the
+    model and captures the compiled step.
     """
-    return False if recorded and asked == "auto" else asked
+    return False if captured and asked == "auto" else asked
 
 
 def compile_model(
     model: Model, choice: bool | Literal["auto"], example_BT: Tensor, warn: Callable[[str], None]
 ) -> Callable[[Tensor], Tensor]:
-    """Return what to call for training: the compiled model, or the model itself where compiling does not pay or fails.
+    """Return the function to call in training: the compiled model, or the model itself.
 
-    "auto" compiles on CUDA. Compilation is tried at once, forward and backward, on a batch of the shape that training
-    will use; if it fails, there is one warning and training goes on in eager mode.
+    "auto" compiles on CUDA. The model is compiled at once, forward and backward, on a batch of the shape that training
+    uses. If that fails, there is one warning and training continues in eager mode.
     """
     if choice is False or (choice == "auto" and example_BT.device.type != "cuda"):
         return model
     compiled = torch.compile(model)
     try:
         compiled(example_BT).float().sum().backward()
-    except Exception as error:  # a missing C++ compiler, an old GPU, a bug in the compiler: all end here
+    except Exception as error:  # a missing C++ compiler, an old GPU, a bug in the compiler: all raise here
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
-        warn(f"going on without torch.compile, which failed ({reason[:160]}); --compile=False does not try it")
+        warn(
+            f"training continues without torch.compile, which failed ({reason[:160]}); --compile=False does not try it"
+        )
         compiled = model
     model.zero_grad(set_to_none=True)
     return compiled

@@ -1,1 +1,1 @@
-"""Optimizers as pure update rules."""
+"""Update rules of the optimizer: AdamW, Muon, and row-wise Adam for embedding tables."""

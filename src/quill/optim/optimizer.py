@@ -1,8 +1,7 @@
-"""Which weights move how: AdamW for all of them, or Muon for the matrices inside the blocks, n-gram tables row by row,
-and AdamW for the rest.
+"""The optimizer: parameter groups, each updated by AdamW, Muon or row-wise Adam.
 
-The rules themselves are pure functions: PyTorch's fused AdamW, and muon.py and rows.py. The class around them
-is ours because PyTorch's loads its compiler at the first use, and with it a second goes by before the first step.
+The update rules are pure functions: PyTorch's fused `adamw`, muon.py and rowwise_adam.py. The class around them is not
+torch.optim.Optimizer, because that one imports PyTorch's compiler at its first use, which takes a second.
 """
 
 from __future__ import annotations
@@ -14,16 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from quill.optim.muon import move_by_muon
-from quill.optim.rowwise_adam import move_rows
+from quill.optim.muon import muon_update
+from quill.optim.rowwise_adam import rowwise_adam_update
 
 EPS = 1e-8
 
+KEYS_IN_FORMAT_1 = {"row_moments": "readings"}
+"""Keys of optimizer state that have another name in checkpoints of format 1."""
+
 
 class Optimizer:
-    """Moves groups of weights, each group by its `kind`: muon, rows, or AdamW for all others.
+    """Updates parameter groups, each by its `kind`: muon, rowwise_adam, or AdamW for every other kind.
 
-    `param_groups` and `state` are as in PyTorch's optimizers, and a group also carries the `names` of its weights.
+    `param_groups` and `state` are as in PyTorch's optimizers. A group also has the `names` of its parameters, and the
+    `share` that its learning rate is of the recipe's.
     """
 
     def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float]):
@@ -33,7 +36,7 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Move every weight that has a gradient."""
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             named = [(n, w) for n, w in zip(group["names"], group["params"], strict=True) if w.grad is not None]
             if not named:
@@ -42,17 +45,17 @@ class Optimizer:
             state = [self._state(weight, group["kind"]) for weight in weights]
             if group["kind"] == "muon":
                 names, momenta = [name for name, _ in named], [each["momentum"] for each in state]
-                maps = (maps_in(names, tensors) for tensors in (weights, gradients, momenta))
-                move_by_muon(*maps, lr=group["lr"], weight_decay=group["weight_decay"])
-            elif group["kind"] == "rows":
-                rates = {"lr": group["lr"], "weight_decay": group["weight_decay"], "beta": self.betas[1]}
+                matrices = (split_qkv(names, tensors) for tensors in (weights, gradients, momenta))
+                muon_update(*matrices, lr=group["lr"], weight_decay=group["weight_decay"])
+            elif group["kind"] == "rowwise_adam":
+                settings = {"lr": group["lr"], "weight_decay": group["weight_decay"], "beta": self.betas[1]}
                 for weight, gradient, each in zip(weights, gradients, state, strict=True):
-                    move_rows(weight, gradient, each["readings"], **rates)
+                    rowwise_adam_update(weight, gradient, each["row_moments"], **settings)
             else:
-                self._move_by_adamw(weights, gradients, state, group)
+                self._adamw_update(weights, gradients, state, group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget all gradients."""
+        """Remove all gradients, or set them to zero."""
         for group in self.param_groups:
             for weight in group["params"]:
                 if set_to_none:
@@ -60,7 +63,7 @@ class Optimizer:
                 elif weight.grad is not None:
                     weight.grad.zero_()
 
-    def _move_by_adamw(
+    def _adamw_update(
         self,
         weights: list[nn.Parameter],
         gradients: list[Tensor],
@@ -75,7 +78,7 @@ class Optimizer:
             [each["exp_avg_sq"] for each in state],
             [],
             [each["step"] for each in state],
-            # One fused kernel instead of a dozen operations a weight; PyTorch has it for these devices.
+            # One kernel instead of a dozen operations for each parameter; PyTorch has it for these devices.
             fused=weights[0].device.type in ("cpu", "cuda", "mps"),
             amsgrad=False,
             beta1=self.betas[0],
@@ -87,45 +90,50 @@ class Optimizer:
         )
 
     def _state(self, weight: nn.Parameter, kind: str) -> dict[str, Tensor]:
-        """Return what is remembered of a weight; at its first step, zeros."""
+        """Return the state of a parameter: zeros before its first update."""
         state = self.state[weight]
         for key in state_keys(kind):
             if key not in state:
-                state[key] = torch.zeros(shape_of(key, weight), device=weight.device)
+                state[key] = torch.zeros(state_shape(key, weight), device=weight.device)
         return state
 
 
-def maps_in(names: list[str], matrices: list[Tensor]) -> list[Tensor]:
-    """Return the maps that these matrices are made of, as views: queries, keys and values are each a map for itself."""
-    maps: list[Tensor] = []
+def split_qkv(names: list[str], matrices: list[Tensor]) -> list[Tensor]:
+    """Return the matrices with each query-key-value projection split into its three, as views."""
+    split: list[Tensor] = []
     for name, matrix in zip(names, matrices, strict=True):
-        rows, columns = matrix.shape  # queries take as many rows as there are columns; keys and values may take fewer
+        rows, columns = matrix.shape  # there are as many query rows as columns; keys and values may have fewer
         stacked = name.endswith("query_key_value.weight")
-        maps += matrix.split([columns, *2 * [(rows - columns) // 2]]) if stacked else [matrix]
-    return maps
+        split += matrix.split([columns, *2 * [(rows - columns) // 2]]) if stacked else [matrix]
+    return split
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
-    """Use this learning rate from the next step on; groups with a rate of their own keep their proportion to it."""
+    """Use this learning rate from the next step on; groups with a rate of their own keep their ratio to it."""
     for group in optimizer.param_groups:
         rate = learning_rate * group["share"]
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)  # a kernel that carries the number: nothing waits
+            group["lr"].fill_(rate)  # a kernel with the number as its argument: no synchronisation
         else:
             group["lr"] = rate
 
 
-def keep_rates_on(optimizer: Optimizer, device: torch.device) -> None:
-    """Keep learning rates on the device from now on, in float32: a step that is replayed there finds them in place."""
+def put_learning_rates_on_device(optimizer: Optimizer, device: torch.device) -> None:
+    """Store learning rates as float32 tensors on the device, where a captured step reads them."""
     for group in optimizer.param_groups:
         group["lr"] = torch.full((), float(group["lr"]), device=device)
 
 
 def state_keys(kind: str) -> tuple[str, ...]:
-    """Return the names of what is remembered of each weight in a group of this kind."""
-    return {"muon": ("momentum",), "rows": ("readings",)}.get(kind, ("step", "exp_avg", "exp_avg_sq"))
+    """Return the keys of the state of each parameter in a group of this kind."""
+    return {"muon": ("momentum",), "rowwise_adam": ("row_moments",)}.get(kind, ("step", "exp_avg", "exp_avg_sq"))
 
 
-def shape_of(key: str, weight: Tensor) -> tuple[int, ...]:
-    """Return the shape of what is remembered of a weight under this name."""
-    return {"step": (), "readings": (weight.size(0), 2)}.get(key, tuple(weight.shape))
+def state_shape(key: str, weight: Tensor) -> tuple[int, ...]:
+    """Return the shape of this part of a parameter's state."""
+    return {"step": (), "row_moments": (weight.size(0), 2)}.get(key, tuple(weight.shape))
+
+
+def key_in_format(key: str, format: int) -> str:
+    """Return the name of a state key in checkpoints of a format."""
+    return KEYS_IN_FORMAT_1.get(key, key) if format == 1 else key

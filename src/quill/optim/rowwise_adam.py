@@ -1,15 +1,15 @@
-"""Rows of n-gram tables: a row that was read moves, at a length that its own past gradients give it; all others stay.
+"""Row-wise Adam: an embedding table of which each step uses few rows. Only these rows are updated.
 
-    g = the sum of the gradients of a row's readings in this step             rows with g ≠ 0, no others
-    s ← β s + (1 - β) mean(g²)        n ← n + 1
-    row ← (1 - lr · decay) row - lr g / √(s / (1 - βⁿ))
+    g = gradient of a row in this step                          rows with g ≠ 0, no others
+    v ← β v + (1 - β) mean(g²)        n ← n + 1                 second moment, number of updates
+    row ← (1 - lr · decay) row - lr g / √(v / (1 - βⁿ))
 
-A step reads a few thousand of some hundred thousand rows, and most rows are of rare runs that are read a few times in
-all. AdamW would remember two numbers for each weight and, to forget them evenly, touch all of them at every step. Here
-a row has one average s, of whole rows as in Adafactor (Shazeer & Stern 2018, section 3), and the number n of steps that
-read it, by which time goes on for it alone. What it is worth: docs/log.md.
+An n-gram table has some hundred thousand rows, of which a step uses a few thousand. Most rows belong to rare n-grams
+and are used a few times in all. AdamW would keep two numbers for each weight, and decay all of them at every step.
+Here a row has one second moment for all its weights, as in Adafactor (Shazeer & Stern 2018, section 3), and a count of
+its own updates for bias correction. What it is worth: docs/log.md.
 
-Shapes: R rows of the table, N rows that were read, D width. What is remembered has two columns, s and n.
+Shapes: R rows of the table, N rows to update, D width. The state of a row is two columns: second moment and count.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-TINY = 1e-30  # beside the square of a gradient: nothing is divided by 0
+EPS = 1e-30  # added to squares of gradients, so that nothing is divided by 0
 
 
-def move_rows(
+def rowwise_adam_update(
     table_RD: Tensor,
     gradient_RD: Tensor,
     state_R2: Tensor,
@@ -29,31 +29,29 @@ def move_rows(
     weight_decay: float,
     beta: float,
 ) -> None:
-    """Move a table's rows, and what is remembered of each, in place by one step.
-
-    The gradient may be sparse, and a rate may lie on the device.
-    """
+    """Update a table and its state in place. The gradient may be sparse. `lr` may be a tensor on the device."""
     if not gradient_RD.is_sparse:
-        rows_RD, states_R2 = moved(table_RD, gradient_RD, state_R2, lr, weight_decay, beta)
+        rows_RD, new_state_R2 = update_rows(table_RD, gradient_RD, state_R2, lr, weight_decay, beta)
         table_RD.copy_(rows_RD)
-        state_R2.copy_(states_R2)
+        state_R2.copy_(new_state_R2)
         return
     gradient_RD = gradient_RD.coalesce()
-    read_N = gradient_RD.indices()[0]
-    before_ND, state_N2 = table_RD.index_select(0, read_N), state_R2.index_select(0, read_N)
-    rows_ND, state_N2 = moved(before_ND, gradient_RD.values(), state_N2, lr, weight_decay, beta)
-    table_RD.index_copy_(0, read_N, rows_ND)
-    state_R2.index_copy_(0, read_N, state_N2)
+    used_N = gradient_RD.indices()[0]
+    rows_ND, state_N2 = table_RD.index_select(0, used_N), state_R2.index_select(0, used_N)
+    rows_ND, state_N2 = update_rows(rows_ND, gradient_RD.values(), state_N2, lr, weight_decay, beta)
+    table_RD.index_copy_(0, used_N, rows_ND)
+    state_R2.index_copy_(0, used_N, state_N2)
 
 
-def moved(
+def update_rows(
     rows_ND: Tensor, gradients_ND: Tensor, state_N2: Tensor, lr: float | Tensor, weight_decay: float, beta: float
 ) -> tuple[Tensor, Tensor]:
-    """Return rows, and what is remembered of them, after a step. A row whose gradient is 0 comes back as it was."""
-    square_N1, (average_N1, count_N1) = gradients_ND.square().mean(-1, keepdim=True), state_N2.split(1, dim=-1)
-    read_N1 = square_N1 > 0
-    average_N1 = torch.where(read_N1, torch.lerp(square_N1, average_N1, beta), average_N1)
-    count_N1 = count_N1 + read_N1
-    length_N1 = (average_N1 / (1 - beta**count_N1).clamp(min=TINY) + TINY).sqrt()
-    kept_ND = rows_ND * (1 - lr * weight_decay * read_N1) if weight_decay else rows_ND
-    return torch.addcmul(kept_ND, gradients_ND, -lr / length_N1), torch.cat([average_N1, count_N1], dim=-1)
+    """Return rows and their state after one step. Rows whose gradient is 0 do not change."""
+    second_moment_N1, count_N1 = state_N2.split(1, dim=-1)
+    square_N1 = gradients_ND.square().mean(-1, keepdim=True)
+    used_N1 = square_N1 > 0
+    second_moment_N1 = torch.where(used_N1, torch.lerp(square_N1, second_moment_N1, beta), second_moment_N1)
+    count_N1 = count_N1 + used_N1
+    rms_N1 = (second_moment_N1 / (1 - beta**count_N1).clamp(min=EPS) + EPS).sqrt()
+    decayed_ND = rows_ND * (1 - lr * weight_decay * used_N1) if weight_decay else rows_ND
+    return torch.addcmul(decayed_ND, gradients_ND, -lr / rms_N1), torch.cat([second_moment_N1, count_N1], dim=-1)

@@ -86,7 +86,7 @@ class Trial:
 
     def compile(self, batch_size: int) -> None:
         """Compile the model if the run will."""
-        choice = compile_choice(self.config.compile, recorded=suits_a_graph(self.config, self.device, self.dtype))
+        choice = compile_choice(self.config.compile, captured=suits_a_graph(self.config, self.device, self.dtype))
         with self.autocast:
             self.forward = compile_model(self.model, choice, self.tokens(batch_size), lambda message: None)
 

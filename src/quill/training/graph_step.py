@@ -22,7 +22,7 @@ import torch
 from quill.acceleration.cuda_graph import Recorder, Result, Run
 from quill.data.dataset import Dataset
 from quill.model.config import ModelConfig
-from quill.optim.optimizer import keep_rates_on
+from quill.optim.optimizer import put_learning_rates_on_device
 from quill.training.batches import DeviceBatches, fetch_batch, text_fits
 from quill.training.config import TrainConfig
 from quill.training.step import TrainStep
@@ -51,7 +51,7 @@ def choose_step(
     """Return what takes the step of a given number: as it is, or recorded where there is a recorder."""
     if recorder is None:
         return lambda number: step(*fetch_batch(dataset, model_config, step.config, number, device))
-    keep_rates_on(step.optimizer, device)
+    put_learning_rates_on_device(step.optimizer, device)
     batches = DeviceBatches(dataset, model_config, step.config, device)
     return RecordedStep(step, batches, recorder, warn)
 

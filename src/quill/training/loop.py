@@ -93,7 +93,7 @@ def train(
     recorder = CudaRecorder(device) if can_be_recorded(config, dataset, device, dtype) else None
     with autocast:
         example_BT = fetch_batch(dataset, model_config, config, 0, device)[0][: config.batch_size]
-        forward = compile_model(model, compile_choice(config.compile, recorded=recorder is not None), example_BT, warn)
+        forward = compile_model(model, compile_choice(config.compile, captured=recorder is not None), example_BT, warn)
     if resume:
         progress = restore_training(config.out_dir, model, dataset.tokenizer, optimizer, scaler, device, dataset.sha256)
     whole_step = TrainStep(model, forward, optimizer, scaler, autocast, config)

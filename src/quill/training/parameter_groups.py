@@ -23,7 +23,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
         "vector": config.learning_rate,
         "embedding": config.embedding_learning_rate or config.learning_rate,
         "muon": config.muon_learning_rate,
-        "rows": config.ngram_learning_rate,
+        "rowwise_adam": config.ngram_learning_rate,
     }
     groups: list[dict[str, Any]] = []
     for kind, rate in rates.items():
@@ -36,11 +36,11 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
 
 
 def kind_of(name: str, weight: nn.Parameter, model: nn.Module, config: TrainConfig) -> str:
-    """Return which group a weight belongs to: vector, muon, rows, embedding (with a rate of their own) or matrix."""
+    """Return the kind of group of a parameter: vector, muon, rowwise_adam, embedding (if it has a rate) or matrix."""
     if not decays(weight):
         return "vector"
     if config.optimizer == "muon" and name.startswith(("blocks.", "ngram_embedding.")):
-        return "muon" if name.startswith("blocks.") else "rows"
+        return "muon" if name.startswith("blocks.") else "rowwise_adam"
     of_embedding = isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Embedding)
     return "embedding" if of_embedding and config.embedding_learning_rate is not None else "matrix"
 

@@ -19,7 +19,7 @@ from quill.checkpoints.run_folder import find_checkpoint
 from quill.checkpoints.schema import FINITE, MOST_STEPS, OBJECT, STEP, check_record, optional, whole
 from quill.errors import CheckpointError, ConfigError
 from quill.model.build import Model
-from quill.optim.optimizer import Optimizer, shape_of, state_keys
+from quill.optim.optimizer import Optimizer, key_in_format, state_keys, state_shape
 from quill.tokenizers.base import Tokenizer
 
 
@@ -109,8 +109,9 @@ def restore_training(
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             for key in state_keys(group["kind"]):
-                stored = f"optimizer.{key}.{name_in_format(name, checkpoint.metadata['format'])}"
-                value = _expect(tensors, stored, parameter.dtype, shape_of(key, parameter), file)
+                format = checkpoint.metadata["format"]
+                stored = f"optimizer.{key_in_format(key, format)}.{name_in_format(name, format)}"
+                value = _expect(tensors, stored, parameter.dtype, state_shape(key, parameter), file)
                 moments[parameter, key] = value.clone().to(device)
     _restore_random_numbers(tensors, device, file)
     if scaler.is_enabled() and metadata["scaler"]:

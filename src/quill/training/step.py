@@ -51,16 +51,16 @@ class TrainStep:
         return loss, norm
 
 
-def clip_gradients(model: Model, longest: float) -> Tensor:
-    """Shorten the gradient of all weights together to at most `longest` (0: leave it), and return how long it was."""
+def clip_gradients(model: Model, max_norm: float) -> Tensor:
+    """Scale all gradients together to a norm of at most `max_norm` (0: do not), and return the norm before."""
     gradients: list[Tensor] = []
     for parameter in model.parameters():
         if parameter.grad is not None and parameter.grad.is_sparse:
-            parameter.grad = parameter.grad.coalesce()  # a row for each row that was read, however often
+            parameter.grad = parameter.grad.coalesce()  # one row for each table row that was used, however often
             gradients.append(parameter.grad.values())
         elif parameter.grad is not None:
             gradients.append(parameter.grad)
     norm = torch.nn.utils.get_total_norm(gradients)
-    if longest:
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), longest, norm)
+    if max_norm:
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
     return norm
