@@ -1,4 +1,4 @@
-"""Let a trained GPT write, as the founding document has it; the same as `quill generate`.
+"""Generate text with a trained GPT; the same as `quill generate`.
 
 python generate.py --prompt="KING RICHARD III:" --temperature=0.9 --top_k=40 --max_new_tokens=500
 """

@@ -1,4 +1,4 @@
-"""Train a GPT, as the founding document has it; the same as `quill train`.
+"""Train a GPT; the same as `quill train`.
 
 python train.py --dataset=shakespeare --batch_size=64 --block_size=256 --n_embd=384 --n_head=6 --n_layer=6 \\
     --max_iters=5000

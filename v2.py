@@ -1,4 +1,4 @@
-"""The founding recipe whole: train on Tiny Shakespeare, then write 500 characters; the same as `quill v2`.
+"""Train the recipe of the lecture "Let's build GPT", then write 500 characters; the same as `quill v2`.
 
 python v2.py
 """

@@ -1,4 +1,4 @@
-"""Tiny Shakespeare as token files, as the founding document has it; the same as `quill prepare --dataset=shakespeare`.
+"""Prepare Tiny Shakespeare as token files; the same as `quill prepare --dataset=shakespeare`.
 
 python data/shakespeare/prepare.py
 """
