@@ -29,8 +29,9 @@ OnBytes = Callable[[int], None]
 
 TEXT_COLUMN = "text"
 RAW = "taken byte for byte: it is not UTF-8 text"
+LINE_ENDS = "Windows line ends became LF"
 
-_PIECE_BYTES = 1 << 22
+_PIECE_BYTES = 1 << 20
 
 # UTF-32 first: its little-endian mark begins with that of UTF-16.
 _OTHER_MARKS = {
@@ -127,8 +128,9 @@ def _pieces_of(path: Path, on_bytes: OnBytes = _ignore) -> Iterator[bytes]:
 
 def _decode(path: Path, pieces: Iterable[bytes]) -> tuple[str, tuple[str, ...]]:
     """Return the text of UTF-8 bytes and what was changed in it; NotTextError says what the bytes are instead."""
-    decoder, lines = codecs.getincrementaldecoder("utf-8")(), _LineEnds()
-    texts: list[str] = []
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    # Each piece is only checked; decoding all bytes at the end takes less memory than joining decoded pieces.
+    raw, cr, converted = bytearray(), b"", False  # cr: one at the end of a piece waits for the next piece
     start, done = b"", 0  # the first bytes, and how many bytes there were before this piece
     for piece in itertools.chain(pieces, [b""]):
         start = start or piece[:4096]
@@ -136,38 +138,35 @@ def _decode(path: Path, pieces: Iterable[bytes]) -> tuple[str, tuple[str, ...]]:
             raise _not_text(path, start, f"binary, not text (NUL byte at offset {done + zero:,})")
         held = len(decoder.getstate()[0])  # bytes of an unfinished character at the end of the piece before
         try:
-            texts.append(lines.convert(decoder.decode(piece, final=not piece), final=not piece))
+            if held or not piece.isascii():
+                decoder.decode(piece, final=not piece)
         except UnicodeDecodeError as error:
             where = f"invalid byte 0x{error.object[error.start]:02X} at offset {done - held + error.start:,}"
             raise _not_text(path, start, f"not UTF-8 text ({where})") from error
         done += len(piece)
-    text = "".join(texts)
-    marked = ("byte order mark left out",) if text.startswith("\ufeff") else ()
-    return text.removeprefix("\ufeff"), (*marked, *lines.changes)
+        lines = cr + piece
+        cr = b"\r" if piece.endswith(b"\r") else b""
+        lines = lines.removesuffix(cr)
+        converted = converted or b"\r\n" in lines
+        raw += lines.replace(b"\r\n", b"\n")
+    marked = raw.startswith(codecs.BOM_UTF8)
+    if marked:
+        del raw[: len(codecs.BOM_UTF8)]
+    changes = {"byte order mark left out": marked, LINE_ENDS: converted}
+    return raw.decode(), tuple(change for change, made in changes.items() if made)
 
 
 class _LineEnds:
-    """Replaces Windows line ends by LF, in pieces of one text or in many texts, and notes that it did."""
+    """Yields texts with Windows line ends replaced by LF, and notes whether there were any."""
 
-    def __init__(self, texts: Iterable[str] = ()) -> None:
-        self._texts, self._held, self._found = texts, "", False
-
-    @property
-    def changes(self) -> tuple[str, ...]:
-        return ("Windows line ends became LF",) if self._found else ()
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._texts, self.changes = texts, ()
 
     def __iter__(self) -> Iterator[str]:
-        return (self.convert(text, final=True) for text in self._texts)
-
-    def convert(self, piece: str, *, final: bool = False) -> str:
-        """Return the next piece of a text with LF; a CR at its end waits for the next one unless this is `final`."""
-        piece = self._held + piece
-        self._held = "\r" if piece.endswith("\r") and not final else ""
-        piece = piece.removesuffix(self._held)
-        if "\r\n" not in piece:
-            return piece
-        self._found = True
-        return piece.replace("\r\n", "\n")
+        for text in self._texts:
+            if "\r\n" in text:
+                self.changes = (LINE_ENDS,)
+            yield text.replace("\r\n", "\n")
 
 
 def _not_text(path: Path, start: bytes, what: str) -> NotTextError:
