@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     """Add the flags of `quill prepare` to the parser."""
-    parser.take_bare_word("dataset")
+    parser.take_bare_word("dataset", several=True)
     parser.add_argument(
         "--dataset",
         type=str,
