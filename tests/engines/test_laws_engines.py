@@ -24,7 +24,8 @@ from quill.engines.request import BusyError, Request, SamplingConfig, Token
 from quill.engines.sampling import adjust, choose_tokens
 from quill.errors import ConfigError
 from quill.evaluation.split_loss import evaluate_split
-from quill.generation.batch_generator import BatchGenerator, generate_tokens
+from quill.generation.batch_generator import BatchGenerator
+from quill.generation.generate_tokens import generate_tokens
 from quill.model.build import Model, build_model
 from quill.model.config import GPTConfig, ModelConfig, ModernConfig
 from quill.training.config import TrainConfig

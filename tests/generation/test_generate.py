@@ -14,7 +14,7 @@ from quill.engines.request import SamplingConfig
 from quill.engines.sampling import choose_tokens
 from quill.engines.torch_engine import TorchEngine
 from quill.errors import CheckpointError, ConfigError
-from quill.generation.batch_generator import generate_tokens
+from quill.generation.generate_tokens import generate_tokens
 from quill.model.build import Model, build_model
 from quill.model.config import GPTConfig, ModelConfig
 from quill.model.modes import evaluation_mode

@@ -1,217 +1,283 @@
-"""Writing tokens: requests go in at any time, and come out token by token, many of them computed together.
+"""The loop of generation: requests go in at any time, and come out token by token, many of them computed together.
 
-On the way text → tokens → model → training → generation → people this is the loop of generation. It knows tokens only;
-text, stop strings and prompts belong to `language_model.py`. The policy is in `scheduler.py`, the arithmetic in an
-engine.
+It knows tokens only; text, stop strings and prompts belong to `language_model.py`. Which request runs is decided in
+`scheduler.py`, and the arithmetic is an engine's.
 
-Past the trained context the cost of a token stays bounded, however long the text grows. A modern model's positions are
-angles, which may go on for ever: its window rolls, each token takes the place of the oldest and is read once, and the
-model sees the last `rolling_window` tokens, three quarters of `block_size`. A classic model's positions are learned for
-`block_size` places and stored inside the cached keys, so a full place cannot slide by one. The last `block_size // 2`
-tokens are read again at once instead. Such a re-reading comes after every `block_size - block_size // 2` tokens, so the
-model always sees at least that half.
+Past the trained context the cost of a token stays bounded. A modern model has rotary positions, which have no end: its
+window rolls, each token takes the place of the oldest, and the model sees the last `rolling_window` tokens, three
+quarters of `block_size`. A classic model has learned positions for `block_size` tokens, which are part of its cached
+keys. When its slot is full, the last `block_size // 2` tokens are read again, so it always sees at least that half.
+
+Readers need not keep up. A request whose reader leaves `LEAD` tokens unread is paused; it gives up its slot when
+another request waits for one, and is computed again from its prompt when its reader comes back.
+
+A step is committed whole or not at all. If an exception ends it, Ctrl-C for example, the next step computes every
+running sequence again from its prompt. What readers have got already is not handed out twice.
 
 Reference: Yu et al. 2022, "Orca: A Distributed Serving System for Transformer-Based Generative Models", section 3.1.
 
-Shapes: T steps, B texts, V vocabulary.
+Shapes: T steps, B sequences, V vocabulary.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from quill.engines.base import Engine, PrefillInput, StepOutput
-from quill.engines.request import Request, SamplingConfig, Token, TokenEvent
+from quill.engines.request import Request, Token, TokenEvent
 from quill.errors import CheckpointError
+from quill.generation.logprobs import with_logprobs
 from quill.generation.scheduler import Admission, RunningSequence, Scheduler
 from quill.validation import require
 
+LEAD = 128  # tokens that a row may be ahead of its reader
+
+END = 2**63  # the index of an event that comes after all tokens
+
+Indexed = tuple[int, TokenEvent]
+"""an event and the number of its token in the row, by which a reader drops what comes twice"""
+
+
+@dataclass
+class _Inbox:
+    """The events of one reader that it has not read yet."""
+
+    limit: int
+    rows: dict[int, int] = field(default_factory=dict)  # request id: row
+    events: deque[Indexed] = field(default_factory=deque)
+    parked: deque[int] = field(default_factory=deque)
+
+    @property
+    def full(self) -> bool:
+        return len(self.events) >= self.limit
+
 
 class BatchGenerator:
-    """Texts that are written together by one engine. What a request gets does not depend on the others."""
+    """Writes many sequences together with one engine. What a request gets does not depend on the others.
+
+    All methods may be called from several threads.
+    """
 
     def __init__(self, engine: Engine, max_waiting: int | None = None) -> None:
         self.engine = engine
         shares = engine.copy is not None
         self.scheduler = Scheduler(engine.slots, engine.context, max_waiting, shares_prefixes=shares)
         self._burst = 1
-        self._inboxes: dict[int, deque[TokenEvent]] = {}
+        self._request_ids = itertools.count()
+        self._inboxes: dict[int, _Inbox] = {}
+        self._cancelled: deque[int] = deque()
+        self._step_failed = False
         self._lock = threading.RLock()
 
-    def follow(self, requests: Sequence[Request]) -> Iterator[tuple[int, TokenEvent]]:
-        """Add requests and yield what happens to them, each as its place in the list and the event, until all ended.
+    def follow(self, requests: Sequence[Request]) -> Generator[tuple[int, TokenEvent]]:
+        """Add requests and yield their events, each as its row (the place in `requests`) and the event, until all end.
 
-        Whoever asks for the next event lets everybody write on, so that several may follow at once, from several
-        threads too. Requests of one who stops asking are cancelled.
+        Asking for the next event lets all sequences write on, so several readers may take turns, from several threads
+        too. When the iterator is closed or deleted, its requests are cancelled. A token outside the vocabulary is a
+        ConfigError.
         """
+        checked: set[int] = set()
         for request in requests:
-            self._check(request)
+            if id(request.prompt) not in checked:  # rows of one prompt share it
+                self._check(request)
+                checked.add(id(request.prompt))
         return self._follow(requests)
 
-    def _follow(self, requests: Sequence[Request]) -> Iterator[tuple[int, TokenEvent]]:
-        inbox: deque[TokenEvent] = deque()
-        places: dict[int, int] = {}
+    def _follow(self, requests: Sequence[Request]) -> Generator[tuple[int, TokenEvent]]:
+        inbox = _Inbox(limit=LEAD * max(1, min(len(requests), self.engine.slots)))
         try:
-            for place, request in enumerate(requests):
+            with self._lock:
+                for row, request in enumerate(requests):
+                    self._add(request, row, inbox)
+            num_read = dict.fromkeys(inbox.rows, 0)  # of the requests that have not ended
+            while num_read:
                 with self._lock:
-                    number = self.add(request)
-                    places[number], self._inboxes[number] = place, inbox
-            going = set(places)
-            while going or inbox:
-                with self._lock:
-                    if not inbox:
-                        self.step()
-                while inbox:
-                    event = inbox.popleft()
-                    going -= {event.request_id} if event.finish_reason else set()
-                    yield places[event.request_id], event
+                    if not inbox.events:
+                        self._step(inbox)
+                while inbox.events:
+                    index, event = inbox.events.popleft()
+                    if index < num_read.get(event.request_id, index + 1):
+                        continue
+                    num_read[event.request_id] += 1
+                    if event.finish_reason is not None:
+                        del num_read[event.request_id]
+                    yield inbox.rows[event.request_id], event
         finally:
-            for number in places:
-                self.cancel(number)
-                self._inboxes.pop(number, None)
+            # Garbage collection runs this in any thread, in the middle of a step too: no lock may be taken here.
+            self._cancelled.extend(inbox.rows)
 
     def add(self, request: Request) -> int:
-        """Let a request join as soon as there is a place, and return its number. A full queue is a BusyError."""
+        """Let a request begin as soon as a slot is free, and return its id. A full queue is a BusyError."""
         self._check(request)
         with self._lock:
-            return self.scheduler.add(request)
+            return self._add(request)
+
+    def _add(self, request: Request, row: int = 0, inbox: _Inbox | None = None) -> int:
+        self._apply_cancellations()
+        self.scheduler.require_room()
+        request_id = next(self._request_ids)
+        if inbox is not None:
+            inbox.rows[request_id] = row
+            self._inboxes[request_id] = inbox
+        self.scheduler.add(request_id, request)
+        return request_id
 
     def _check(self, request: Request) -> None:
         vocab_size = self.engine.config.vocab_size
         for token in (*request.prompt, *request.logit_bias):
             require(0 <= token < vocab_size, "token", token, f"from 0 to {vocab_size - 1}")
 
-    def cancel(self, number: int) -> None:
-        """End a request now, whether it writes or waits; one that has ended already stays as it is."""
-        with self._lock:
-            if self._leave(number):
-                self._tell([TokenEvent(number, None, "cancelled")])
+    def cancel(self, request_id: int) -> None:
+        """End a request before the next step, whether it writes or waits; one that has ended stays as it is."""
+        self._cancelled.append(request_id)
+        if (inbox := self._inboxes.get(request_id)) is not None:
+            inbox.events.append((END, TokenEvent(request_id, None, "cancelled")))
 
     @property
     def busy(self) -> bool:
-        """Whether there is anything left to write."""
-        return bool(self.scheduler.running or self.scheduler.waiting)
+        """Whether any request has not ended."""
+        with self._lock:
+            self._apply_cancellations()
+            return self.scheduler.busy
 
     def step(self) -> list[TokenEvent]:
-        """Let those who wait begin, and all write on by one burst of tokens. The events are in the order of writing."""
+        """Let waiting requests begin, and all write on by one burst of tokens. Events are in the order of writing."""
         with self._lock:
-            events = self._step()
-            self._tell(events)
-            return events
+            return self._step()
 
-    def _step(self) -> list[TokenEvent]:
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """Return logits_TV of up to `context` tokens, by the weights that texts are written with."""
+        with self._lock:
+            return self.engine.logits(tokens)
+
+    def _step(self, reader: _Inbox | None = None) -> list[TokenEvent]:
+        if self._step_failed:
+            self._restart()
+        self._step_failed = True
+        self._apply_cancellations()
+        self._share_slots(reader)
+        events = self._write()
+        self._commit(events)
+        self._step_failed = False
+        return [event for _, event in events]
+
+    def _restart(self) -> None:
+        for sequence in self.scheduler.running.values():
+            self.engine.release(sequence.slot)
+        for inbox in self._inboxes.values():
+            inbox.parked.clear()
+        self.scheduler.restart()
+
+    def _apply_cancellations(self) -> None:
+        while self._cancelled:
+            request_id = self._cancelled[0]
+            self._inboxes.pop(request_id, None)
+            self._release(self.scheduler.leave(request_id))
+            self._cancelled.popleft()  # last, so that an interruption loses none
+
+    def _share_slots(self, reader: _Inbox | None) -> None:
+        """Resume the requests of the reader that asks, and pause those whose readers are behind."""
+        for _ in range(min(self.engine.slots, len(reader.parked)) if reader else 0):
+            assert reader is not None
+            self.scheduler.resume(reader.parked.popleft())
+        for request_id, sequence in self.scheduler.running.items():
+            sequence.paused = self._is_behind(request_id)
+
+    def _admit(self) -> Admission | None:
+        """Admit a request whose reader is not behind, in the slot of a paused one if there is no other."""
+        waiting = self.scheduler.waiting
+        while waiting and self._is_behind(request_id := next(iter(waiting))):
+            self._park(request_id)
+        if (paused := self.scheduler.in_the_way()) is not None:
+            self._park(paused)
+        return self.scheduler.admit()
+
+    def _is_behind(self, request_id: int) -> bool:
+        inbox = self._inboxes.get(request_id)
+        return inbox is not None and inbox.full
+
+    def _park(self, request_id: int) -> None:
+        self._inboxes[request_id].parked.append(request_id)
+        self._release(self.scheduler.park(request_id))
+
+    def _write(self) -> list[Indexed]:
         events = []
-        while beginning := list(iter(self.scheduler.admit, None)):
-            self._burst = 1  # whoever begins is shown a first token at once
-            events += [self._end(admission.text) for admission in beginning if admission.text.remaining == 0]
-            events += self._read([self._begin(admission) for admission in beginning if admission.text.remaining])
+        most = self.engine.slots * self.engine.burst  # very many short texts take several steps
+        while len(events) < most and (admissions := list(iter(self._admit, None))):
+            self._burst = 1  # a new request gets its first token at once
+            events += [self._end(a.sequence) for a in admissions if a.sequence.remaining == 0]
+            events += self._read([self._begin(a) for a in admissions if a.sequence.remaining])
         events += self._make_room()
-        texts = list(self.scheduler.running.values())
+        sequences = self.scheduler.writing()
         if steps := self.scheduler.steps(self._burst):
-            events += self._take(texts, self.engine.decode([text.slot for text in texts], steps))
+            events += self._take(sequences, self.engine.decode([sequence.slot for sequence in sequences], steps))
             self._burst = min(2 * self._burst, self.engine.burst)
         return events
 
-    def _make_room(self) -> list[TokenEvent]:
-        """Let full places roll, or read the last half of their texts again where they cannot."""
-        running = self.scheduler.running.values()
-        full = [text for text in running if not text.rolled and len(text.cached_tokens) > self.engine.context]
-        for text in full:
-            text.rolled = self.engine.rolls
-            if not text.rolled:
-                text.start = len(text.tokens) - max(1, self.engine.context // 2)
-        return self._read([(text, 0) for text in full if not text.rolled])
+    def _make_room(self) -> list[Indexed]:
+        """Let full slots roll, or read the last half of their sequences again where they cannot."""
+        full = [s for s in self.scheduler.writing() if not s.rolled and s.num_cached > self.engine.context]
+        for sequence in full:
+            sequence.rolled = self.engine.rolls
+            if not sequence.rolled:
+                sequence.start = len(sequence.tokens) - max(1, self.engine.context // 2)
+        return self._read([(sequence, 0) for sequence in full if not sequence.rolled])
 
     def _begin(self, admission: Admission) -> tuple[RunningSequence, int]:
-        """Give a place to a text; return it and how many of its tokens the place holds by then."""
-        text = admission.text
-        self.engine.assign(text.slot, text.request)
-        if admission.shared and admission.source != text.slot:
+        """Prepare the slot of a sequence; return the sequence and how many of its tokens the slot holds by then."""
+        sequence = admission.sequence
+        self.engine.assign(sequence.slot, sequence.request)
+        if admission.shared and admission.source != sequence.slot:
             assert self.engine.copy is not None  # or nothing would be shared
-            self.engine.copy(admission.source, text.slot, admission.shared)
-        return text, admission.shared
+            self.engine.copy(admission.source, sequence.slot, admission.shared)
+        return sequence, admission.shared
 
-    def _read(self, texts: Sequence[tuple[RunningSequence, int]]) -> list[TokenEvent]:
-        """Read texts behind what their places hold, all at once."""
-        if not texts:
+    def _read(self, sequences: Sequence[tuple[RunningSequence, int]]) -> list[Indexed]:
+        """Read all tokens of sequences but the first ones, which their slots hold already."""
+        if not sequences:
             return []
-        prompts = [PrefillInput(text.slot, text.cached_tokens[known:], known) for text, known in texts]
-        return self._take([text for text, _ in texts], self.engine.prefill(prompts))
+        prompts = [PrefillInput(s.slot, s.cached_tokens[held:], held) for s, held in sequences]
+        return self._take([sequence for sequence, _ in sequences], self.engine.prefill(prompts))
 
-    def _take(self, texts: Sequence[RunningSequence], written: StepOutput) -> list[TokenEvent]:
+    def _take(self, sequences: Sequence[RunningSequence], output: StepOutput) -> list[Indexed]:
         events = []
-        for tokens_B, logits_BV in zip(written.tokens_TB, written.logits_TBV, strict=True):
-            for text, number, logits_V in zip(texts, tokens_B.tolist(), logits_BV, strict=True):
-                if text.num_generated == 0 and not np.isfinite(logits_V).all():
+        for tokens_B, logits_BV in zip(output.tokens_TB, output.logits_TBV, strict=True):
+            for sequence, token_id, logits_V in zip(sequences, tokens_B.tolist(), logits_BV, strict=True):
+                index, request = sequence.num_generated, sequence.request
+                if index == 0 and not np.isfinite(logits_V).all():
                     raise CheckpointError(
                         "the model's scores are not finite numbers: its weights are damaged, use another checkpoint"
                     )
-                text.tokens.append(number)
-                text.num_generated += 1
-                token = with_logprobs(number, logits_V, text.request.logprobs)
-                events.append(TokenEvent(text.request_id, token) if text.remaining else self._end(text, token))
+                sequence.tokens.append(token_id)
+                sequence.num_generated += 1
+                known = index < sequence.open_request.num_committed
+                token = None if known else with_logprobs(token_id, logits_V, request.logprobs)
+                if sequence.remaining == 0:
+                    events.append(self._end(sequence, index, token))
+                elif token is not None:
+                    events.append((index, TokenEvent(sequence.request_id, token)))
         return events
 
-    def _end(self, text: RunningSequence, token: Token | None = None) -> TokenEvent:
-        self._leave(text.request_id)
-        return TokenEvent(text.request_id, token, "length")
+    def _end(self, sequence: RunningSequence, index: int = END, token: Token | None = None) -> Indexed:
+        self._release(self.scheduler.release(sequence.request_id))
+        return END if token is None else index, TokenEvent(sequence.request_id, token, "length")
 
-    def _leave(self, number: int) -> bool:
-        known, text = self.scheduler.leave(number)
-        if text is not None:
-            self.engine.release(text.slot)
-        return known
+    def _commit(self, events: Sequence[Indexed]) -> None:
+        for index, event in events:
+            if (inbox := self._inboxes.get(event.request_id)) is not None:
+                inbox.events.append((index, event))
+        for sequence in self.scheduler.running.values():
+            sequence.open_request.num_committed = max(sequence.open_request.num_committed, sequence.num_generated)
+        for _, event in events:
+            if event.finish_reason is not None:
+                self.scheduler.leave(event.request_id)
 
-    def _tell(self, events: Sequence[TokenEvent]) -> None:
-        for event in events:
-            if event.request_id in self._inboxes:
-                self._inboxes[event.request_id].append(event)
-
-
-def with_logprobs(number: int, logits_V: np.ndarray, top: int | None) -> Token:
-    """Return a token with the log-probabilities that were asked for: log softmax of the model's own scores."""
-    if top is None:
-        return Token(number)
-    logits_V = logits_V.astype(np.float64)
-    logprobs_V = logits_V - logits_V.max()
-    logprobs_V -= np.log(np.exp(logprobs_V).sum())
-    likeliest = np.argsort(-logprobs_V, kind="stable")[:top].tolist()
-    return Token(number, float(logprobs_V[number]), tuple((i, float(logprobs_V[i])) for i in likeliest))
-
-
-def generate_tokens(
-    engine: Engine,
-    prompt: Sequence[int],
-    *,
-    max_new_tokens: int,
-    num_samples: int = 1,
-    sampling: SamplingConfig | None = None,
-    seed: int = 0,
-) -> Iterator[list[int]]:
-    """Yield the next token of each of `num_samples` rows, `max_new_tokens` times, all continuing one prompt.
-
-    Row r draws from its own random stream of (seed, r), so it does not depend on how many rows are written. Impossible
-    values are a ConfigError.
-    """
-    whole = isinstance(num_samples, int) and not isinstance(num_samples, bool)
-    require(whole and num_samples >= 1, "num_samples", num_samples, "a whole number of at least 1")
-    numbers = tuple(int(token) for token in prompt)
-    how = sampling or SamplingConfig()
-    events = BatchGenerator(engine).follow(
-        [Request(numbers, max_new_tokens, how, seed, row) for row in range(num_samples)]
-    )
-    return _rows(events, num_samples)
-
-
-def _rows(events: Iterator[tuple[int, TokenEvent]], num_samples: int) -> Iterator[list[int]]:
-    """Yield tokens as soon as each row has its next one."""
-    ready: list[deque[int]] = [deque() for _ in range(num_samples)]
-    for row, event in events:
-        if event.token is not None:
-            ready[row].append(event.token.token_id)
-        while all(ready):
-            yield [tokens.popleft() for tokens in ready]
+    def _release(self, sequence: RunningSequence | None) -> None:
+        if sequence is not None:
+            self.engine.release(sequence.slot)

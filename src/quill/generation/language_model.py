@@ -26,7 +26,8 @@ from quill.engines.make import ENGINES, device_of, how_many_slots, make_engine
 from quill.engines.random_numbers import SEEDS
 from quill.engines.request import Request, SamplingConfig, Token, TokenEvent
 from quill.errors import ConfigError
-from quill.generation.batch_generator import BatchGenerator, with_logprobs
+from quill.generation.batch_generator import BatchGenerator
+from quill.generation.logprobs import with_logprobs
 from quill.generation.text_stream import TextStream, as_stop_strings
 from quill.tokenizers.base import Tokenizer
 from quill.validation import nearest, require

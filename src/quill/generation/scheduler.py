@@ -1,43 +1,72 @@
-"""Who writes when: requests wait in a queue, take a place when one is free, and leave it when they end.
+"""Which requests run: a queue, a fixed number of slots, and what each slot holds.
 
-On the way text → tokens → model → training → generation → people this is the policy of generation, plain Python without
-a tensor. A place (slot) holds the keys and values of one text, so their number bounds memory. A place that was left
-keeps its text until another needs the room: a request that begins with the same tokens need not read them again.
+Plain Python without a tensor. A slot holds the keys and values of one sequence, so the number of slots bounds memory.
+A slot that was released keeps its contents until another request needs it: a request that begins with the same tokens
+copies them instead of computing them again.
 
-Reference: Yu et al. 2022, "Orca", section 3.1 (iteration-level scheduling); Kwon et al. 2023, "PagedAttention",
-section 4.4 (shared prefixes).
+The tokens of a request are a pure function of the request and the model. So a sequence can be stopped and written again
+from its prompt at any time, and gives the same tokens; `num_committed` says how many of them are known already. This is
+how a request gives up its slot (`park`) and how a step that failed half-way is undone (`restart`).
+
+References: Yu et al. 2022, "Orca", section 3.1 (iteration-level scheduling); Kwon et al. 2023, "Efficient Memory
+Management for Large Language Model Serving with PagedAttention", sections 4.4 (shared prefixes) and 4.5 (preemption by
+recomputation).
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from quill.engines.request import BusyError, Request
 from quill.validation import require
 
-WORTH = 8  # tokens: to read fewer again is quicker than to wait for them
+MIN_SHARED = 8  # tokens: computing fewer again is faster than waiting for them
+
+
+@dataclass
+class OpenRequest:
+    """A request that has not ended, whether it waits, runs or is parked."""
+
+    request_id: int
+    request: Request
+    num_committed: int = 0
+    """how many of its tokens were handed out; when they are computed again they are not handed out again"""
 
 
 @dataclass
 class RunningSequence:
-    """A request that has a place: all its tokens, and from which of them on the place holds them."""
+    """A request that has a slot: all its tokens, and from which of them on the slot holds them."""
 
-    request_id: int
-    request: Request
+    open_request: OpenRequest
     slot: int
     tokens: list[int]
     start: int
-    """the first token that the place holds: later ones slide in, earlier ones are forgotten"""
+    """the first token that the slot holds; earlier ones were dropped"""
     num_generated: int = 0
     rolled: bool = False
-    """whether the place has begun to forget its oldest tokens by itself"""
+    """whether the slot drops its oldest token with each new one"""
+    paused: bool = False
+    """whether it keeps its slot but writes nothing, because its reader is behind"""
 
     @property
-    def cached_tokens(self) -> Sequence[int]:
-        """The tokens from `start` on. Until it rolls, a place holds all but the last, which was chosen but not read."""
+    def request_id(self) -> int:
+        return self.open_request.request_id
+
+    @property
+    def request(self) -> Request:
+        return self.open_request.request
+
+    @property
+    def cached_tokens(self) -> list[int]:
+        """The tokens from `start` on. Until it rolls, a slot holds all but the last, which was chosen but not read."""
         return self.tokens[self.start :]
+
+    @property
+    def num_cached(self) -> int:
+        """The length of `cached_tokens`."""
+        return len(self.tokens) - self.start
 
     @property
     def remaining(self) -> int:
@@ -47,18 +76,18 @@ class RunningSequence:
 
 @dataclass(frozen=True)
 class Admission:
-    """A text that begins, and where it may copy its first tokens from."""
+    """A sequence that begins, and where it may copy its first tokens from."""
 
-    text: RunningSequence
+    sequence: RunningSequence
     source: int
-    """a place that holds the same beginning; may be the text's own"""
+    """a slot that holds the same first tokens; may be the sequence's own"""
     shared: int
     """how many tokens of it (0: none)"""
 
 
 @dataclass
 class Scheduler:
-    """Places, and who has them. `context` is how many tokens a place holds."""
+    """Requests and slots. `context` is how many tokens a slot holds."""
 
     slots: int
     context: int
@@ -66,86 +95,118 @@ class Scheduler:
     """how many requests may wait (None: any number); one more is a BusyError"""
     shares_prefixes: bool = True
     running: dict[int, RunningSequence] = field(default_factory=dict)
-    waiting: deque[tuple[int, Request]] = field(default_factory=deque)
+    waiting: OrderedDict[int, OpenRequest] = field(default_factory=OrderedDict)  # O(1) from both ends and the middle
 
     def __post_init__(self) -> None:
         require(self.slots >= 1, "slots", self.slots, "at least 1")
-        self._remembered: dict[int, list[int]] = {slot: [] for slot in range(self.slots)}  # the longest left come first
-        self._next = 0
+        self._open: dict[int, OpenRequest] = {}
+        self._parked: set[int] = set()
+        self._free: dict[int, list[int]] = {}  # the tokens that each free slot holds; the longest free comes first
+        self.restart()
 
-    def add(self, request: Request) -> int:
-        """Let a request wait, and return its number."""
+    @property
+    def busy(self) -> bool:
+        """Whether any request has not ended."""
+        return bool(self._open)
+
+    def require_room(self) -> None:
+        """Raise BusyError where the queue is full."""
         if self.max_waiting is not None and len(self.waiting) >= self.max_waiting:
             raise BusyError(f"{len(self.waiting)} requests are waiting already: try again later")
-        number, self._next = self._next, self._next + 1
-        self.waiting.append((number, request))
-        return number
+
+    def add(self, request_id: int, request: Request) -> None:
+        """Put a request at the end of the queue."""
+        self._open[request_id] = self.waiting[request_id] = OpenRequest(request_id, request)
 
     def admit(self) -> Admission | None:
-        """Give the request that has waited longest a place, if there is one; None otherwise.
+        """Give a slot to the request that has waited longest; None where no request waits or no slot is free.
 
-        None also where it begins like a text that has a place but was not read yet: read that one first.
+        Also None where the request begins like a sequence that has a slot but was not read yet: read that one first.
         """
-        if not self.waiting or not self._remembered:
+        if not self.waiting or not self._free:
             return None
-        number, request = self.waiting[0]
-        tokens = list(request.prompt)
+        request_id = next(iter(self.waiting))
+        open_request = self.waiting[request_id]
+        tokens = list(open_request.request.prompt)
         start = max(0, len(tokens) - self.context)
-        held = tokens[start:]
-        source, shared = self._longest_prefix(held)
-        unread = [_common(text.cached_tokens, held[:-1]) for text in self.running.values() if not text.num_generated]
-        if self.shares_prefixes and max(unread, default=0) >= shared + WORTH:
-            return None
-        self.waiting.popleft()
-        free = source if shared and source in self._remembered else next(iter(self._remembered))
-        del self._remembered[free]
-        text = self.running[number] = RunningSequence(number, request, free, tokens, start)
-        return Admission(text, source, shared)
+        cached = tokens[start:]
+        source, shared = self._longest_prefix(cached)
+        if self.shares_prefixes:
+            unread = [s.cached_tokens for s in self.running.values() if not s.num_generated]
+            if max((_common(other, cached[:-1]) for other in unread), default=0) >= shared + MIN_SHARED:
+                return None
+        slot = source if shared and source in self._free else next(iter(self._free))
+        sequence = self.running[request_id] = RunningSequence(open_request, slot, tokens, start)
+        del self._free[slot], self.waiting[request_id]
+        return Admission(sequence, source, shared)
 
-    def leave(self, number: int) -> tuple[bool, RunningSequence | None]:
-        """End a request and free its place, which keeps what it holds.
+    def leave(self, request_id: int) -> RunningSequence | None:
+        """End a request, wherever it is, and free its slot; return its sequence if it had a slot."""
+        self._open.pop(request_id, None)
+        self.waiting.pop(request_id, None)
+        self._parked.discard(request_id)
+        return self.release(request_id)
 
-        Return whether it was there, and its text if it had begun.
-        """
-        waited = len(self.waiting)
-        self.waiting = deque(pair for pair in self.waiting if pair[0] != number)
-        text = self.running.pop(number, None)
-        if text is not None:
-            self._remembered[text.slot] = self._beginning(text)
-        return text is not None or len(self.waiting) < waited, text
+    def release(self, request_id: int) -> RunningSequence | None:
+        """Free the slot of a request that is about to leave; return its sequence if it had a slot."""
+        sequence = self.running.pop(request_id, None)
+        if sequence is not None:
+            self._free[sequence.slot] = self._contents(sequence)
+        return sequence
+
+    def park(self, request_id: int) -> RunningSequence | None:
+        """Take a request out of the queue or its slot until `resume`; return its sequence if it had a slot."""
+        self._parked.add(request_id)
+        self.waiting.pop(request_id, None)
+        return self.release(request_id)
+
+    def resume(self, request_id: int) -> None:
+        """Put a parked request at the end of the queue; one that has ended meanwhile stays as it is."""
+        if request_id in self._parked:
+            self.waiting[request_id] = self._open[request_id]
+            self._parked.remove(request_id)
+
+    def restart(self) -> None:
+        """Let every request wait again, the oldest first, and take all slots as empty."""
+        self.running, self._parked = {}, set()
+        self._free = {slot: [] for slot in range(self.slots)}
+        self.waiting = OrderedDict(self._open)
 
     def steps(self, at_most: int) -> int:
-        """Return how many tokens all running texts can write before one of them ends or is full."""
-        rooms = [
-            t.remaining if t.rolled else min(t.remaining, self.context - len(t.cached_tokens) + 1)
-            for t in self.running.values()
-        ]
+        """Return how many tokens all that write can write before one of them ends or its slot is full."""
+        rooms = [s.remaining if s.rolled else min(s.remaining, self.context - s.num_cached + 1) for s in self.writing()]
         return max(0, min(at_most, *rooms)) if rooms else 0
 
-    def _beginning(self, text: RunningSequence) -> list[int]:
-        """Return the tokens whose keys and values a text's place still holds, from the first one on."""
-        if text.rolled or not text.num_generated:
-            return []
-        return list(text.cached_tokens[:-1])
+    def writing(self) -> list[RunningSequence]:
+        """Return the sequences that the next step continues."""
+        return [s for s in self.running.values() if not s.paused]
+
+    def in_the_way(self) -> int | None:
+        """Return a paused request whose slot a waiting one could use at once; None where there is no such pair."""
+        if not self.waiting or self._free:
+            return None
+        return next((request_id for request_id, s in self.running.items() if s.paused), None)
+
+    def _contents(self, sequence: RunningSequence) -> list[int]:
+        """Return the tokens whose keys and values a slot holds, as far as they begin a sequence."""
+        return [] if sequence.rolled or not sequence.num_generated else sequence.tokens[sequence.start : -1]
 
     def _longest_prefix(self, tokens: list[int]) -> tuple[int, int]:
-        """Return (slot, length) of the longest beginning of these tokens that some place holds, without the last one.
+        """Return (slot, length) of the longest beginning of these tokens that some slot holds, without the last one.
 
-        The last one must be read in any case, because its scores are wanted.
+        The last one must be computed in any case, because its logits are wanted.
         """
         if not self.shares_prefixes:
             return -1, 0
-        places = {**self._remembered, **{t.slot: self._beginning(t) for t in self.running.values()}}
-        lengths = {slot: _common(held, tokens[:-1]) for slot, held in places.items()}
-        slot = max(lengths, key=lambda slot: (lengths[slot], slot in self._remembered))
+        slots = {**self._free, **{s.slot: self._contents(s) for s in self.running.values()}}
+        lengths = {slot: _common(contents, tokens[:-1]) for slot, contents in slots.items()}
+        slot = max(lengths, key=lambda slot: (lengths[slot], slot in self._free))
         return slot, lengths[slot]
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens two texts have in common from their beginning on."""
-    length = 0
-    for a, b in zip(one, other):  # noqa: B905 (the shorter one decides)
-        if a != b:
-            break
-        length += 1
-    return length
+    """Return how many tokens two sequences have in common from their beginning on."""
+    shorter = min(len(one), len(other))
+    if one[:shorter] == other[:shorter]:  # the usual case, at the speed of C
+        return shorter
+    return next(i for i in range(shorter) if one[i] != other[i])

@@ -1,0 +1,45 @@
+"""Generation of tokens alone, without text: one prompt, one or several rows."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from quill.engines.base import Engine
+from quill.engines.request import Request, SamplingConfig, TokenEvent
+from quill.generation.batch_generator import BatchGenerator
+from quill.validation import require
+
+
+def generate_tokens(
+    engine: Engine,
+    prompt: Sequence[int],
+    *,
+    max_new_tokens: int,
+    num_samples: int = 1,
+    sampling: SamplingConfig | None = None,
+    seed: int = 0,
+) -> Iterator[list[int]]:
+    """Yield the next token of each of `num_samples` rows, `max_new_tokens` times, all continuing one prompt.
+
+    Row r draws from its own random stream of (seed, r), so it does not depend on how many rows are written. Impossible
+    values are a ConfigError.
+    """
+    whole = isinstance(num_samples, int) and not isinstance(num_samples, bool)
+    require(whole and num_samples >= 1, "num_samples", num_samples, "a whole number of at least 1")
+    token_ids = tuple(int(token) for token in prompt)
+    how = sampling or SamplingConfig()
+    events = BatchGenerator(engine).follow(
+        [Request(token_ids, max_new_tokens, how, seed, row) for row in range(num_samples)]
+    )
+    return _rows(events, num_samples)
+
+
+def _rows(events: Iterator[tuple[int, TokenEvent]], num_samples: int) -> Iterator[list[int]]:
+    """Yield tokens as soon as each row has its next one."""
+    ready: list[deque[int]] = [deque() for _ in range(num_samples)]
+    for row, event in events:
+        if event.token is not None:
+            ready[row].append(event.token.token_id)
+        while all(ready):
+            yield [tokens.popleft() for tokens in ready]
