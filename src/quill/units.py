@@ -1,15 +1,25 @@
-"""Sizes and durations as people write them."""
+"""Sizes and durations as text."""
 
 from __future__ import annotations
 
 
 def format_bytes(size: float) -> str:
-    """Return a size as people say it: 870 MB, 5.1 GB."""
-    return f"{size / 1e9:.1f} GB" if abs(size) >= 999.5e6 else f"{size / 1e6:.0f} MB"
+    """Return a number of bytes in decimal units: 812 B, 3.2 MB, 870 MB, 5.1 GB."""
+    for unit, each in (("B", 1), ("kB", 1e3), ("MB", 1e6), ("GB", 1e9)):
+        if abs(size) < 999.5 * each:
+            break
+    else:
+        unit, each = "TB", 1e12
+    digits = 1 if unit != "B" and abs(size) < 99.95 * each else 0
+    return f"{size / each:.{digits}f} {unit}"
 
 
 def format_duration(seconds: float) -> str:
-    """Return a time as people say it: 8 s, 1 min 05 s, 2 h 10 min."""
+    """Return a duration: 35 ms, 4.2 s, 58 s, 1 min 05 s, 2 h 10 min."""
+    if 0 < seconds < 0.9995:
+        return f"{1000 * seconds:.{0 if seconds >= 0.001 else 1}f} ms"
+    if seconds < 9.95:
+        return f"{seconds:.1f}".removesuffix(".0") + " s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

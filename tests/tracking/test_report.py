@@ -286,7 +286,7 @@ def test_a_stored_null_does_not_break_the_display_of_a_resumed_run():
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0.4, "0 s"), (59.4, "59 s"), (61, "1 min 01 s"), (3599.7, "1 h 00 min"), (7800, "2 h 10 min")],
+    [(0.4, "400 ms"), (59.4, "59 s"), (61, "1 min 01 s"), (3599.7, "1 h 00 min"), (7800, "2 h 10 min")],
 )
 def test_durations_read_as_people_say_them(seconds, words):
     assert format_duration(seconds) == words
@@ -296,7 +296,7 @@ def test_the_story_of_a_run_has_a_beginning_and_an_end():
     assert "going on from step 50" in describe_start(START | {"step": 50})[-1]
     assert "compiled" in " ".join(describe_start(START | {"compile": True}))
     assert "no longer improved" in describe_end(end(9, "patience"))
-    assert describe_end(end(9, "interrupted", best=None)) == "interrupted at step 9 after 1 s"
+    assert describe_end(end(9, "interrupted", best=None)) == "interrupted at step 9 after 900 ms"
 
 
 def test_control_characters_cannot_reach_a_terminal():

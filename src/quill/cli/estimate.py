@@ -91,7 +91,7 @@ def describe(
     model_config: ModelConfig, config: TrainConfig, estimate: Estimate, where: str, note: str
 ) -> list[tuple[str, str]]:
     """Return the lines of the table: what it is, and its value in words."""
-    from quill.units import format_bytes
+    from quill.units import format_bytes, format_duration
 
     c, e = model_config, estimate
     batch = f"{config.batch_size} × {c.block_size} tokens"
@@ -123,9 +123,9 @@ def describe(
     return [
         *lines,
         ("speed", f"{e.tokens_per_second:,.0f} tokens/s on {where}, measured with {windows}"),
-        ("a step", format_seconds(e.seconds_per_step)),
-        ("an evaluation", format_seconds(e.evaluation_seconds)),
-        ("the whole run", f"{format_seconds(e.run_seconds)} for {config.max_iters:,} steps"),
+        ("a step", format_duration(e.seconds_per_step)),
+        ("an evaluation", format_duration(e.evaluation_seconds)),
+        ("the whole run", f"{format_duration(e.run_seconds)} for {config.max_iters:,} steps"),
     ]
 
 
@@ -142,13 +142,3 @@ def show(lines: list[tuple[str, str]]) -> None:
     for name, value in lines:
         table.add_row(name, value, style="bold" if name in ("memory at its peak", "the whole run") else "")
     Console().print(table)
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a time as people say it: 35 ms, 4.2 s, 7 min, 3 h 20 min."""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
