@@ -5,11 +5,8 @@ from __future__ import annotations
 
 def format_bytes(size: float) -> str:
     """Return a number of bytes in decimal units: 812 B, 3.2 MB, 870 MB, 5.1 GB."""
-    for unit, each in (("B", 1), ("kB", 1e3), ("MB", 1e6), ("GB", 1e9)):
-        if abs(size) < 999.5 * each:
-            break
-    else:
-        unit, each = "TB", 1e12
+    units = [("B", 1), ("kB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12)]
+    unit, each = next((pair for pair in units if abs(size) < 999.5 * pair[1]), units[-1])
     digits = 1 if unit != "B" and abs(size) < 99.95 * each else 0
     return f"{size / each:.{digits}f} {unit}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from quill.checkpoints.index import (
 )
 from quill.checkpoints.manifest import STATE, WEIGHTS, folder_name, manifest_beside, step_of
 from quill.errors import CheckpointError, ConfigError, TrainingError
-from quill.files import draft_of, remove_drafts, remove_folder, sync_folder, write_atomically
+from quill.files import draft_of, expand_home, remove_drafts, remove_folder, sync_folder, write_atomically
 from quill.tokenizers.base import Tokenizer
 from quill.units import format_bytes
 
@@ -117,9 +118,13 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu", checkp
     Missing, truncated or altered files, and files that no Quill wrote, are a CheckpointError. `checkpoint` says which
     one of a run; one that cannot be read is never replaced by the other.
     """
-    path = Path(path)
+    path = expand_home(path)
     if not (path / "checkpoints").is_dir():
-        return read_checkpoint(path / WEIGHTS if path.is_dir() else path, device)
+        file = path / WEIGHTS if path.is_dir() else path
+        if not os.path.lexists(file):
+            what = "holds neither a run nor a checkpoint" if path.is_dir() else "does not exist"
+            raise CheckpointError(f"{path} {what}{suggest_run()}: give a run directory or a model.safetensors")
+        return read_checkpoint(file, device)
     while True:
         before = read_index(path)
         try:
@@ -134,21 +139,36 @@ def find_checkpoint(out_dir: str | Path, checkpoint: Which = "best") -> Path:
     out_dir = Path(out_dir)
     index = read_index(out_dir)
     if index is None:
-        raise CheckpointError(f"{out_dir} holds no checkpoint: train one with quill train --out_dir={out_dir}")
+        raise CheckpointError(
+            f"{out_dir} holds no checkpoint{suggest_run()}: train one with quill train --out_dir={out_dir}"
+        )
     return folder_of(out_dir, (index.best or index.last) if checkpoint == "best" else index.last)
 
 
 def newest_run(folder: str | Path = ".") -> Path:
     """Return the run directory in this folder (or the folder itself) whose last checkpoint is the newest."""
-    folder = Path(folder)
     try:
-        folders = [folder, *folder.iterdir()]
+        runs = runs_in(folder)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be read ({error.strerror}): give --out_dir") from error
-    runs = {run: saved_at for run in folders if (saved_at := _saved_at(run)) is not None}
     if not runs:
         raise CheckpointError("there is no trained model in this folder: train one with quill train, or give --out_dir")
-    return max(runs, key=runs.__getitem__)
+    return runs[0]
+
+
+def runs_in(folder: str | Path = ".") -> list[Path]:
+    """Return the run directories in this folder, and the folder itself if it is one, the newest first."""
+    folder = Path(folder)
+    runs = {run: saved_at for run in (folder, *folder.iterdir()) if (saved_at := _saved_at(run)) is not None}
+    return sorted(runs, key=runs.__getitem__, reverse=True)
+
+
+def suggest_run(folder: str | Path = ".") -> str:
+    """Return " (there is a run in out-mine)", which names the newest run here, or an empty string."""
+    with contextlib.suppress(OSError):
+        if runs := runs_in(folder):
+            return f" (there is a run in {runs[0]})"
+    return ""
 
 
 def _saved_at(run: Path) -> int | None:

@@ -1,6 +1,6 @@
 """`quill evaluate`: the loss of a trained model over a whole split of its text, and bits per character.
 
-The protocol is the one of docs/architecture.md: consecutive windows, every token scored once, no randomness.
+Consecutive windows, every token scored once, no randomness: evaluation/split_loss.py.
 """
 
 from __future__ import annotations
@@ -13,63 +13,67 @@ from typing import TYPE_CHECKING, Literal
 
 from quill.cli.arguments import Parser
 from quill.errors import CheckpointError
-from quill.runs.resume import stored_settings
+from quill.files import expand_home
+from quill.validation import show
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from quill.checkpoints.format import Checkpoint
+    from quill.data.dataset import Dataset
+    from quill.data.formats import OnProgress
     from quill.engines.base import Engine
 
 
 def add_arguments(parser: Parser) -> None:
-    """Give the parser what `quill evaluate` takes."""
+    """Add the flags of `quill evaluate` to the parser."""
     parser.take_bare_word("out_dir")
-    parser.add_argument("--out_dir", type=str, help="the run to measure; without it the newest run in this folder")
+    parser.add_argument("--out_dir", type=str, help="the run to measure; by default the newest run in this folder")
     parser.add_argument("--checkpoint", type=Literal["best", "last"], default="best", help="which one of the run")
     parser.add_argument(
         "--split", type=Literal["val", "train"], default="val", help="the last tenth of the text, or the rest"
     )
+    parser.add_argument("--dataset", type=str, help="another text to measure on; by default the run's own")
+    parser.add_argument("--data_dir", type=str, help="folder for prepared token files; by default the run's own")
     parser.add_argument(
-        "--batch_size", type=int, default=64, help="windows scored together; changes speed, not the result"
+        "--batch_size", type=int, default=64, help="windows scored together; changes the speed, not the result"
     )
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     parser.add_argument(
-        "--weights",
-        type=Literal["fp32", "int8"],
-        default="fp32",
-        help="int8 measures what quill generate --weights=int8 writes with",
+        "--quantization", type=Literal["int8"] | None, help="int8 measures the weights that generation in int8 uses"
     )
+    parser.accept_old_name("weights", "quantization", {"fp32": "None"})
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, and print the result for people or for programs."""
     from quill.checkpoints.run_folder import load_checkpoint, newest_run
-    from quill.data.dataset import prepare_dataset
     from quill.device import resolve_device
     from quill.engines.make import make_engine
     from quill.evaluation.split_loss import evaluate_split
+    from quill.tracking.phase_display import PhaseDisplay
     from quill.validation import require
 
-    require(arguments.batch_size >= 1, "batch_size", arguments.batch_size, "1 or more")
-    out_dir = Path(arguments.out_dir) if arguments.out_dir else newest_run()
-    checkpoint = load_checkpoint(out_dir, device=resolve_device(arguments.device), checkpoint=arguments.checkpoint)
-    settings = stored_settings(out_dir)
-    if settings is None:
-        raise CheckpointError(f"{out_dir} has no config.yaml that says which text to measure on: give a run directory")
-    dataset = prepare_dataset(settings["dataset"], tokenizer=settings["tokenizer"], data_dir=settings["data_dir"])
-    if dataset.tokenizer.to_json() != checkpoint.tokenizer.to_json():
-        raise CheckpointError(
-            f"{settings['dataset']} has changed since {out_dir} was trained (other characters): "
-            "train again, or put the old text back"
+    require(1 <= arguments.batch_size <= 10**6, "batch_size", arguments.batch_size, "from 1 to 1000000")
+    device = resolve_device(arguments.device)
+    out_dir = expand_home(arguments.out_dir) if arguments.out_dir else newest_run()
+    checkpoint = load_checkpoint(out_dir, device=device, checkpoint=arguments.checkpoint)
+    quantization = arguments.quantization
+    forward = scorer(make_engine(checkpoint.model, quantization=quantization)) if quantization else None
+    with PhaseDisplay() as display:
+        if arguments.dataset is None:
+            dataset = text_of_run(out_dir, checkpoint, arguments.data_dir, display)
+        else:
+            dataset = other_text(arguments.dataset, checkpoint, arguments.data_dir, display)
+        result = evaluate_split(
+            checkpoint.model,
+            dataset.val if arguments.split == "val" else dataset.train,
+            dataset.tokenizer,
+            batch_size=arguments.batch_size,
+            forward=forward,
+            on_progress=lambda share: display("measuring the loss", share),
         )
-    tokens = dataset.val if arguments.split == "val" else dataset.train
-    forward = (
-        None if arguments.weights == "fp32" else scorer(make_engine(checkpoint.model, quantization=arguments.weights))
-    )
-    result = evaluate_split(
-        checkpoint.model, tokens, dataset.tokenizer, batch_size=arguments.batch_size, forward=forward
-    )
     if arguments.json:
         facts = {
             f"{arguments.split}_loss": result.loss,
@@ -80,14 +84,54 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(facts))
         return 0
     split = {"val": "validation", "train": "training"}[arguments.split]
+    title = dataset.title or dataset.name
     print(f"{split} loss      {result.loss:.4f} nats per token, over all {result.tokens:,} tokens of the {split} split")
     print(f"bits per character   {result.bits_per_character:.4f}")
-    print(f"measured             {checkpoint.path}, step {checkpoint.step}")
+    print(f"measured             {checkpoint.path}, step {checkpoint.step}, on {title}")
     return 0
 
 
+def text_of_run(out_dir: Path, checkpoint: Checkpoint, data_dir: str | None, on_progress: OnProgress) -> Dataset:
+    """Return the text that a run was trained on; CheckpointError if it is not known, or not the same any more."""
+    from quill.data.dataset import prepare_dataset
+    from quill.runs.resume import stored_settings
+
+    settings = stored_settings(out_dir)
+    if settings is None:
+        where = "has lost its config.yaml" if (out_dir / "checkpoints").is_dir() else "is no run directory"
+        raise CheckpointError(f"{out_dir} {where}, so its text is not known: name the text with --dataset=…")
+    name, kind = settings["dataset"], settings["tokenizer"]
+    place = settings["data_dir"] if data_dir is None else data_dir
+    dataset = prepare_dataset(name, tokenizer=kind, data_dir=place, on_progress=on_progress)
+    same = dataset.tokenizer.to_json() == checkpoint.tokenizer.to_json()
+    if checkpoint.text_sha256 is not None and dataset.sha256 != checkpoint.text_sha256:
+        raise changed(name, out_dir)
+    if not same and checkpoint.text_sha256 is None:
+        raise changed(name, out_dir)
+    if same:
+        return dataset
+    return prepare_dataset(name, tokenizer=checkpoint.tokenizer, data_dir=place, on_progress=on_progress)
+
+
+def other_text(name: str, checkpoint: Checkpoint, data_dir: str | None, on_progress: OnProgress) -> Dataset:
+    """Return another text in the tokens of the checkpoint's tokenizer."""
+    from quill.data.dataset import prepare_dataset
+
+    place = data_dir or "data"
+    return prepare_dataset(name, tokenizer=checkpoint.tokenizer, data_dir=place, on_progress=on_progress)
+
+
+def changed(name: object, out_dir: Path) -> CheckpointError:
+    """Return the error for a text that is not the one that a run was trained on."""
+    title = name if isinstance(name, str) else show(name)
+    return CheckpointError(
+        f"{title} has changed since {out_dir} was trained: put the old text back, or measure on the new one "
+        f"with --dataset={title}"
+    )
+
+
 def scorer(engine: Engine) -> Callable[[Tensor], Tensor]:
-    """Return what makes logits_BTV of tokens_BT with an engine's own weights."""
+    """Return the function from tokens_BT to logits_BTV that uses an engine's own weights."""
     import torch
 
     return lambda tokens_BT: torch.stack([torch.from_numpy(engine.logits(tokens_T.tolist())) for tokens_T in tokens_BT])

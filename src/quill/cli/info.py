@@ -1,60 +1,57 @@
-"""`quill info`: what is in a run or a checkpoint, and whether its files are what was written.
-
-It reads everything it tells about: sizes and shapes from the weights, the rest from the header beside them.
-"""
+"""`quill info`: what is in a run or a checkpoint, and whether its files are as they were written."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
 from quill.cli.arguments import Parser
 from quill.errors import CheckpointError
+from quill.files import expand_home, is_draft
+from quill.units import format_bytes
 
 ALTERED = "ALTERED"
 
 
 def add_arguments(parser: Parser) -> None:
-    """Give the parser what `quill info` takes."""
+    """Add the flags of `quill info` to the parser."""
     parser.take_bare_word("path")
     parser.add_argument(
         "--path",
         type=str,
-        help="a run, a checkpoint folder or a .safetensors file; without it the newest run here",
+        help="a run, a checkpoint folder or a .safetensors file; by default the newest run in this folder",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print what is known; CheckpointError when the model itself cannot be read."""
+    """Print what is known; CheckpointError when the model cannot be read or a file was altered."""
     from quill.checkpoints.run_folder import find_checkpoint, load_checkpoint, newest_run
+    from quill.model.config import architecture_of
 
-    path = Path(arguments.path) if arguments.path else newest_run()
+    path = expand_home(arguments.path) if arguments.path else newest_run()
     is_run = (path / "checkpoints").is_dir()
-    files = file_lines(path)
     checkpoint = load_checkpoint(path)
-    config, tokenizer = checkpoint.model.config, checkpoint.tokenizer
+    config = checkpoint.config
     shape = ", ".join(f"{f.name}={getattr(config, f.name)}" for f in fields(config) if f.name != "vocab_size")
     everything = checkpoint.model.count_parameters()
     without = checkpoint.model.count_parameters(positions=False)
     lines = [
         ("checkpoint", str(checkpoint.path)),
-        ("model", f"{checkpoint.metadata.get('architecture', 'gpt')}: {shape}"),
+        ("model", f"{architecture_of(config)}: {shape}"),
         ("parameters", f"{everything:,} ({without:,} without positions)"),
-        ("tokenizer", describe_tokenizer(tokenizer)),
+        ("tokenizer", describe_tokenizer(checkpoint.tokenizer)),
         ("step", f"{checkpoint.step:,}"),
     ]
     if checkpoint.val_loss is not None:
-        lines.append(
-            (
-                "loss",
-                f"{checkpoint.val_loss:.4f} on validation, when it was saved (quill evaluate measures again)",
-            )
-        )
+        loss = f"{checkpoint.val_loss:.4f} on validation, when it was saved (quill evaluate measures again)"
+        lines.append(("loss", loss))
     if is_run:
-        for which in ("best", "last"):
-            lines.append((which, find_checkpoint(path, which).name))
+        lines += [(which, find_checkpoint(path, which).name) for which in ("best", "last")]
     print(*(f"{name:<12}{text}" for name, text in lines), sep="\n")
+    files = list(file_lines(path))
     print("files", *files, sep="\n  ")
     if altered := sum(ALTERED in line for line in files):
         raise CheckpointError(f"{path}: {altered} of these files changed after it was written: do not trust it")
@@ -70,29 +67,34 @@ def describe_tokenizer(tokenizer) -> str:
     return f"{tokenizer.kind}: {tokenizer.vocab_size} tokens, {shown!r}"
 
 
-def file_lines(path: Path) -> list[str]:
-    """Return a line for each file of the run or checkpoint: its size, and whether its SHA-256 is the manifest's."""
+def file_lines(path: Path) -> Iterator[str]:
+    """Yield a line for each file of the run or checkpoint: its size, and whether its SHA-256 is the manifest's.
+
+    A run in training replaces its files: those that vanish meanwhile are left out.
+    """
     from quill.checkpoints.manifest import read_manifest, sha256_of
 
     root = path if path.is_dir() else path.parent
-    found = sorted(file for file in root.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    lines = []
-    for file in found:
-        expected = read_manifest(file.parent).get(file.name)
-        state = (
-            ""
-            if expected is None
-            else "SHA-256 agrees"
-            if sha256_of(file) == expected
-            else f"{ALTERED}: SHA-256 differs"
-        )
-        lines.append(f"{format_bytes(file.stat().st_size):>10}  {file.relative_to(root).as_posix()}  {state}".rstrip())
-    return lines
+    for file in sorted(files_below(path)):
+        with contextlib.suppress(FileNotFoundError):
+            size = file.stat().st_size
+            state = ""
+            try:
+                if expected := read_manifest(file.parent).get(file.name):
+                    state = "SHA-256 agrees" if sha256_of(file) == expected else f"{ALTERED}: SHA-256 differs"
+            except CheckpointError as error:
+                state = f"{ALTERED}: {error}" if file.parent.exists() else ""
+            except PermissionError as error:
+                state = f"cannot be read: {error.strerror}"
+            yield f"{format_bytes(size):>10}  {file.relative_to(root).as_posix()}  {state}".rstrip()
 
 
-def format_bytes(size: int) -> str:
-    """Return a size as people say it: 812 B, 3.2 MB."""
-    for unit, bytes_each in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= bytes_each:
-            return f"{size / bytes_each:.1f} {unit}"
-    return f"{size} B"
+def files_below(path: Path) -> Iterator[Path]:
+    """Yield the files in a folder and its subfolders, without drafts; a folder that cannot be read is skipped."""
+    if path.is_file():
+        yield path
+        return
+    with contextlib.suppress(OSError):
+        for entry in path.iterdir():
+            if not is_draft(Path(entry.name)):
+                yield from files_below(entry)

@@ -46,6 +46,7 @@ def evaluate_split(
     max_windows: int | None = None,
     dtype: torch.dtype = torch.float32,
     forward: Callable[[Tensor], Tensor] | None = None,
+    on_progress: Callable[[float], None] | None = None,
 ) -> Evaluation:
     """Score a split with the model as it is, in consecutive windows; with `max_windows`, only so many of them.
 
@@ -61,6 +62,8 @@ def evaluate_split(
         tokens, block_size=model.config.block_size, batch_size=batch_size, max_windows=max_windows
     )
     for inputs_BT, targets_BT in windows:
+        if on_progress is not None:
+            on_progress(scored / len(tokens))
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             logits_BTV = (forward or model)(torch.from_numpy(inputs_BT).to(device))
         nats += cross_entropy(logits_BTV, torch.from_numpy(targets_BT).to(device), reduction="sum")
