@@ -84,14 +84,14 @@ def test_files_of_an_unchanged_text_are_used_again(monkeypatch: pytest.MonkeyPat
     prepare_dataset("hamlet.txt")
 
 
-def test_a_changed_text_is_prepared_anew() -> None:
+def test_a_changed_text_is_prepared_again() -> None:
     prepare_dataset(write("hamlet.txt", TEXT))
     prepared = prepare_dataset(write("hamlet.txt", "another " * 100))
     assert prepared.tokenizer.decode(prepared.train).startswith("another")
     assert files_below("data") == {"train.bin", "val.bin", "dataset.json"}
 
 
-def test_force_writes_anew_what_is_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_force_rewrites_what_is_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = prepare_dataset(write("hamlet.txt", TEXT))
     before = (prepared.folder / "train.bin").stat().st_ino
     del prepared
@@ -339,7 +339,7 @@ def test_a_description_that_is_nested_too_deeply_is_damage() -> None:
 
 @pytest.mark.parametrize("name", ["train.bin", "val.bin", "dataset.json"])
 @pytest.mark.parametrize("harm", ["truncate", "flip", "remove", "lengthen"])
-def test_a_damaged_dataset_is_refused_and_prepared_anew_from_its_text(name: str, harm: str) -> None:
+def test_a_damaged_dataset_is_refused_and_prepared_again_from_its_text(name: str, harm: str) -> None:
     folder = prepare_dataset(write("hamlet.txt", TEXT)).folder
     path, raw = folder / name, (folder / name).read_bytes()
     if harm == "remove":
