@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before PyTorch is imported, which asks for the number of threads once
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from recipes import MakeRecipe, Recipe
+
 from quill.cli.main import main
 from quill.data.dataset import Dataset, prepare_dataset
 from quill.model.config import GPTConfig
 from quill.training.config import TrainConfig
+from quill.training.context import resolve_context
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -165,14 +169,18 @@ def model_config(dataset: Dataset) -> GPTConfig:
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> Callable[..., TrainConfig]:
-    """Return a TrainConfig for a short run, with whatever is given changed; `out` names its folder."""
+def recipe(tmp_path: Path) -> MakeRecipe:
+    """Return the recipe and context of a short run, with what is given changed; `out` names its folder."""
 
-    def make(out: str = "out", **changes: object) -> TrainConfig:
-        short = TrainConfig(
-            dataset="fox", out_dir=str(tmp_path / out), batch_size=4, max_iters=12, warmup_iters=2, eval_interval=4,
-            eval_iters=2, log_interval=3, sample_tokens=0, device="cpu", learning_rate=1e-2,
-        )  # fmt: skip
-        return replace(short, **changes)  # type: ignore[arg-type]
+    def make(out: str = "out", **changes: Any) -> Recipe:
+        config = {
+            "batch_size": 4, "max_iters": 12, "warmup_iters": 2, "eval_interval": 4, "eval_iters": 2,
+            "learning_rate": 1e-2,
+        }  # fmt: skip
+        context = {"device": "cpu", "log_interval": 3}
+        names = {field.name for field in fields(TrainConfig)}
+        config |= {name: value for name, value in changes.items() if name in names}
+        context |= {name: value for name, value in changes.items() if name not in names}
+        return Recipe(TrainConfig(**config), resolve_context(tmp_path / out, **context))
 
     return make

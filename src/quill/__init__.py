@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from quill.model.cache import KVCache
     from quill.model.config import GPTConfig
     from quill.model.gpt import GPT
+    from quill.runs.settings import RunSettings
+    from quill.runs.start import Run, run
     from quill.tokenizers.byte import ByteTokenizer
     from quill.tokenizers.char import CharTokenizer
     from quill.training.config import TrainConfig
+    from quill.training.context import RunContext, resolve_context
     from quill.training.loop import train
 
 __version__ = "0.1.0"
@@ -34,10 +37,15 @@ __all__ = [
     "KVCache",
     "LanguageModel",
     "QuillError",
+    "Run",
+    "RunContext",
+    "RunSettings",
     "TrainConfig",
     "evaluate_split",
     "load",
     "prepare_dataset",
+    "resolve_context",
+    "run",
     "train",
 ]
 
@@ -50,6 +58,11 @@ _HOMES = {
     "prepare_dataset": "data.dataset",
     "TrainConfig": "training.config",
     "evaluate_split": "evaluation.split_loss",
+    "RunContext": "training.context",
+    "resolve_context": "training.context",
+    "RunSettings": "runs.settings",
+    "Run": "runs.start",
+    "run": "runs.start",
     "train": "training.loop",
     "LanguageModel": "generation.language_model",
     "load": "generation.language_model",

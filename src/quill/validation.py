@@ -76,10 +76,10 @@ def convert_settings(settings: Mapping[str, Any], annotations: Mapping[str, Any]
 
     An unknown name, or a value that cannot be of its type, is a ConfigError that names the source and the setting.
     """
-    converted = {}
+    where, converted = f"{source}: " if source else "", {}
     for name, value in settings.items():
         if name not in annotations:
-            raise ConfigError(f"{source}: there is no setting {show(str(name))}{nearest(str(name), annotations)}")
+            raise ConfigError(f"{where}there is no setting {show(str(name))}{nearest(str(name), annotations)}")
         try:
             converted[name] = convert_value(value, annotations[name])
         except ValueError:
@@ -87,7 +87,7 @@ def convert_settings(settings: Mapping[str, Any], annotations: Mapping[str, Any]
             hint = ""
             if accepts_text(annotations[name]) and not isinstance(value, str | list | dict | None):
                 hint = f"; quotes make it text, as in {name}: '…'"
-            raise ConfigError(f"{source}: {name}={show(value)} cannot be used: it takes {accepted}{hint}") from None
+            raise ConfigError(f"{where}{name}={show(value)} cannot be used: it takes {accepted}{hint}") from None
     return converted
 
 
@@ -100,6 +100,8 @@ def convert_value(value: object, annotation: Any) -> Any:
         return convert_text(value, annotation)
     if not _fits(value, annotation):
         raise ValueError(f"{show(value)} is not {describe_type(annotation)}")
+    if isinstance(value, list):
+        return list(value)
     exact = type(value) is annotation or type(value) in get_args(annotation) or get_origin(annotation) is Literal
     return value if exact else float(str(value))  # a whole number where only a float is accepted
 
@@ -137,6 +139,8 @@ def describe_type(annotation: Any) -> str:
         return " or ".join(describe_type(option) for option in get_args(annotation))
     if get_origin(annotation) is Literal:
         return " or ".join(repr(choice) for choice in get_args(annotation))
+    if get_origin(annotation) is list:
+        return "a list"
     words = {int: "a whole number", float: "a number", bool: "True or False", str: "text", type(None): "None"}
     return words[annotation]
 
@@ -151,6 +155,8 @@ def _fits(value: object, annotation: Any) -> bool:
         return any(_fits(value, option) for option in get_args(annotation))
     if get_origin(annotation) is Literal:
         return any(value == choice and type(value) is type(choice) for choice in get_args(annotation))
+    if get_origin(annotation) is list:
+        return isinstance(value, list) and all(_fits(item, get_args(annotation)[0]) for item in value)
     if isinstance(value, bool):
         return annotation is bool
     if annotation is float:

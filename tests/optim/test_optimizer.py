@@ -13,8 +13,8 @@ from quill.model.config import GPTConfig, ModernConfig
 from quill.optim.optimizer import set_learning_rate
 from quill.training.config import TrainConfig
 from quill.training.parameter_groups import build_optimizer
+from recipes import MakeRecipe as Recipe
 
-Recipe = Callable[..., TrainConfig]
 MODERN = ModernConfig(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=8, dropout=0.0)
 
 
@@ -22,7 +22,7 @@ def test_steps_equal_pytorchs_adamw(recipe: Recipe) -> None:
     torch.manual_seed(0)
     ours, theirs = (build_model(GPTConfig(11, block_size=8, n_layer=1, n_head=2, n_embd=8)) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
-    config = recipe(learning_rate=0.01, weight_decay=0.3)
+    config = recipe(learning_rate=0.01, weight_decay=0.3).config
     optimizer = build_optimizer(ours, config)
     decayed = [p for p in theirs.parameters() if p.dim() >= 2]
     others = [p for p in theirs.parameters() if p.dim() < 2]
@@ -43,7 +43,7 @@ def test_steps_equal_pytorchs_adamw(recipe: Recipe) -> None:
 
 
 def test_muon_updates_the_matrices_in_the_blocks_and_adamw_the_rest(recipe: Recipe) -> None:
-    config = recipe(optimizer="muon", learning_rate=0.004, muon_learning_rate=0.02, embedding_learning_rate=0.04)
+    config = recipe(optimizer="muon", learning_rate=0.004, muon_learning_rate=0.02, embedding_learning_rate=0.04).config
     model = build_model(MODERN)
     optimizer = build_optimizer(model, config)
     names = {group["kind"]: group["names"] for group in optimizer.param_groups}
@@ -63,7 +63,7 @@ def test_queries_keys_and_values_are_orthogonalized_separately(recipe: Recipe, n
     before, rows = weight.detach().clone(), [8, 4 * (n_kv_head or 2), 4 * (n_kv_head or 2)]
     scales = (1, 100, 0.01)
     weight.grad = torch.cat([scale * torch.randn(count, 8) for scale, count in zip(scales, rows, strict=True)])
-    build_optimizer(model, recipe(optimizer="muon", weight_decay=0.0)).step()
+    build_optimizer(model, recipe(optimizer="muon", weight_decay=0.0).config).step()
     lengths = [moved.square().sum(-1).mean().item() for moved in (weight.detach() - before).split(rows)]
     assert max(lengths) < 4 * min(lengths), "however different their gradients are"
 

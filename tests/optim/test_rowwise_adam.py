@@ -14,8 +14,8 @@ from quill.optim.rowwise_adam import rowwise_adam_update
 from quill.training.config import TrainConfig
 from quill.training.parameter_groups import build_optimizer
 from quill.training.step import clip_gradients
+from recipes import MakeRecipe as Recipe
 
-Recipe = Callable[..., TrainConfig]
 CONFIG = ModernConfig(
     vocab_size=11, block_size=8, n_layer=1, n_head=2, n_embd=8, dropout=0.0, ngram=3, ngram_rows=97, ngram_dropout=0.0
 )
@@ -46,7 +46,7 @@ def test_sparse_gradients_give_the_same_updates_as_dense_ones(recipe: Recipe, cl
     torch.nn.init.normal_(whole.head.weight)  # or no gradient would come to the tables at first
     sparse = copy.deepcopy(whole)
     use_sparse_gradients(sparse)
-    config = recipe(optimizer="muon", weight_decay=0.1)
+    config = recipe(optimizer="muon", weight_decay=0.1).config
     runs = [(model, build_optimizer(model, config)) for model in (whole, sparse)]
     for _ in range(3):
         windows = torch.randint(11, (2, 4, 8))
@@ -69,7 +69,7 @@ def test_only_used_rows_are_updated(recipe: Recipe) -> None:
     model = ModernGPT(CONFIG)
     torch.nn.init.normal_(model.head.weight)
     use_sparse_gradients(model)
-    optimizer = build_optimizer(model, recipe(optimizer="muon", weight_decay=0.1))
+    optimizer = build_optimizer(model, recipe(optimizer="muon", weight_decay=0.1).config)
     tokens_BT = torch.tensor([[1, 2, 1, 2, 1, 2, 1, 2]])
     F.cross_entropy(model(tokens_BT).flatten(0, 1), tokens_BT.flatten()).backward()
     optimizer.step()

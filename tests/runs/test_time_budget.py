@@ -1,54 +1,92 @@
-"""Laws of the dial: the steps fit the time, what was set by hand stays, and longer runs get larger models."""
+"""Runs of so many minutes: the steps fit the time, given settings stay, and longer runs get larger models."""
 
 from __future__ import annotations
 
 import pytest
 import yaml
 
-import quill.runs.time_budget as minutes
-from quill.planning.recipe import LADDER, PROBE, choose_recipe, epochs_of, remembering
-from quill.runs.settings import build_configs
-from quill.runs.time_budget import FEWEST_STEPS, MOST_STEPS, Pace, Speed, default_settings, fit_steps
+from quill.planning.recipe import LADDER, PROBE, choose_recipe, epochs_of, regularization
+from quill.runs import time_budget as minutes
+from quill.runs.settings import build_configs, default_settings
+from quill.runs.time_budget import FEWEST_STEPS, MOST_STEPS, Speed, TimeBudget, fit_steps
 from quill.tracking.jsonl import read_events
 
 
 def test_the_steps_fit_the_time():
-    fitted = fit_steps(60, Speed(step=0.01, look=0.5), evaluations=8)
+    fitted = fit_steps(60, Speed(step=0.01, evaluation=0.5), evaluations=8)
     looks = 1 + -(-fitted["max_iters"] // fitted["eval_interval"])
     assert 0.9 * 60 < fitted["max_iters"] * 0.01 + looks * 0.5 <= 60
 
 
-@pytest.mark.parametrize("look", [0.0, 2.0])
-@pytest.mark.parametrize("slower", [0.5, 1.0, 1.6])
-def test_a_machine_that_changes_its_pace_still_ends_in_time_with_its_rates_at_zero(slower, look):
-    now, step, interval = 5.0 + look, 0, 100
-    pace = Pace(started=5.0, seconds=60.0, steps=600, look=look, clock=lambda: now)
-    steps = pace(0)
-    assert steps == 600
+def run_through(budget: TimeBudget, clock: list[float], seconds_per_step: float, interval: int, log: int) -> int:
+    """Take the steps of a run that asks the budget at each log line and after each evaluation; return their number."""
+    step, steps, evaluation = 0, budget(0), budget.evaluation
     while step < steps:
-        done = min(interval, steps - step)
-        now, step = now + done * 0.1 * slower + look, step + done
-        steps = pace(step) if step < steps else steps
-    # All steps were made, so that the schedule, which falls to zero at the last one, was not cut off.
-    assert now <= 5 + 60 and now == pytest.approx(5 + minutes.MARGIN * 60, abs=0.5 + look)
+        done = min(log - step % log, interval - step % interval, steps - step)
+        clock[0], step = clock[0] + done * seconds_per_step, step + done
+        if step == steps:
+            break
+        steps = max(step + 1, budget(step))
+        if step % interval == 0:
+            clock[0] += evaluation
+            steps = max(step + 1, budget(step))
+    clock[0] += evaluation
+    return step
+
+
+@pytest.mark.parametrize("evaluation", [0.0, 2.0])
+@pytest.mark.parametrize("slower", [0.5, 1.0, 1.6])
+def test_a_machine_that_changes_its_pace_still_ends_in_time_with_its_rates_at_zero(slower, evaluation):
+    clock = [5.0 + evaluation]
+    budget = TimeBudget(5.0, 60.0, steps=600, eval_interval=100, evaluation=evaluation, clock=lambda: clock[0])
+    run_through(budget, clock, 0.1 * slower, interval=100, log=10)
+    # All steps were taken, so the schedule, which falls to zero at the last one, was not cut off.
+    assert clock[0] <= 5 + 60 and clock[0] == pytest.approx(5 + minutes.MARGIN * 60, abs=1.0 + evaluation)
+
+
+def test_a_run_on_a_machine_much_slower_than_measured_is_planned_again_before_its_first_evaluation():  # U4, U15
+    clock, said = [0.0], []
+    budget = TimeBudget(
+        0.0, 60.0, steps=256, eval_interval=43, evaluation=1.0, clock=lambda: clock[0], on_slower=said.append
+    )
+    steps = run_through(budget, clock, 3.6, interval=43, log=5)
+    assert 10 < steps < 17 and clock[0] <= 62
+    assert said == [f"the machine is slower than measured: {budget.steps} steps instead of 256"]
+
+
+def test_between_evaluations_a_plan_that_is_nearly_right_is_kept():
+    clock = [0.0]
+    budget = TimeBudget(0.0, 60.0, steps=600, eval_interval=1000, evaluation=0.0, clock=lambda: clock[0])
+    plans = set()
+    for step in range(0, 300, 10):
+        plans.add(budget(step))
+        clock[0] += 10 * 0.101
+    assert plans == {600}
+
+
+def test_a_context_is_shorter_than_the_validation_split():  # T4
+    for train_tokens, val_tokens in ((1080, 120), (9000, 1000), (90, 10)):
+        for probe_steps in (100, 10_000):
+            recipe = choose_recipe(probe_steps, train_tokens, val_tokens)
+            assert recipe["block_size"] < val_tokens and recipe["batch_size"] * recipe["block_size"] == 2048
 
 
 def test_where_time_is_short_little_of_it_is_spent_on_looking():
-    fitted = fit_steps(10, Speed(step=0.01, look=0.5), evaluations=8)
+    fitted = fit_steps(10, Speed(step=0.01, evaluation=0.5), evaluations=8)
     looks = 1 + -(-fitted["max_iters"] // fitted["eval_interval"])
     assert 2 <= looks <= 4 and fitted["max_iters"] * 0.01 > 0.6 * 10
-    hopeless = fit_steps(1, Speed(step=0.01, look=5.0), evaluations=8)
+    hopeless = fit_steps(1, Speed(step=0.01, evaluation=5.0), evaluations=8)
     assert hopeless == {"max_iters": FEWEST_STEPS, "eval_interval": FEWEST_STEPS}
 
 
 def test_dropout_lets_a_row_learn_about_once_from_each_place_of_the_text():
     for epochs in (1, 2, 4, 6):
-        assert epochs * (1 - remembering(PROBE, epochs)["ngram_dropout"]) == pytest.approx(0.9, abs=0.05)
-    assert remembering(PROBE, 0.01)["ngram_dropout"] == remembering(PROBE, 0.5)["ngram_dropout"] == 0.1
+        assert epochs * (1 - regularization(PROBE, epochs)["ngram_dropout"]) == pytest.approx(0.9, abs=0.05)
+    assert regularization(PROBE, 0.01)["ngram_dropout"] == regularization(PROBE, 0.5)["ngram_dropout"] == 0.1
 
 
 def test_the_larger_the_model_the_sooner_it_does_without_tables_of_long_runs():
-    assert [remembering(size, 4)["ngram"] for size in (LADDER[0], LADDER[-1])] == [6, 2]
+    assert [regularization(size, 4)["ngram"] for size in (LADDER[0], LADDER[-1])] == [6, 2]
     assert [each.few_epochs for each in LADDER] == sorted((each.few_epochs for each in LADDER), reverse=True)
 
 
@@ -61,7 +99,7 @@ def test_a_very_slow_or_fast_machine_still_gets_a_sensible_run(step, steps):
 @pytest.mark.parametrize("probe_steps", [10, 300, 3_000, 30_000, 3_000_000])
 def test_every_recipe_is_a_possible_one(probe_steps, train_tokens):
     settings = default_settings("modern") | choose_recipe(probe_steps, train_tokens)
-    model, config = build_configs(settings)
+    model, config, _ = build_configs(settings)
     assert model.block_size < train_tokens / 4 and config.batch_size >= 1
 
 
@@ -76,9 +114,9 @@ def test_more_time_means_a_larger_model_and_more_reading_means_more_forgetting()
 
 
 def test_minutes_train_a_modern_model_and_flags_go_on_top(quill, here, monkeypatch):
-    quick = Speed(step=0.5, look=0.01)
-    monkeypatch.setattr(minutes, "measure", lambda *args, **kwargs: quick)
-    monkeypatch.setattr(minutes, "Pace", lambda *args: lambda step: FEWEST_STEPS + (3 if step else 0))
+    quick = Speed(step=0.5, evaluation=0.01)
+    monkeypatch.setattr(minutes, "probe_speed", lambda *args, **kwargs: quick)
+    monkeypatch.setattr(minutes, "TimeBudget", lambda *args, **options: lambda step: FEWEST_STEPS + (3 if step else 0))
     small = ["--n_layer=1", "--n_head=1", "--n_embd=8", "--ngram_rows=97", "--batch_size=2", "--sample_tokens=5"]
     code, out, error = quill("train", "my.txt", "--minutes=0.1", "--device=cpu", "--learning_rate=0.002", *small)
     assert (code, error) == (0, ""), error
@@ -93,4 +131,4 @@ def test_minutes_train_a_modern_model_and_flags_go_on_top(quill, here, monkeypat
 
 def test_minutes_that_cannot_be_are_refused(refused, here):
     assert "minutes=0.0" in refused("train", "my.txt", "--minutes=0")
-    assert "--minutes chooses a new run" in refused("train", "--minutes=1", "--resume=True")
+    assert "minutes chooses a new run" in refused("train", "--minutes=1", "--resume=True")

@@ -5,11 +5,13 @@ test_recorded_operations.py.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from recipes import MakeRecipe as Recipe
 from torch import Tensor
 
 from quill.acceleration.compile import compile_choice
@@ -20,17 +22,16 @@ from quill.data.dataset import Dataset, prepare_dataset
 from quill.model.build import build_model
 from quill.model.config import GPTConfig, ModelConfig, ModernConfig
 from quill.optim.optimizer import put_learning_rates_on_device
-from quill.training import batches, loop
-from quill.training.batches import DeviceBatches, fetch_batch
-from quill.training.config import TrainConfig
-from quill.training.graph_step import REHEARSALS, RecordedStep, can_be_recorded
+from quill.training import batches, setup
+from quill.training.batches import DeviceBatches, HostBatches, plan_batches
+from quill.training.context import RunContext
+from quill.training.graph_step import WARM_UP_STEPS, CapturedStep, can_be_captured
 from quill.training.loop import train
 from quill.training.parameter_groups import build_optimizer
 from quill.training.step import TrainStep
 
 CPU = torch.device("cpu")
 KINDS = ("classic", "modern")
-Recipe = Callable[..., TrainConfig]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a CUDA device")
 
 
@@ -38,7 +39,7 @@ class Rerun:
     """Stands in for a GPU: what it records is simply done again."""
 
     def __init__(self, device: torch.device = CPU, error: str = ""):
-        self.error, self.rehearsed, self.replayed = error, 0, 0
+        self.device, self.error, self.rehearsed, self.replayed = device, error, 0, 0
 
     def rehearse(self, run: Run) -> Result:
         self.rehearsed += 1
@@ -74,8 +75,8 @@ def rates_of(kind: str) -> dict[str, Any]:
 
 def use(recorder: Rerun, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the loop believe that this device records."""
-    monkeypatch.setattr(loop, "can_be_recorded", lambda *_: True)
-    monkeypatch.setattr(loop, "CudaRecorder", lambda device: recorder)
+    monkeypatch.setattr(setup, "can_be_captured", lambda *_: True)
+    monkeypatch.setattr(setup, "CudaRecorder", lambda device: recorder)
 
 
 def saved_state(out_dir: str) -> dict[str, Tensor]:
@@ -97,12 +98,12 @@ def test_batches_cut_on_the_device_are_those_of_the_cpu(
         (tmp_path / "many.txt").write_text("".join(map(chr, range(0x4E00, 0x4E00 + 400))) * 9, encoding="utf-8")
         dataset = prepare_dataset(str(tmp_path / "many.txt"), data_dir=tmp_path)
         assert dataset.tokenizer.vocab_size == 400
-    shape, config = shape_of("classic", dataset), recipe(gradient_accumulation_steps=3)
-    text = DeviceBatches(dataset, shape, config, CPU)
+    plan = plan_batches(shape_of("classic", dataset), recipe(gradient_accumulation_steps=3).config)
+    text, host = DeviceBatches(dataset.train, plan, CPU), HostBatches(dataset.train, plan, CPU)
     place = text.starts_B.data_ptr()
     for step in (0, 1, 7, 12345):
-        text.aim(step)
-        for cut, drawn in zip(text.cut(), fetch_batch(dataset, shape, config, step, CPU), strict=True):
+        text.set_step(step)
+        for cut, drawn in zip(text.cut(), host(step), strict=True):
             assert torch.equal(cut, drawn) and cut.dtype == drawn.dtype and cut.is_contiguous()
     assert text.starts_B.data_ptr() == place, "a recording looks for the windows at one place"
 
@@ -115,12 +116,12 @@ def test_a_recorded_run_is_the_run_bit_for_bit(
     plain, recorded = (
         recipe(out, gradient_accumulation_steps=accumulation, **rates_of(kind)) for out in ("plain", "recorded")
     )
-    train(shape_of(kind, dataset), plain, dataset)
+    train(shape_of(kind, dataset), *plain, dataset)
     recorder = Rerun()
     use(recorder, monkeypatch)
     warnings: list[dict] = []
-    train(shape_of(kind, dataset), recorded, dataset, report=lambda e: warnings.append(e))
-    assert (recorder.rehearsed, recorder.replayed) == (REHEARSALS, plain.max_iters - REHEARSALS)
+    train(shape_of(kind, dataset), *recorded, dataset, report=lambda e: warnings.append(e))
+    assert (recorder.rehearsed, recorder.replayed) == (WARM_UP_STEPS, plain.config.max_iters - WARM_UP_STEPS)
     assert not [event for event in warnings if event["event"] == "warning"]
     assert_same(saved_state(plain.out_dir), saved_state(recorded.out_dir))
 
@@ -130,9 +131,9 @@ def test_rates_that_rise_and_fall_on_the_device_are_those_of_the_schedule(
     kind: str, dataset: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     optimizer = {"optimizer": "muon"} if kind == "modern" else {}
-    train(shape_of(kind, dataset), recipe("plain", **optimizer), dataset)
+    train(shape_of(kind, dataset), *recipe("plain", **optimizer), dataset)
     use(Rerun(), monkeypatch)
-    train(shape_of(kind, dataset), recipe("recorded", **optimizer), dataset)
+    train(shape_of(kind, dataset), *recipe("recorded", **optimizer), dataset)
     plain, recorded = (saved_state(recipe(out).out_dir) for out in ("plain", "recorded"))
     for name in plain:
         torch.testing.assert_close(plain[name], recorded[name], rtol=1e-4, atol=1e-5)
@@ -143,10 +144,10 @@ def test_a_recorded_run_can_be_resumed_bit_for_bit(
 ) -> None:
     use(Rerun(), monkeypatch)
     shape, whole, parts = shape_of("modern", dataset), recipe("whole", optimizer="muon"), recipe("p", optimizer="muon")
-    train(shape, whole, dataset)
+    train(shape, *whole, dataset)
     steps = iter(range(1, 100))
-    train(shape, parts, dataset, stop=lambda: "interrupted" if next(steps) == 7 else None)
-    train(shape, parts, dataset, resume=True)
+    train(shape, *parts, dataset, stop=lambda: "interrupted" if next(steps) == 7 else None)
+    train(shape, *parts, dataset, resume=True)
     assert_same(saved_state(whole.out_dir), saved_state(parts.out_dir))
 
 
@@ -154,28 +155,33 @@ def test_recording_that_fails_costs_one_warning_and_no_step(
     dataset: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape = shape_of("classic", dataset)
-    train(shape, recipe("plain", **rates_of("classic")), dataset)
+    train(shape, *recipe("plain", **rates_of("classic")), dataset)
     use(Rerun(error="operation not permitted when stream is capturing\nand much more"), monkeypatch)
     events: list[dict] = []
-    train(shape, recipe("failed", **rates_of("classic")), dataset, report=events.append)
+    train(shape, *recipe("failed", **rates_of("classic")), dataset, report=events.append)
     (warning,) = (event for event in events if event["event"] == "warning")
     assert "not permitted" in warning["message"] and "much more" not in warning["message"]
     assert_same(saved_state(recipe("plain").out_dir), saved_state(recipe("failed").out_dir))
 
 
-def test_what_a_graph_cannot_hold_is_not_recorded(
-    dataset: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+def test_what_a_graph_cannot_hold_is_not_captured(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cuda, room = torch.device("cuda"), 10**9
     monkeypatch.setattr(batches, "available_memory", lambda device: room)
-    assert can_be_recorded(recipe(), dataset, cuda, torch.bfloat16)
-    assert can_be_recorded(recipe(gradient_accumulation_steps=4), dataset, cuda, torch.float32)
-    assert not can_be_recorded(recipe(), dataset, CPU, torch.bfloat16)
-    assert not can_be_recorded(recipe(), dataset, torch.device("mps"), torch.float32)
-    assert not can_be_recorded(recipe(), dataset, cuda, torch.float16), "loss scaling decides by what it sees"
-    assert not can_be_recorded(recipe(gradient_checkpointing=True), dataset, cuda, torch.bfloat16)
+
+    def captured(device: torch.device, dtype: torch.dtype, checkpointing: bool = False) -> bool:
+        context = RunContext(tmp_path, device, dtype, gradient_checkpointing=checkpointing)
+        return can_be_captured(context, dataset.train)
+
+    assert captured(cuda, torch.bfloat16)
+    assert captured(cuda, torch.float32)
+    assert not captured(CPU, torch.bfloat16)
+    assert not captured(torch.device("mps"), torch.float32)
+    assert not captured(cuda, torch.float16), "loss scaling reads gradients to decide"
+    assert not captured(cuda, torch.bfloat16, checkpointing=True)
     room = len(dataset.train)
-    assert not can_be_recorded(recipe(), dataset, cuda, torch.bfloat16), "the text would fill the device"
+    assert not captured(cuda, torch.bfloat16), "the text would fill the device"
 
 
 def test_a_recorded_step_is_compiled_only_if_that_is_asked_for(recipe: Recipe) -> None:
@@ -263,9 +269,9 @@ def test_a_cuda_graph_trains_as_the_step_that_it_recorded(
     curves = {}
     for out in ("recorded", "plain"):
         if out == "plain":
-            monkeypatch.setattr(loop, "can_be_recorded", lambda *_: False)
+            monkeypatch.setattr(setup, "can_be_captured", lambda *_: False)
         events: list[dict] = []
-        train(shape_of(kind, dataset), recipe(out, **changes), dataset, report=events.append)
+        train(shape_of(kind, dataset), *recipe(out, **changes), dataset, report=events.append)
         assert not [event for event in events if event["event"] == "warning"]
         curves[out] = [event["train_loss"] for event in events if event["event"] == "step"]
     torch.testing.assert_close(curves["recorded"], curves["plain"], rtol=0.03, atol=0.03)
@@ -275,7 +281,7 @@ def test_a_cuda_graph_trains_as_the_step_that_it_recorded(
 
 @needs_cuda
 def test_a_cuda_graph_that_fails_leaves_a_device_that_trains(dataset: Dataset, recipe: Recipe) -> None:
-    device, config = torch.device("cuda", 0), recipe(device="cuda")
+    device, config = torch.device("cuda", 0), recipe(device="cuda").config
     shape = shape_of("classic", dataset)
     model = build_model(shape).to(device)
     optimizer = build_optimizer(model, config)
@@ -286,9 +292,9 @@ def test_a_cuda_graph_that_fails_leaves_a_device_that_trains(dataset: Dataset, r
         return logits_BTV / max(1.0, logits_BTV.max().item() * 1e-9)
 
     autocast = torch.autocast("cuda", dtype=torch.bfloat16, cache_enabled=False)
-    step = TrainStep(model, curious, optimizer, torch.amp.GradScaler("cuda", enabled=False), autocast, config)
+    step = TrainStep(model, curious, optimizer, torch.amp.GradScaler("cuda", enabled=False), autocast, 4, 1, 1.0)
     warnings: list[str] = []
-    text = DeviceBatches(dataset, shape, config, device)
-    recorded = RecordedStep(step, text, CudaRecorder(device), warnings.append)
+    text = DeviceBatches(dataset.train, plan_batches(shape, config), device)
+    recorded = CapturedStep(step, text, CudaRecorder(device), warnings.append)
     losses = [float(recorded(number)[0]) for number in range(30)]
     assert len(warnings) == 1 and losses[-1] < losses[0]

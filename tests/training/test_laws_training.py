@@ -7,9 +7,11 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from recipes import MakeRecipe as Recipe
 from torch import Tensor
 
 from quill.acceleration.checkpointing import checkpoint_blocks
@@ -22,13 +24,11 @@ from quill.evaluation.loss import cross_entropy
 from quill.model.build import Model, build_model
 from quill.model.config import GPTConfig, ModernConfig
 from quill.model.gpt import GPT
-from quill.training import loop, step
-from quill.training.config import TrainConfig
+from quill.training import evaluator, step
 from quill.training.loop import train
 from quill.training.parameter_groups import build_optimizer
 
 TEXT = "the quick brown fox jumps over the lazy dog; pack my box with five dozen liquor jugs.\n" * 40
-Recipe = Callable[..., TrainConfig]
 
 
 class Diary(list):
@@ -71,12 +71,12 @@ def test_resuming_equals_never_having_stopped(
     changes = {} if kind == "classic" else {"optimizer": "muon", "embedding_learning_rate": 0.05, "lr_schedule": "wsd"}
     whole, parts = (recipe(o, gradient_accumulation_steps=accumulation, **changes) for o in ("whole", "parts"))
     straight, first, second = Diary(), Diary(), Diary()
-    train(shape, whole, dataset, report=straight)
+    train(shape, *whole, dataset, report=straight)
     steps = iter(range(1, 100))
-    result = train(shape, parts, dataset, report=first, stop=lambda: "interrupted" if next(steps) == stop_at else None)
+    result = train(shape, *parts, dataset, report=first, stop=lambda: "interrupted" if next(steps) == stop_at else None)
     assert (result.reason, result.step) == ("interrupted", stop_at)
     torch.manual_seed(999)  # whatever happened in between must not matter
-    train(shape, parts, dataset, report=second, resume=True)
+    train(shape, *parts, dataset, report=second, resume=True)
     assert_same(saved_state(whole.out_dir), saved_state(parts.out_dir))
     assert [e["val_loss"] for e in straight.all("evaluation")] == [
         e["val_loss"] for e in first.all("evaluation") + second.all("evaluation")
@@ -91,12 +91,12 @@ def test_to_plan_anew_is_to_resume_with_so_many_steps(
     planned, stopped = recipe("planned"), recipe("stopped")
     told, count = Diary(), iter(range(1, 100))
     result = train(
-        model_config, planned, dataset, report=told, plan=lambda step: steps if step >= 4 else planned.max_iters
+        model_config, *planned, dataset, report=told, plan=lambda step: steps if step >= 4 else planned.config.max_iters
     )
     assert (result.reason, result.step) == ("finished", steps)
     assert told.all("plan") == [{"event": "plan", "step": 4, "max_iters": steps}]
-    train(model_config, stopped, dataset, stop=lambda: "interrupted" if next(count) == 4 else None)
-    train(model_config, replace(stopped, max_iters=steps), dataset, resume=True)
+    train(model_config, *stopped, dataset, stop=lambda: "interrupted" if next(count) == 4 else None)
+    train(model_config, replace(stopped.config, max_iters=steps), stopped.context, dataset, resume=True)
     assert_same(saved_state(planned.out_dir), saved_state(stopped.out_dir))
 
 
@@ -104,7 +104,7 @@ def test_a_plan_whose_time_is_over_takes_one_more_step_at_the_end_of_its_schedul
     model_config: GPTConfig, recipe: Recipe, dataset: Dataset
 ) -> None:
     told = Diary()
-    result = train(model_config, recipe(), dataset, report=told, plan=lambda step: 0 if step else 8)
+    result = train(model_config, *recipe(log_interval=4), dataset, report=told, plan=lambda step: 0 if step else 8)
     assert (result.reason, result.step) == ("finished", 5)
     assert told.all("step")[-1]["learning_rate"] < 0.5 * told.all("step")[-2]["learning_rate"]
 
@@ -113,7 +113,7 @@ def test_the_same_seed_gives_the_same_run_and_another_one_does_not(
     model_config: GPTConfig, recipe: Recipe, dataset: Dataset
 ) -> None:
     for out, seed in (("a", 1), ("b", 1), ("c", 2)):
-        train(model_config, recipe(out, seed=seed), dataset)
+        train(model_config, *recipe(out, seed=seed), dataset)
     a, b, c = (saved_state(recipe(out).out_dir) for out in "abc")
     assert_same(a, b)
     assert not torch.equal(a["token_embedding.weight"], c["token_embedding.weight"])
@@ -121,8 +121,8 @@ def test_the_same_seed_gives_the_same_run_and_another_one_does_not(
 
 def test_accumulated_gradients_equal_the_large_batch(model_config: GPTConfig, recipe: Recipe, dataset: Dataset) -> None:
     still = replace(model_config, dropout=0.0)  # dropout draws different numbers for differently shaped batches
-    train(still, recipe("large", batch_size=12, max_iters=6), dataset)
-    train(still, recipe("small", batch_size=4, gradient_accumulation_steps=3, max_iters=6), dataset)
+    train(still, *recipe("large", batch_size=12, max_iters=6), dataset)
+    train(still, *recipe("small", batch_size=4, gradient_accumulation_steps=3, max_iters=6), dataset)
     large, small = saved_state(recipe("large").out_dir), saved_state(recipe("small").out_dir)
     for name in (n for n in large if not n.startswith(("rng", "optimizer"))):
         torch.testing.assert_close(large[name], small[name], rtol=1e-4, atol=1e-5)
@@ -161,7 +161,7 @@ def test_checkpointing_changes_memory_and_not_gradients(kind: str, model_config:
 
 def test_weight_decay_is_for_matrices_only(model_config: GPTConfig, recipe: Recipe) -> None:
     model = GPT(replace(model_config, bias=True))
-    decayed, others = build_optimizer(model, recipe(weight_decay=0.3)).param_groups
+    decayed, others = build_optimizer(model, recipe(weight_decay=0.3).config).param_groups
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
     assert all(p.dim() >= 2 for p in decayed["params"]) and all(p.dim() < 2 for p in others["params"])
     assert sorted(decayed["names"] + others["names"]) == sorted(name for name, _ in model.named_parameters())
@@ -169,16 +169,16 @@ def test_weight_decay_is_for_matrices_only(model_config: GPTConfig, recipe: Reci
 
 def test_a_modern_run_learns_sooner(model_config: GPTConfig, recipe: Recipe, dataset: Dataset) -> None:
     shape, changes = replace(model_config, dropout=0.0), {"max_iters": 100, "eval_interval": 50, "eval_iters": 100}
-    classic = train(shape, recipe("classic", **changes), dataset)
+    classic = train(shape, *recipe("classic", **changes), dataset)
     muon = {"optimizer": "muon", "lr_schedule": "linear", "embedding_learning_rate": 0.03}
-    new = train(modern(shape), recipe("modern", **changes, **muon), dataset)
+    new = train(modern(shape), *recipe("modern", **changes, **muon), dataset)
     assert classic.val_loss is not None and new.val_loss is not None
     assert new.val_loss < classic.val_loss - 0.2
 
 
 def test_a_run_learns(model_config: GPTConfig, recipe: Recipe, dataset: Dataset) -> None:
     diary = Diary()
-    result = train(replace(model_config, dropout=0.0), recipe(max_iters=150, eval_interval=50), dataset, report=diary)
+    result = train(replace(model_config, dropout=0.0), *recipe(max_iters=150, eval_interval=50), dataset, report=diary)
     first, *_, last = diary.all("evaluation")
     assert abs(first["val_loss"] - math.log(model_config.vocab_size)) < 0.1
     assert last["val_loss"] < 1.2 < first["val_loss"]
@@ -188,7 +188,7 @@ def test_a_run_learns(model_config: GPTConfig, recipe: Recipe, dataset: Dataset)
 
 def test_events_tell_the_whole_story(model_config: GPTConfig, recipe: Recipe, dataset: Dataset) -> None:
     diary = Diary()
-    train(model_config, recipe(), dataset, report=diary, sample=lambda model: "once upon a time")
+    train(model_config, *recipe(), dataset, report=diary, sample=lambda model: "once upon a time")
     assert [e["step"] for e in diary.all("step")] == [3, 4, 7, 8, 11, 12]
     assert [e["step"] for e in diary.all("evaluation")] == [0, 4, 8, 12] == [e["step"] for e in diary.all("sample")]
     assert diary[0]["event"] == "start" and diary[0]["tokens_per_step"] == 4 * 16
@@ -202,8 +202,8 @@ def test_a_sample_changes_nothing(model_config: GPTConfig, recipe: Recipe, datas
     def write(model: Model) -> str:
         return LanguageModel(model, dataset.tokenizer).generate("the", max_new_tokens=5, seed=0)
 
-    train(model_config, recipe("silent"), dataset)
-    train(model_config, recipe("writing"), dataset, sample=write)
+    train(model_config, *recipe("silent"), dataset)
+    train(model_config, *recipe("writing"), dataset, sample=write)
     assert_same(saved_state(recipe("silent").out_dir), saved_state(recipe("writing").out_dir))
 
 
@@ -219,7 +219,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_what_was_good(
     monkeypatch.setattr(step, "cross_entropy", break_at_tenth)
     config = recipe(max_iters=50)
     with pytest.raises(TrainingError, match=r"step 9: loss nan, .* learning rate .*--learning_rate"):
-        train(model_config, config, dataset)
+        train(model_config, *config, dataset)
     for which in ("best", "last"):
         kept = load_checkpoint(config.out_dir, checkpoint=which)
         assert kept.step in (4, 8) and all(p.isfinite().all() for p in kept.model.parameters())
@@ -229,19 +229,37 @@ def test_a_learning_rate_far_too_high_ends_in_words_not_in_a_ruined_checkpoint(
     model_config: GPTConfig, recipe: Recipe, dataset: Dataset
 ) -> None:
     config = recipe(learning_rate=1e30, warmup_iters=0, grad_clip=0.0, max_iters=50)
-    with pytest.raises(TrainingError, match="training went wrong at step"):
-        train(model_config, config, dataset)
+    with pytest.raises(TrainingError, match="at step"):
+        train(model_config, *config, dataset)
     assert not (Path(config.out_dir) / "best").exists()
+
+
+def score(monkeypatch: pytest.MonkeyPatch, dataset: Dataset, val: list[float], train: list[float]) -> None:
+    """Let evaluations find these losses of the two splits, one after another."""
+    found = {len(dataset.val): iter(val), len(dataset.train): iter(train)}
+    evaluate_split = evaluator.evaluate_split
+
+    def scored(model: Any, tokens: Any, *rest: Any, **options: Any) -> Any:
+        return replace(evaluate_split(model, tokens, *rest, **options), loss=next(found[len(tokens)]))
+
+    monkeypatch.setattr(evaluator, "evaluate_split", scored)
+
+
+def test_overfitting_is_not_said_of_a_run_whose_training_loss_rises(
+    model_config: GPTConfig, recipe: Recipe, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:  # T10
+    diary = Diary()
+    score(monkeypatch, dataset, val=[3.0, 2.0, 2.5, 2.5, 2.3, 2.1], train=[3.0, 2.0, 2.1, 2.2, 2.3, 2.4])
+    train(model_config, *recipe(max_iters=100, patience=3), dataset, report=diary)
+    assert not diary.all("warning")
 
 
 def test_patience_stops_a_run_that_no_longer_improves(
     model_config: GPTConfig, recipe: Recipe, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    diary, scores = Diary(), iter([3.0, 3.0, 2.0, 2.0, 2.5, 1.5, 2.5, 2.4, 2.3, 2.2, 2.1])
-    evaluate_split = loop.evaluate_split
-    monkeypatch.setattr(loop, "evaluate_split", lambda *a, **k: replace(evaluate_split(*a, **k), loss=next(scores)))
-    # Each evaluation scores validation first and then training: validation goes 3.0 2.0 2.5 2.5 2.3 2.1.
-    result = train(model_config, recipe(max_iters=100, patience=3), dataset, report=diary)
+    diary = Diary()
+    score(monkeypatch, dataset, val=[3.0, 2.0, 2.5, 2.5, 2.3, 2.1], train=[3.0, 2.0, 1.9, 1.8, 1.7, 1.6])
+    result = train(model_config, *recipe(max_iters=100, patience=3), dataset, report=diary)
     assert [e["val_loss"] for e in diary.all("evaluation")] == [3.0, 2.0, 2.5, 2.5, 2.3]
     assert (result.reason, result.best_step, result.best_val_loss) == ("patience", 4, 2.0)
     (warning,) = diary.all("warning")
@@ -259,9 +277,9 @@ def test_ctrl_c_saves_and_the_next_one_is_not_swallowed(
             os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
-    result = train(model_config, recipe(), dataset, report=press_at_fourth)
-    assert (result.reason, result.step) == ("interrupted", 5)
-    assert find_checkpoint(recipe().out_dir, "last").name == "step-000005"
+    result = train(model_config, *recipe(), dataset, report=press_at_fourth)
+    assert (result.reason, result.step) == ("interrupted", 4)
+    assert find_checkpoint(recipe().out_dir, "last").name == "step-000004"
     assert signal.getsignal(signal.SIGINT) is before
 
     def press_twice(event: dict) -> None:
@@ -270,30 +288,30 @@ def test_ctrl_c_saves_and_the_next_one_is_not_swallowed(
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        train(model_config, recipe("twice"), dataset, report=press_twice)
+        train(model_config, *recipe("twice"), dataset, report=press_twice)
 
 
 def test_a_folder_that_holds_a_run_is_not_trained_over(
     model_config: GPTConfig, recipe: Recipe, dataset: Dataset
 ) -> None:
-    train(model_config, recipe(), dataset)
+    train(model_config, *recipe(), dataset)
     before = saved_state(recipe().out_dir)
     with pytest.raises(ConfigError, match="already holds a run"):
-        train(model_config, recipe(), dataset)
+        train(model_config, *recipe(), dataset)
     assert_same(before, saved_state(recipe().out_dir))
 
 
 def test_a_run_of_another_shape_or_text_is_not_resumed(
     model_config: GPTConfig, recipe: Recipe, dataset: Dataset, tmp_path: Path
 ) -> None:
-    train(model_config, recipe(), dataset)
+    train(model_config, *recipe(), dataset)
     with pytest.raises(ConfigError, match=r"n_layer=3 is not what .* \(n_layer=2\)"):
-        train(replace(model_config, n_layer=3), recipe(max_iters=20), dataset, resume=True)
+        train(replace(model_config, n_layer=3), *recipe(max_iters=20), dataset, resume=True)
     (tmp_path / "other.txt").write_text(TEXT.replace("q", "Q"), encoding="utf-8")
     other = prepare_dataset(str(tmp_path / "other.txt"), data_dir=tmp_path)
     assert other.tokenizer.vocab_size == model_config.vocab_size
     with pytest.raises(ConfigError, match="other characters"):
-        train(model_config, recipe(max_iters=20), other, resume=True)
+        train(model_config, *recipe(max_iters=20), other, resume=True)
 
 
 def test_compiling_that_fails_costs_one_warning(model_config: GPTConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,6 +334,6 @@ def test_training_in_bfloat16_keeps_weights_in_float32(
     model_config: GPTConfig, recipe: Recipe, dataset: Dataset
 ) -> None:
     diary = Diary()
-    train(model_config, recipe(dtype="bfloat16"), dataset, report=diary)
+    train(model_config, *recipe(dtype="bfloat16"), dataset, report=diary)
     assert diary[0]["dtype"] == "bfloat16"
     assert load_checkpoint(recipe().out_dir).model.head.weight.dtype == torch.float32

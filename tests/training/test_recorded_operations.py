@@ -5,12 +5,13 @@ step is the same operations with the same numbers on the same lasting tensors, a
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from recipes import MakeRecipe as Recipe
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,15 +21,14 @@ from quill.data.dataset import Dataset
 from quill.model.build import build_model
 from quill.model.config import GPTConfig, ModelConfig, ModernConfig
 from quill.optim.optimizer import put_learning_rates_on_device, set_learning_rate
-from quill.training.batches import DeviceBatches
+from quill.training.batches import DeviceBatches, plan_batches
 from quill.training.config import TrainConfig
-from quill.training.graph_step import REHEARSALS
+from quill.training.graph_step import WARM_UP_STEPS
 from quill.training.parameter_groups import build_optimizer
 from quill.training.step import TrainStep
 
 CPU = torch.device("cpu")
 KINDS = ("classic", "modern")
-Recipe = Callable[..., TrainConfig]
 
 READING = (
     "_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "unique", "_unique2", "bincount",
@@ -71,7 +71,9 @@ def build_run(
         put_learning_rates_on_device(optimizer, CPU)
     autocast = torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return TrainStep(model, model, optimizer, scaler, autocast, config), DeviceBatches(dataset, shape, config, CPU)
+    micro_batches = config.batch_size, config.gradient_accumulation_steps
+    step = TrainStep(model, model, optimizer, scaler, autocast, *micro_batches, config.grad_clip)
+    return step, DeviceBatches(dataset.train, plan_batches(shape, config), CPU)
 
 
 def places_of(step: TrainStep, text: DeviceBatches) -> dict[int, str]:
@@ -88,11 +90,11 @@ def scripts(kind: str, dataset: Dataset, config: TrainConfig, **options: Any) ->
     """Yield what step after step does, while the rates fall."""
     step, text = build_run(kind, dataset, config, **options)
     for number in itertools.count():
-        text.aim(number)
+        text.set_step(number)
         set_learning_rate(step.optimizer, 0.01 / (1 + number))
         with Script(places_of(step, text)) as script:
             step(*text.cut())
-        if number >= REHEARSALS:
+        if number >= WARM_UP_STEPS:
             yield script
 
 
@@ -103,7 +105,7 @@ def test_every_step_is_the_same_operations_on_the_same_places_with_the_same_numb
     kind: str, accumulation: int, dtype: torch.dtype, dataset: Dataset, recipe: Recipe
 ) -> None:
     optimizer = {"optimizer": "muon", "embedding_learning_rate": 0.02} if kind == "modern" else {}
-    config = recipe(gradient_accumulation_steps=accumulation, **optimizer)
+    config = recipe(gradient_accumulation_steps=accumulation, **optimizer).config
     first, second = itertools.islice(scripts(kind, dataset, config, dtype=dtype), 2)
     assert first.lines == second.lines, "a recording of one would not be the other"
     assert first.places == second.places, "what lasts has moved to another place"
@@ -112,7 +114,7 @@ def test_every_step_is_the_same_operations_on_the_same_places_with_the_same_numb
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_rate_in_pythons_memory_would_be_recorded_with_the_step(kind: str, dataset: Dataset, recipe: Recipe) -> None:
-    config = recipe(optimizer="muon" if kind == "modern" else "adamw")
+    config = recipe(optimizer="muon" if kind == "modern" else "adamw").config
     first, second = itertools.islice(scripts(kind, dataset, config, on_device=False), 2)
     assert first.lines != second.lines, "or the law above would see nothing"
 
@@ -121,7 +123,7 @@ def test_a_rate_in_pythons_memory_would_be_recorded_with_the_step(kind: str, dat
 def test_no_operation_of_a_step_reads_a_value_or_takes_its_shape_from_one(
     kind: str, dataset: Dataset, recipe: Recipe
 ) -> None:
-    config = recipe(optimizer="muon" if kind == "modern" else "adamw", gradient_accumulation_steps=2)
+    config = recipe(optimizer="muon" if kind == "modern" else "adamw", gradient_accumulation_steps=2).config
     (script,) = itertools.islice(scripts(kind, dataset, config), 1)
     done = {name.removeprefix("aten.").split(".")[0] for name, _ in script.lines}
     assert "embedding" in done and not done & set(READING)

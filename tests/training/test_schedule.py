@@ -5,7 +5,7 @@ import math
 import pytest
 
 from quill.training.config import TrainConfig
-from quill.training.schedule import cosine_decay, learning_rate_at, linear_decay
+from quill.training.schedule import cosine_decay, learning_rate_schedule, linear_decay
 
 SHAPE = {"learning_rate": 1.0, "min_lr": 0.1, "warmup_iters": 10, "decay_iters": 110}
 
@@ -26,10 +26,12 @@ def test_it_rises_and_then_never_rises_again() -> None:
 
 def test_a_recipe_decays_to_a_tenth_by_its_last_step_unless_told_otherwise() -> None:
     config = TrainConfig(learning_rate=1e-3, warmup_iters=0, max_iters=100)
-    assert learning_rate_at(100, config) == pytest.approx(1e-4)
+    assert learning_rate_schedule(config)(100) == pytest.approx(1e-4)
     level = TrainConfig(learning_rate=1e-3, min_lr=1e-3, warmup_iters=0, max_iters=100)
-    assert {learning_rate_at(step, level) for step in range(100)} == {1e-3}
-    assert learning_rate_at(5, TrainConfig(warmup_iters=500, max_iters=10)) < 1e-3, "a warm-up may outlast the run"
+    assert {learning_rate_schedule(level)(step) for step in range(100)} == {1e-3}
+    assert learning_rate_schedule(TrainConfig(warmup_iters=500, max_iters=10))(5) < 1e-3, (
+        "a warm-up may outlast the run"
+    )
 
 
 def test_warm_up_stable_decay_at_its_corners() -> None:
@@ -42,6 +44,6 @@ def test_warm_up_stable_decay_at_its_corners() -> None:
 
 def test_linear_decay_falls_to_zero_from_the_end_of_the_warm_up() -> None:
     config = TrainConfig(learning_rate=1.0, lr_schedule="linear", warmup_iters=10, max_iters=110)
-    assert [learning_rate_at(step, config) for step in (10, 60, 109, 110)] == pytest.approx([1.0, 0.5, 0.01, 0.0])
+    assert [learning_rate_schedule(config)(step) for step in (10, 60, 109, 110)] == pytest.approx([1.0, 0.5, 0.01, 0.0])
     stays = TrainConfig(learning_rate=1.0, lr_schedule="wsd", cooldown=0.2, warmup_iters=0, max_iters=100)
-    assert [learning_rate_at(step, stays) for step in (0, 80, 90, 100)] == pytest.approx([1.0, 1.0, 0.5, 0.0])
+    assert [learning_rate_schedule(stays)(step) for step in (0, 80, 90, 100)] == pytest.approx([1.0, 1.0, 0.5, 0.0])

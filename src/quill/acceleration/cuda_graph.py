@@ -16,6 +16,8 @@ Run = Callable[[], Result]
 class Recorder(Protocol):
     """What can take a step aside and record it."""
 
+    device: torch.device
+
     def rehearse(self, run: Run) -> Result:
         """Take the step where it will be recorded."""
         ...

@@ -219,6 +219,15 @@ def return_to_best(out_dir: str | Path) -> Path:
     return folder
 
 
+def make_last_best(out_dir: str | Path) -> None:
+    """Make the last checkpoint the best one too: for an evaluation that follows its save."""
+    out_dir = Path(out_dir)
+    index = read_index(out_dir)
+    assert index is not None
+    write_index(out_dir, Index(index.last, index.last))
+    _delete_others(out_dir, {index.last.step})
+
+
 def _delete_others(out_dir: Path, steps: set[int]) -> None:
     """Delete the checkpoint folders of other steps, and drafts. What cannot be deleted stays for the next time."""
     for folder in (out_dir / "checkpoints").iterdir():

@@ -17,8 +17,8 @@ from quill.cli.parsing.help_page import help_page
 from quill.cli.parsing.other_names import suggest_flag, suggest_value
 from quill.errors import ConfigError
 from quill.model.config import CONFIGS
-from quill.runs.presets import OLD_NAMES, preset_names, read_settings
-from quill.runs.settings import MODEL_FIELDS, SHAPES, TRAIN_FIELDS
+from quill.runs.presets import preset_names
+from quill.runs.settings import OLD_NAMES, RunSettings
 from quill.training.config import TrainConfig
 from quill.validation import show
 
@@ -175,7 +175,7 @@ class Parser:
 
 
 def add_configuration(parser: Parser, skip: Iterable[str] = ()) -> None:
-    """Give the parser a flag for every field of the models' configurations and of TrainConfig, and `--config`."""
+    """Give the parser a flag for every setting of a run (runs/settings.py), and `--config`."""
     about = lambda: f"a preset ({', '.join(preset_names())}) or a YAML file; flags override it"  # noqa: E731
     parser.add_flag(Flag("config", str, None, about))
     parser.add_argument(
@@ -185,7 +185,8 @@ def add_configuration(parser: Parser, skip: Iterable[str] = ()) -> None:
         help="classic is GPT-2's model, modern adds what later models improved",
     )
     there = {"vocab_size", *skip}
-    for title, config in (*((f"the {n} model", c) for n, c in CONFIGS.items()), ("the training", TrainConfig)):
+    models = ((f"the {name} model", config) for name, config in CONFIGS.items())
+    for title, config in (*models, ("the training", TrainConfig), ("the run", RunSettings)):
         for flag in flags_of(config, title):
             if flag.name not in there:  # what both models have is one flag
                 parser.add_flag(flag)
@@ -193,26 +194,3 @@ def add_configuration(parser: Parser, skip: Iterable[str] = ()) -> None:
     for old, new in OLD_NAMES.items():
         if new in parser.flags and old not in parser.flags:
             parser.accept_old_name(old, new)
-
-
-def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the flat configuration: every field of the chosen model and of the training, by name.
-
-    Flags override the file of `--config`, and that the defaults. A field of the other model that was asked for is a
-    ConfigError: it would do nothing.
-    """
-    asked = asked_settings(arguments)
-    values = vars(arguments) | asked
-    chosen = ("architecture", *SHAPES[values["architecture"]])
-    for name in asked:
-        if name in MODEL_FIELDS and name not in chosen:
-            owner = next(other for other, names in SHAPES.items() if name in names)
-            raise ConfigError(f"{name} belongs to the {owner} model: leave it out, or use --architecture={owner}")
-    return {name: values[name] for name in (*chosen, *TRAIN_FIELDS)}
-
-
-def asked_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings that the file of `--config` and the flags name, flags last."""
-    from_file = read_settings(arguments.config)[0] if arguments.config is not None else {}
-    known = {*MODEL_FIELDS, *TRAIN_FIELDS}
-    return from_file | {name: value for name, value in arguments.given.items() if name in known}

@@ -7,8 +7,6 @@ so that a whole recipe fits the time; trains; writes; and says what to try next.
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +16,9 @@ from quill.cli.arguments import Parser
 from quill.device import resolve_device
 from quill.errors import ConfigError
 from quill.generation.sample import opening
-from quill.process import keep_freed_memory
-from quill.runs.start import start_training
-from quill.runs.time_budget import Pace, describe, fit_to_minutes
+from quill.runs.observers import Observers
+from quill.runs.settings import check_settings
+from quill.runs.start import run_for_minutes
 from quill.validation import require
 
 if TYPE_CHECKING:
@@ -44,27 +42,23 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train for a minute, write, measure, and say what to try next."""
     require(0 < arguments.seconds < float("inf"), "seconds", arguments.seconds, "a number above 0")
-    out_dir = Path(arguments.out_dir)
+    out_dir = Path(arguments.out_dir).expanduser()
     require_folder(out_dir)
     if holds_run(out_dir) and not is_demo(out_dir):
         raise ConfigError(
             f"{out_dir} holds a run that is no demo, and a demo would replace it: choose another --out_dir"
         )
-    asked = ASKED | {"out_dir": str(out_dir), "data_dir": str(out_dir / "data")}
-    asked |= {"device": arguments.device, "seed": arguments.seed}
-    keep_freed_memory()
-    resolve_device(arguments.device)  # one that is not there is found before anything else is done
+    resolve_device(arguments.device)  # a device that is not there is found before anything else is done
+    given = check_settings(ASKED | {"out_dir": str(out_dir), "data_dir": str(out_dir / "data")})
+    given |= {"device": arguments.device, "seed": arguments.seed}
     print("looking for Tiny Shakespeare …", flush=True)
-    dataset = prepare_demo_text(asked["data_dir"])
-    print("measuring how quick this machine is …", flush=True)
-    started = time.monotonic()
-    settings, speed = fit_to_minutes(dataset, arguments.seconds / 60, asked | {"dataset": dataset.name})
-    print(describe(settings, arguments.seconds / 60), flush=True)
-    plan = Pace(started, arguments.seconds, settings["max_iters"], speed.look)
-    stop = deadline(started + arguments.seconds, arguments.seconds, speed.look)
-    result = start_training(settings, dataset, replace=True, stop=stop, plan=plan, mark=MARK)
+    dataset = prepare_demo_text(given["data_dir"])
+    minutes = arguments.seconds / 60
+    result = run_for_minutes(
+        minutes, given | {"dataset": dataset.name}, Observers(), overwrite=True, dataset=dataset, late=1.0, mark=MARK
+    )
     if result.reason == "interrupted":
-        return train.say_how_to_go_on("train", str(out_dir))
+        return train.say_how_to_resume("train", result)
     write_sample(out_dir, arguments.device, arguments.seed)
     print_scores(out_dir, arguments.device, dataset)
     print_next(out_dir, dataset)
@@ -84,13 +78,6 @@ def prepare_demo_text(data_dir: str) -> Dataset:
 
     corpus = find_demo_corpus()
     return prepare_dataset(corpus.name, data_dir=data_dir, corpus=corpus)
-
-
-def deadline(ends: float, seconds: float, look_seconds: float) -> Callable[[], str | None]:
-    """Return what ends the training when its time is up, should the machine have become slower than it was."""
-    # Another evaluation and sample follow the last step, and they count.
-    last = ends - min(seconds / 2, look_seconds)
-    return lambda: "time" if time.monotonic() >= last else None
 
 
 def write_sample(out_dir: Path, device: str, seed: int) -> None:

@@ -13,13 +13,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quill.cli.arguments import Parser, add_configuration, settings_of
-from quill.runs.settings import build_configs
+from quill.cli.arguments import Parser, add_configuration
+from quill.runs.presets import read_settings
+from quill.runs.settings import FIELDS, build_configs, resolve_settings
 
 if TYPE_CHECKING:
-    from quill.model.config import ModelConfig
     from quill.planning.estimate import Estimate
-    from quill.training.config import TrainConfig
+    from quill.planning.planned_run import PlannedRun
 
 LARGE_FILE = 50_000_000  # bytes; reading more would take longer than the estimate
 USUAL_VOCABULARY = {"shakespeare": 65, "pydoc": 100, "tinystories": 100}
@@ -34,26 +34,32 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Estimate, and print it for people or for programs."""
-    settings = settings_of(arguments)
-    build_configs(settings)  # impossible values are found before any text is read
-    from quill.device import describe_device, resolve_device
+    file, source = read_settings(arguments.config) if arguments.config is not None else ({}, "")
+    given = {name: value for name, value in arguments.given.items() if name in FIELDS}
+    settings = resolve_settings(given, file, source=source)  # impossible values are found before any text is read
+    from quill.device import describe_device
     from quill.planning.estimate import estimate_run
+    from quill.planning.limits import check_size
     from quill.planning.out_of_memory import describe_shortage
+    from quill.planning.planned_run import PlannedRun
     from quill.process import keep_freed_memory
+    from quill.runs.session import resolve
 
     keep_freed_memory()  # as `quill train` does
-    device = resolve_device(settings["device"])
+    context = resolve(build_configs(settings)[2])
     vocab_size, val_tokens, note = find_vocabulary(settings)
-    model_config, config = build_configs(settings, vocab_size=vocab_size)
-    estimate = estimate_run(model_config, config, device=device, val_tokens=val_tokens)
-    where = describe_device(device)
+    model_config, config, run_settings = build_configs(settings, vocab_size=vocab_size)
+    planned = PlannedRun(model_config, config, context)
+    check_size(planned)
+    estimate = estimate_run(planned, val_tokens=val_tokens, sample_tokens=run_settings.sample_tokens)
+    where = describe_device(context.device)
     if arguments.json:
         facts = {"device": where, "vocab_size": vocab_size, "note": note}
         print(json.dumps(facts | dataclasses.asdict(estimate), ensure_ascii=False))
         return 0
-    show(describe(model_config, config, estimate, where, note))
+    show(describe(planned, estimate, where, note))
     if not estimate.fits:
-        print(f"it does not fit: {describe_shortage(model_config, config, device, estimate.room_bytes)}")
+        print(f"it does not fit: {describe_shortage(planned, estimate.available_bytes)}")
     return 0
 
 
@@ -87,13 +93,11 @@ def find_vocabulary(settings: dict[str, Any]) -> tuple[int, int | None, str]:
     return tokenizer.vocab_size, len(tokenizer.encode(corpus.text[-(len(corpus.text) // 10 or 1) :])), corpus.note
 
 
-def describe(
-    model_config: ModelConfig, config: TrainConfig, estimate: Estimate, where: str, note: str
-) -> list[tuple[str, str]]:
+def describe(planned: PlannedRun, estimate: Estimate, where: str, note: str) -> list[tuple[str, str]]:
     """Return the lines of the table: what it is, and its value in words."""
     from quill.units import format_bytes, format_duration
 
-    c, e = model_config, estimate
+    c, e, config = planned.model, estimate, planned.config
     batch = f"{config.batch_size} × {c.block_size} tokens"
     if config.gradient_accumulation_steps > 1:
         batch += f", {config.gradient_accumulation_steps} of them a step"
@@ -113,7 +117,7 @@ def describe(
         ),
         ("lost in the allocator", format_bytes(e.allocator_bytes)),
         ("Python and libraries", format_bytes(e.process_bytes)),
-        ("memory at its peak", f"{format_bytes(e.peak_bytes)} of {format_bytes(e.room_bytes)} that can be had"),
+        ("memory at its peak", f"{format_bytes(e.peak_bytes)} of {format_bytes(e.available_bytes)} that can be had"),
         ("largest micro-batch", f"{e.largest_batch_size} windows" if e.largest_batch_size else "none fits"),
         ("arithmetic", f"{e.flops_per_step / 1e9:,.1f} GFLOP a step"),
     ]

@@ -1,6 +1,6 @@
-"""`quill v2`: the founding recipe whole. Trains as "Let's build GPT" does, then writes 500 characters.
+"""`quill v2`: the recipe of "Let's build GPT", then 500 characters of generated text.
 
-The recipe is the preset `v2`; every flag of `quill train` goes on top of it.
+The recipe is the preset `v2`; every flag of `quill train` overrides it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from quill.cli.arguments import Parser
 from quill.files import write_atomically
 from quill.generation.sample import opening
 from quill.runs.presets import read_settings
+from quill.runs.start import run as start_run
 
 LENGTH = 500
 TEXT_FILE = "generated_text.txt"
@@ -25,24 +26,17 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, write 500 characters to the screen as they come, and keep them in generated_text.txt."""
-    from quill.generation.language_model import load
-
-    result = train.train_run(arguments)
-    if result is not None and result.reason == "interrupted":
-        return train.say_how_to_go_on("v2", arguments.out_dir)
-    model = load(arguments.out_dir, device=arguments.device, engine="torch")
+    """Train, generate 500 characters on the screen, and save them in generated_text.txt."""
+    recipe = {"out_dir": arguments.out_dir} if arguments.resume else {"config": "v2"}
+    result = start_run(**(recipe | arguments.given))
+    if result.reason == "interrupted":
+        return train.say_how_to_resume("v2", result)
+    model = result.load(device=arguments.device, engine="torch")
     pieces = []
-    print(f"\nwhat it writes, {LENGTH} characters:\n", flush=True)
-    start = opening(model.tokenizer)
-    for piece in model.stream(start, max_new_tokens=LENGTH, seed=arguments.seed):
+    print(f"\ngenerated text, {LENGTH} characters:\n", flush=True)
+    for piece in model.stream(opening(model.tokenizer), max_new_tokens=LENGTH, seed=arguments.seed):
         pieces.append(piece)
         print(piece, end="", flush=True)
-    save_text("".join(pieces)[:LENGTH], Path(TEXT_FILE))
+    write_atomically(Path(TEXT_FILE), "".join(pieces)[:LENGTH].encode("utf-8", "replace"))
     print(f"\n\nthe same text is in {TEXT_FILE}")
     return 0
-
-
-def save_text(text: str, file: Path) -> None:
-    """Write the text whole or not at all."""
-    write_atomically(file, text.encode("utf-8", "replace"))

@@ -1,9 +1,7 @@
-"""What a run will cost, before it starts: parameters, memory, arithmetic and time. Stands beside the training loop.
+"""What a run will cost, before it starts: parameters, memory, arithmetic and time.
 
-What the tensors take is traced (cost.py). What the process adds to that, and the time, come from a few real steps on
-this very machine (trial.py), small enough to be quick, and safe where the real ones would not fit.
-
-Why a heap holds more than what is in it: Wilson et al. 1995, "Dynamic Storage Allocation: A Survey".
+The bytes of tensors are traced (memory_trace.py). The overhead of the process and the times come from a few real steps
+on this machine (timing.py), small enough to be quick, and safe where the real ones would not fit.
 """
 
 from __future__ import annotations
@@ -14,16 +12,16 @@ from dataclasses import dataclass, replace
 import torch
 
 from quill.model.build import build_model
-from quill.model.config import ModelConfig
-from quill.planning.memory_budget import largest_batch_size, memory_room, safe_batch_size, typical_overhead
+from quill.planning.memory_budget import largest_batch_size, memory_limit, safe_batch_size, typical_overhead
 from quill.planning.memory_trace import StepCost, trace_step
-from quill.planning.timing import Measurement, measure, memory_without_model
-from quill.training.config import TrainConfig
+from quill.planning.planned_run import PlannedRun
+from quill.planning.timing import Measurement, measure_step, memory_without_model
+from quill.training.config import tokens_per_step
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will need: bytes, FLOPs and seconds. Times are None where not even one window could be tried."""
+    """What a run will need: bytes, FLOPs and seconds. Times are None where not even one window fits."""
 
     parameters: int
     parameters_without_positions: int
@@ -31,14 +29,14 @@ class Estimate:
     gradients_bytes: int
     optimizer_bytes: int
     activations_bytes: int
-    """most that a step holds besides weights and optimizer state; gradients take the place of activations"""
+    """most that a step holds beside weights and optimizer state; gradients replace activations"""
     process_bytes: int
     """Python and PyTorch themselves; on a GPU, workspaces of its libraries"""
     allocator_bytes: int
-    """what the allocator holds without being able to use it; below 0 where a compiled model needs less than traced"""
+    """allocator overhead; below 0 where a compiled model needs less than was traced"""
     peak_bytes: int
     """most that the process holds at once (its resident set); on a GPU, most that PyTorch allocates there"""
-    room_bytes: int
+    available_bytes: int
     """most that it may hold: what is free now, and what it holds already"""
     fits: bool
     largest_batch_size: int
@@ -55,69 +53,68 @@ class Estimate:
     run_seconds: float | None = None
 
 
-def estimate_run(
-    model_config: ModelConfig, config: TrainConfig, *, device: torch.device, val_tokens: int | None = None
-) -> Estimate:
-    """Return what this run will need on this device, after a few seconds that take little memory themselves.
+def estimate_run(run: PlannedRun, *, val_tokens: int | None = None, sample_tokens: int = 0) -> Estimate:
+    """Return what this run will need on its device, after a few seconds that take little memory themselves.
 
-    `val_tokens`, the length of the validation split, is for the time that evaluations take; without it they are
-    taken to have all their `eval_iters` batches.
+    `val_tokens` is the length of the validation split; without it an evaluation is taken to have all its `eval_iters`
+    batches. `sample_tokens` is the length of the sample at each evaluation.
     """
-    room, overhead, seconds = memory_room(device), typical_overhead(config, device), {}
-    overhead = replace(
-        overhead, process=memory_without_model(config, device)
-    )  # before tracing loads what only it needs
-    cost = trace_step(model_config, config, device)
-    measured = measure(model_config, config, device, safe_batch_size(cost, config, overhead, room))
+    config, device = run.config, run.context.device
+    available, seconds = memory_limit(device), {}
+    process = memory_without_model(run.context, run)  # before tracing, which loads what only it needs
+    overhead = replace(typical_overhead(run), process=process)
+    cost = trace_step(run)
+    measured = measure_step(run, safe_batch_size(cost, config.batch_size, overhead, available))
     if measured:
-        tried = trace_step(model_config, replace(config, batch_size=measured.batch_size), device)
+        tried = trace_step(run.change(batch_size=measured.batch_size))
         if device.type == "cuda":  # there PyTorch counts exactly, and a compiled model may need less than was traced
-            live = overhead.process + tried.weights + tried.optimizer + tried.working
-            overhead = replace(overhead, waste=(measured.bytes_peak - live) / tried.working)
-        seconds = run_times(model_config, config, cost, tried, measured, val_tokens)
+            live = overhead.process + tried.weights + tried.optimizer + tried.activations
+            overhead = replace(overhead, fragmentation=(measured.bytes_peak - live) / tried.activations)
+        seconds = run_times(run, cost, tried, measured, val_tokens, sample_tokens)
     peak = overhead.peak(cost)
     with torch.device("meta"):
-        model = build_model(model_config)
+        model = build_model(run.model)
     return Estimate(
         parameters=model.count_parameters(),
         parameters_without_positions=model.count_parameters(positions=False),
         weights_bytes=cost.weights,
         gradients_bytes=cost.weights,
         optimizer_bytes=cost.optimizer,
-        activations_bytes=cost.working,
+        activations_bytes=cost.activations,
         process_bytes=overhead.process,
-        allocator_bytes=round(cost.working * overhead.waste),
+        allocator_bytes=round(cost.activations * overhead.fragmentation),
         peak_bytes=peak,
-        room_bytes=room,
-        fits=peak <= room,
-        largest_batch_size=largest_batch_size(model_config, config, device, overhead, room),
+        available_bytes=available,
+        fits=peak <= available,
+        largest_batch_size=largest_batch_size(run, overhead, available),
         flops_per_step=cost.flops * config.gradient_accumulation_steps,
-        tokens_per_step=config.batch_size * config.gradient_accumulation_steps * model_config.block_size,
+        tokens_per_step=tokens_per_step(run.model, config),
         measured_batch_size=measured.batch_size if measured else 0,
         **seconds,
     )
 
 
 def run_times(
-    model_config: ModelConfig,
-    config: TrainConfig,
+    run: PlannedRun,
     cost: StepCost,
     tried: StepCost,
     measured: Measurement,
     val_tokens: int | None,
+    sample_tokens: int,
 ) -> dict[str, float]:
-    """Return the times of an Estimate: those measured, as often as there are more FLOPs than in what was `tried`."""
+    """Return the times of an Estimate: those measured, scaled by the FLOPs of `cost` over those of `tried`."""
+    config = run.config
     micro_batch = measured.micro_batch_seconds * cost.flops / tried.flops
     step = config.gradient_accumulation_steps * micro_batch + measured.optimizer_seconds
     windows = config.eval_iters * config.batch_size
     if val_tokens is not None:
-        windows = min(windows, math.ceil(val_tokens / model_config.block_size))
+        windows = min(windows, math.ceil(val_tokens / run.model.block_size))
     both_splits = 2 * windows / measured.batch_size * measured.evaluation_seconds
-    evaluation = both_splits + config.sample_tokens * measured.token_seconds
+    evaluation = both_splits + sample_tokens * measured.token_seconds
     evaluations = 1 + math.ceil(config.max_iters / config.eval_interval)  # before the first step, and after the last
     return {
         "seconds_per_step": step,
-        "tokens_per_second": config.batch_size * config.gradient_accumulation_steps * model_config.block_size / step,
+        "tokens_per_second": tokens_per_step(run.model, config) / step,
         "evaluation_seconds": evaluation,
         "run_seconds": config.max_iters * step + evaluations * evaluation,
     }

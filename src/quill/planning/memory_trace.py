@@ -1,7 +1,7 @@
-"""What the tensors of a training step cost, exactly, without computing anything: bytes, and FLOPs of matrix products.
+"""What the tensors of a training step cost, without computing anything: bytes, and FLOPs of matrix products.
 
-One step is played with tensors that have shapes but no contents, and what is alive is added up at each operation. It
-is the model's own code that is played, so the figures stay right whatever becomes of it. Serves training/estimate.py.
+One step runs on fake tensors (shapes, no data), and the bytes alive are added up at each operation. It runs the model's
+own code, so the figures follow every change of it.
 
 Fake tensors: https://docs.pytorch.org/docs/stable/torch.compiler_fake_tensor.html
 """
@@ -21,13 +21,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from quill.acceleration.apply import apply_acceleration
-from quill.device import resolve_dtype
 from quill.evaluation.loss import cross_entropy
 from quill.model.build import build_model
-from quill.model.config import ModelConfig
 from quill.model.gpt import Attention
 from quill.model.modern import Attention as ModernAttention
-from quill.training.config import TrainConfig, acceleration_of
+from quill.planning.planned_run import PlannedRun
+from quill.training.config import has_ngram_updates
 from quill.training.parameter_groups import build_optimizer
 
 aten = torch.ops.aten
@@ -42,22 +41,22 @@ FLOPS: dict[Any, Callable[..., int]] = {
 
 @dataclass(frozen=True)
 class StepCost:
-    """What a step with one micro-batch size takes: bytes of tensors, and FLOPs."""
+    """What a step takes: bytes of tensors, and FLOPs."""
 
     weights: int
     optimizer: int
-    working: int
-    """most that is alive besides these two: activations, and gradients as they take the place of activations"""
+    activations: int
+    """most bytes alive beside these two: activations, and gradients as they replace activations"""
     evaluating: int
-    """most that is alive besides weights and optimizer state while evaluating"""
+    """most bytes alive beside weights and optimizer state while evaluating"""
     flops: int
-    """of a micro-batch forward and backward, including what gradient checkpointing computes twice"""
+    """of a micro-batch forward and backward, including what gradient checkpointing recomputes"""
     evaluation_flops: int
     """of a micro-batch forward"""
 
 
 class TensorCounter(TorchDispatchMode):
-    """Sees every tensor operation: the bytes of all tensors alive, the most there have been, and the FLOPs."""
+    """Counts at every tensor operation: bytes of all tensors alive, their peak, and FLOPs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +66,7 @@ class TensorCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and not tensor.is_sparse:  # that is: rows of tables, a few thousand
+            if isinstance(tensor, torch.Tensor) and not tensor.is_sparse:  # sparse gradients: a few thousand rows
                 self._count(tensor.untyped_storage())
         self.peak = max(self.peak, self.live)
         if count := FLOPS.get(func.overloadpacket):
@@ -79,39 +78,47 @@ class TensorCounter(TorchDispatchMode):
         if key in self._storages:  # a view, or the result of an operation in place
             return
 
-        def forget(_: object) -> None:
+        def release(_: object) -> None:
             self.live -= size
             del self._storages[key]
 
-        self._storages[key] = weakref.ref(storage, forget)
+        self._storages[key] = weakref.ref(storage, release)
         self.live += size
 
 
 @functools.lru_cache(maxsize=64)
-def trace_step(model_config: ModelConfig, config: TrainConfig, device: torch.device) -> StepCost:
-    """Return what a step of `train()` costs, by playing it; this takes a fraction of a second and no memory.
+def trace_step(run: PlannedRun) -> StepCost:
+    """Return what one step of this run costs, by running it on fake tensors (shapes, no data).
 
-    Every device's step is played as on the CPU, a GPU's with attention that never stores its weights.
+    This takes a fraction of a second and no memory. Every device's step runs as on the CPU; for a GPU, attention never
+    stores its weights.
     """
-    half = resolve_dtype(config.dtype, device) != torch.float32
-    autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=half)
+    config, context = run.config, run.context
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=context.dtype != torch.float32)
     with FakeTensorMode(), TensorCounter() as counter:
-        model = build_model(model_config)
-        if device.type == "cuda":
+        model = build_model(run.model)
+        if context.device.type == "cuda":
             for module in model.modules():
                 if isinstance(module, Attention | ModernAttention):
                     module.dropout = 0.0  # only the CPU's attention stores its weights when there is dropout
         weights = counter.live
         optimizer = build_optimizer(model, config)
-        apply_acceleration(model, device, **acceleration_of(config), check=False)
-        tokens_BT = torch.zeros(config.batch_size, model_config.block_size, dtype=torch.long)
+        apply_acceleration(
+            model,
+            context.device,
+            compiled=context.compile is True,
+            gradient_checkpointing=context.gradient_checkpointing,
+            sparse_gradients=has_ngram_updates(config),
+            check=False,
+        )
+        tokens_BT = torch.zeros(config.batch_size, run.model.block_size, dtype=torch.long)
         for _ in range(min(2, config.gradient_accumulation_steps)):  # a third is like the second
             counter.flops = 0
             with autocast:
                 loss = cross_entropy(model(tokens_BT), tokens_BT)
             loss.backward()
             del loss
-        working = counter.peak - weights
+        activations = counter.peak - weights
         flops, held = counter.flops, counter.live
         optimizer.step()
         state = counter.live - held
@@ -120,4 +127,4 @@ def trace_step(model_config: ModelConfig, config: TrainConfig, device: torch.dev
         model.eval()
         with torch.no_grad(), autocast:
             cross_entropy(model(tokens_BT), tokens_BT)
-        return StepCost(weights, state, working, counter.peak - weights - state, flops, counter.flops)
+        return StepCost(weights, state, activations, counter.peak - weights - state, flops, counter.flops)

@@ -1,14 +1,13 @@
-"""The dial: time to spend, the length of a text and a machine's speed go in, a recipe comes out. Plain arithmetic.
+"""The recipe for a run of so many minutes: time, length of the text and speed of the machine in, settings out.
 
-Speed is counted in steps a second of the PROBE, the smallest model of the ladder. How the rules were found, on slices
-of training splits alone, stands in docs/log.md:
+Plain arithmetic. Speed is counted in steps of the PROBE, the smallest model of the ladder. How the rules were found, on
+slices of training splits alone, is in docs/log.md:
 
-- The more steps the machine could do, the deeper and wider the model, and the longer its context. Short runs live on
-  the n-gram tables: to have read much of the text is worth more to them than depth and width.
-- A text that is read a few times is best met with tables for runs of up to six characters. So that rare runs are not
-  learnt by heart, as much of them is dropped as lets a row learn about once from each place of the text, however often
-  that is read. Read oftener still, the sooner the larger the model, pairs have a table and nothing longer has, and all
-  weights decay.
+- The more steps the machine could take, the deeper and wider the model, and the longer its context. Short runs depend
+  on n-gram tables: reading much of the text is worth more to them than depth and width.
+- A text that is read for few epochs is best met with tables for n-grams of up to six characters. `ngram_dropout` is set
+  so that an entry trains about once per text position, however many epochs: rare n-grams would be memorised otherwise.
+  With more epochs (fewer for larger models) only pairs have a table, and all weights decay.
 - A step has 2,048 tokens: smaller ones leave processors idle, larger ones leave too few steps.
 """
 
@@ -24,9 +23,9 @@ HEAD_SIZE = 32
 
 @dataclass(frozen=True)
 class Size:
-    """A model for machines and times that could do up to `probe_steps` steps of the smallest one.
+    """A model for runs in which the machine could take up to `probe_steps` steps of the smallest one.
 
-    At `few_epochs` readings, tables of long runs and weights that decay are worth the same to it.
+    At `few_epochs` epochs, tables of long n-grams and weight decay are worth the same to it.
     """
 
     probe_steps: float
@@ -36,7 +35,7 @@ class Size:
     few_epochs: float
 
     def settings(self) -> dict[str, Any]:
-        """Return the size as the flags of `quill train`."""
+        """Return the settings of this size."""
         return {
             "n_layer": self.n_layer,
             "n_head": self.n_embd // HEAD_SIZE,
@@ -57,28 +56,30 @@ PROBE = LADDER[0]
 RECIPE: dict[str, Any] = {
     "architecture": "modern", "optimizer": "muon", "learning_rate": 0.01, "embedding_learning_rate": 0.01,
     "muon_learning_rate": 0.02, "beta2": 0.95, "grad_clip": 0.0, "lr_schedule": "linear",
-    "warmup_iters": 0, "dropout": 0.0, "dtype": "fastest", "eval_iters": 16, "windows": "shuffled",
+    "warmup_iters": 0, "dropout": 0.0, "dtype": "fastest", "eval_iters": 16, "data_order": "shuffled",
 }  # fmt: skip
 
 
-def choose_size(probe_steps: float, train_tokens: int) -> Size:
-    """Return the size for a machine that could do so many steps of the probe.
+def choose_size(probe_steps: float, train_tokens: int, val_tokens: int | None = None) -> Size:
+    """Return the size for a machine that could take so many steps of the probe.
 
-    `train_tokens` is the length of the training split: a context is never longer than an eighth of it.
+    A context is at most an eighth of the training split, and shorter than the validation split.
     """
     size = next(each for each in LADDER if probe_steps <= each.probe_steps)
-    longest = max(8, 2 ** int(math.log2(max(8, train_tokens / 8))))
-    return replace(size, block_size=min(size.block_size, longest))
+    longest = max(8.0, train_tokens / 8)
+    if val_tokens is not None:
+        longest = max(1.0, min(longest, val_tokens - 1))
+    return replace(size, block_size=min(size.block_size, 2 ** int(math.log2(longest))))
 
 
-def choose_recipe(probe_steps: float, train_tokens: int) -> dict[str, Any]:
-    """Return model and training, but for the number of steps."""
-    size = choose_size(probe_steps, train_tokens)
-    return RECIPE | size.settings() | remembering(size, epochs_of(size, probe_steps, train_tokens))
+def choose_recipe(probe_steps: float, train_tokens: int, val_tokens: int | None = None) -> dict[str, Any]:
+    """Return the settings of model and training, without the number of steps."""
+    size = choose_size(probe_steps, train_tokens, val_tokens)
+    return RECIPE | size.settings() | regularization(size, epochs_of(size, probe_steps, train_tokens))
 
 
-def remembering(size: Size, epochs: float) -> dict[str, float]:
-    """Return the tables and the weight decay of a run that reads its text so many times (a share of it, below 1)."""
+def regularization(size: Size, epochs: float) -> dict[str, float]:
+    """Return n-gram tables and weight decay for a run of so many epochs (below 1: a share of the text)."""
     if epochs <= size.few_epochs:
         return {"ngram": 6, "ngram_dropout": round(max(0.1, 1 - 0.9 / epochs), 2), "weight_decay": 0.0}
     decay = round(min(0.6, 0.1 * math.log2(1 + epochs)), 2)
@@ -86,6 +87,6 @@ def remembering(size: Size, epochs: float) -> dict[str, float]:
 
 
 def epochs_of(size: Size, probe_steps: float, train_tokens: int) -> float:
-    """Return about how often such a run reads its text: a step costs in proportion to the matrices it goes through."""
+    """Return about how many epochs such a run has: a step costs in proportion to the matrices of its blocks."""
     cost = (size.n_layer * size.n_embd**2) / (PROBE.n_layer * PROBE.n_embd**2)
     return probe_steps / cost * TOKENS_PER_STEP / train_tokens

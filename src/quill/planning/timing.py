@@ -1,34 +1,34 @@
-"""A few real training steps, small and quick, to learn how fast this machine is. Serves estimate.py and the dial.
+"""A few real training steps, small and quick, to measure how fast this machine is.
 
-The steps do what `train()` does, with made-up tokens where none are given; nothing is written and nobody's random
-numbers change.
+The steps are those of training/setup.py, on made-up tokens. Nothing is written, and the global state of the random
+number generators stays as it was.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
-from quill.acceleration.apply import apply_acceleration
 from quill.acceleration.compile import compile_choice, compile_model
-from quill.device import resolve_dtype
 from quill.evaluation.loss import cross_entropy
-from quill.model.build import build_model
 from quill.model.cache import KVCache
-from quill.model.config import GPTConfig, ModelConfig
-from quill.training.config import TrainConfig, acceleration_of
+from quill.model.config import GPTConfig
+from quill.planning.planned_run import PlannedRun
+from quill.training.context import RunContext
 from quill.training.graph_step import suits_a_graph
-from quill.training.parameter_groups import build_optimizer
-from quill.training.step import clip_gradients
+from quill.training.setup import Session, build_session, train_step
+from quill.training.step import TrainStep
 
 QUICK_SECONDS = 0.25  # a step that takes longer is not tried with twice as many windows
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a few real steps with `batch_size` windows took: seconds, and bytes at most."""
+    """What a few real steps with `batch_size` windows took: seconds, and the most bytes held."""
 
     batch_size: int
     micro_batch_seconds: float
@@ -38,97 +38,101 @@ class Measurement:
     bytes_peak: int
 
 
-def measure(model_config: ModelConfig, config: TrainConfig, device: torch.device, largest: int) -> Measurement | None:
+def measure_step(run: PlannedRun, largest: int) -> Measurement | None:
     """Take a few real steps with up to `largest` windows, as many as are quick, and return what they took."""
     if largest < 1:
         return None
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # nobody's random numbers change
-        trial = Trial(model_config, config, device)
-        trial.step(trial.tokens(1))
+    device = run.context.device
+    with keep_rng_state(device):
+        session = build_session(run.model, run.config, run.context)
+        step = train_step(session, session.model, replace(run.config, gradient_accumulation_steps=1), run.context)
+        take_step(step, 1)
         batch_size = min(2, largest)  # a single window is slower than each of several
-        while sum(trial.step(trial.tokens(batch_size))) < QUICK_SECONDS and batch_size < largest:
+        while sum(take_step(step, batch_size)) < QUICK_SECONDS and batch_size < largest:
             batch_size = min(largest, 2 * batch_size)
-        trial.compile(batch_size)
-        trial.step(trial.tokens(batch_size))
-        micro_batches, optimizer_steps = zip(*(trial.step(trial.tokens(batch_size)) for _ in range(2)), strict=True)
+        step = replace(step, forward=compiled_forward(session, run.context, batch_size))
+        take_step(step, batch_size)
+        micro_batches, updates = zip(*(take_step(step, batch_size) for _ in range(2)), strict=True)
         return Measurement(
             batch_size=batch_size,
             micro_batch_seconds=sum(micro_batches) / 2,
-            optimizer_seconds=sum(optimizer_steps) / 2,
-            evaluation_seconds=trial.evaluate(batch_size),
-            token_seconds=trial.write(min(8, model_config.block_size)),
+            optimizer_seconds=sum(updates) / 2,
+            evaluation_seconds=evaluate_once(step, batch_size),
+            token_seconds=generate_tokens(session, device, min(8, run.model.block_size)),
             bytes_peak=memory_held(device),
         )
 
 
-def memory_without_model(config: TrainConfig, device: torch.device) -> int:
-    """Return the bytes that this process holds on the device once it has taken a step, but for that step's tensors."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+def memory_without_model(context: RunContext, run: PlannedRun) -> int:
+    """Return the bytes that this process holds on the device after a step, without that step's tensors."""
+    device = context.device
+    with keep_rng_state(device):
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         tiny = GPTConfig(vocab_size=2, block_size=2, n_layer=1, n_head=1, n_embd=2)
-        trial = Trial(tiny, replace(config, compile=False), device)
-        trial.step(trial.tokens(1))  # loads what PyTorch loads at its first step
+        eager = replace(context, compile=False)
+        session = build_session(tiny, run.config, eager)
+        step = train_step(session, session.model, replace(run.config, gradient_accumulation_steps=1), eager)
+        take_step(step, 1)  # loads what PyTorch loads at its first step
         return memory_held(device)
 
 
-class Trial:
-    """A run of a few steps."""
+def keep_rng_state(device: torch.device):
+    """Return a context that leaves the global state of the random number generators untouched."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
-    def __init__(self, model_config: ModelConfig, config: TrainConfig, device: torch.device):
-        self.config, self.device = config, device
-        self.model = build_model(model_config).to(device)
-        self.optimizer = build_optimizer(self.model, config)
-        apply_acceleration(self.model, device, **acceleration_of(config))
-        self.forward = self.model
-        self.dtype = dtype = resolve_dtype(config.dtype, device)
-        self.autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False)
 
-    def compile(self, batch_size: int) -> None:
-        """Compile the model if the run will."""
-        choice = compile_choice(self.config.compile, captured=suits_a_graph(self.config, self.device, self.dtype))
-        with self.autocast:
-            self.forward = compile_model(self.model, choice, self.tokens(batch_size), lambda message: None)
+def compiled_forward(session: Session, context: RunContext, batch_size: int) -> Callable[[Tensor], Tensor]:
+    """Return the forward pass that the run will use: compiled if the run compiles."""
+    choice = compile_choice(context.compile, captured=suits_a_graph(context))
+    with context.autocast:
+        return compile_model(session.model, choice, made_up_tokens(session, batch_size), lambda message: None)
 
-    def tokens(self, batch_size: int) -> torch.Tensor:
-        """Return made-up tokens_BT. Unlike those of a text they hardly ever share a row of an n-gram table."""
-        c = self.model.config
-        return torch.randint(c.vocab_size, (batch_size, c.block_size), device=self.device)
 
-    def clock(self) -> float:
-        if self.device.type != "cpu":
-            getattr(torch, self.device.type).synchronize()
-        return time.perf_counter()
+def made_up_tokens(session: Session, batch_size: int) -> Tensor:
+    """Return random tokens_BT. Unlike those of a text they hardly ever share a row of an n-gram table."""
+    c, device = session.model.config, session.model.token_embedding.weight.device
+    return torch.randint(c.vocab_size, (batch_size, c.block_size), device=device)
 
-    def step(self, inputs_BT: torch.Tensor, targets_BT: torch.Tensor | None = None) -> tuple[float, float]:
-        """Return the seconds of a micro-batch forward and backward, and those of the optimizer."""
-        started = self.clock()
-        with self.autocast:
-            loss = cross_entropy(self.forward(inputs_BT), inputs_BT if targets_BT is None else targets_BT)
-        loss.backward()
-        computed = self.clock()
-        clip_gradients(self.model, self.config.grad_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return computed - started, self.clock() - computed
 
-    @torch.no_grad()
-    def evaluate(self, batch_size: int) -> float:
-        """Return the seconds of evaluating one batch."""
-        self.model.eval()
-        tokens_BT, started = self.tokens(batch_size), self.clock()
-        with self.autocast:
-            cross_entropy(self.model(tokens_BT), tokens_BT)
-        return self.clock() - started
+def now(device: torch.device) -> float:
+    """Return the time in seconds once the device has finished its work."""
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
+    return time.perf_counter()
 
-    @torch.no_grad()
-    def write(self, count: int) -> float:
-        """Return the seconds of writing one token, of `count` that are written."""
-        cache, token_BT = KVCache(self.model.config, device=self.device), self.tokens(1)[:, :1]
-        started = self.clock()
-        for _ in range(count):
-            self.model(token_BT, cache)
-        return (self.clock() - started) / count
+
+def take_step(step: TrainStep, batch_size: int) -> tuple[float, float]:
+    """Take a step with one micro-batch of so many windows; return the seconds of its gradients and of its update."""
+    c, device = step.model.config, step.model.token_embedding.weight.device
+    tokens_BT = torch.randint(c.vocab_size, (batch_size, c.block_size), device=device)
+    step, started = replace(step, micro_batch_size=batch_size), now(device)
+    step.accumulate(tokens_BT, tokens_BT)
+    computed = now(device)
+    step.update()
+    return computed - started, now(device) - computed
+
+
+@torch.no_grad()
+def evaluate_once(step: TrainStep, batch_size: int) -> float:
+    """Return the seconds of evaluating one batch of so many windows."""
+    c, device = step.model.config, step.model.token_embedding.weight.device
+    step.model.eval()
+    tokens_BT = torch.randint(c.vocab_size, (batch_size, c.block_size), device=device)
+    started = now(device)
+    with step.autocast:
+        cross_entropy(step.model(tokens_BT), tokens_BT)
+    return now(device) - started
+
+
+@torch.no_grad()
+def generate_tokens(session: Session, device: torch.device, count: int) -> float:
+    """Return the seconds of generating one token, measured over `count` tokens."""
+    cache, token_BT = KVCache(session.model.config, device=device), made_up_tokens(session, 1)[:, :1]
+    started = now(device)
+    for _ in range(count):
+        session.model(token_BT, cache)
+    return (now(device) - started) / count
 
 
 def memory_held(device: torch.device) -> int:

@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any
 
 from quill.errors import ConfigError
 from quill.files import expand_home
-from quill.model.config import CONFIGS
-from quill.training.config import TrainConfig
-from quill.validation import convert_settings, nearest, show
+from quill.runs.settings import check_settings
+from quill.validation import nearest, show
 
 LARGEST_FILE = 1_000_000
 """Bytes of a configuration file."""
 
 DEEPEST = 4
 """Collections inside one another in a configuration file."""
-
-OLD_NAMES = {"windows": "data_order"}
-"""Settings that had another name in earlier versions: old name, new name."""
 
 
 def preset_names() -> list[str]:
@@ -106,25 +102,7 @@ def _check_structure(events: Iterable[Any], source: str) -> None:
             raise ConfigError(f"{where} is nested too deeply: a configuration has a `name: value` on each line")
 
 
-def setting_types() -> dict[str, Any]:
-    """Return the annotation of every setting that a configuration file may have, by name."""
-    types: dict[str, Any] = {"architecture": Literal[tuple(CONFIGS)]}
-    for config in (*CONFIGS.values(), TrainConfig):
-        types |= get_type_hints(config)
-    return {name: kind for name, kind in types.items() if name != "vocab_size"}
-
-
 def read_settings(name: str) -> tuple[dict[str, Any], str]:
     """Return the settings of a preset, a YAML file or a run directory with their types checked, and its name."""
     settings, source = read_config(name)
     return check_settings(settings, source), source
-
-
-def check_settings(settings: dict[str, Any], source: str) -> dict[str, Any]:
-    """Return settings as values of their types, old names as new ones; errors name the source and the setting."""
-    types = setting_types()
-    renamed = {
-        OLD_NAMES[name] if name not in types and OLD_NAMES.get(name) in types else name: value
-        for name, value in settings.items()
-    }
-    return convert_settings(renamed, types, source)

@@ -2,60 +2,89 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from quill.checkpoints.run_folder import holds_run
-from quill.cli.arguments import asked_settings, settings_of
-from quill.errors import CheckpointError, ConfigError
-from quill.runs.presets import check_settings, parse_config
+from quill.errors import CheckpointError, ConfigError, QuillError
+from quill.runs.presets import read_config
+from quill.runs.settings import Settings, check_settings, resolve_settings
 
-# What may change when a run goes on: how long, how fast, how it is watched and where; never the model or its text.
+# What may change when a run is resumed: its length, speed, observation and place; never the model or its text.
 RESUMABLE = frozenset(
     {
-        "out_dir", "data_dir", "max_iters", "patience", "eval_interval", "eval_iters", "log_interval", "sample_tokens",
-        "learning_rate", "min_lr", "warmup_iters", "lr_decay_iters", "weight_decay", "grad_clip", "device", "dtype",
-        "compile", "gradient_checkpointing", "tensorboard",
+        "out_dir", "data_dir", "dataset", "max_iters", "patience", "eval_interval", "eval_iters", "log_interval",
+        "sample_tokens", "learning_rate", "min_lr", "warmup_iters", "lr_decay_iters", "weight_decay", "grad_clip",
+        "device", "dtype", "compile", "gradient_checkpointing", "tensorboard",
     }
 )  # fmt: skip
 
 
-def resumed_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the configuration of the run in out_dir, new flags on top; ConfigError for one that changes the model."""
-    out_dir = Path(arguments.out_dir)
+def resumed_settings(out_dir: Path, given: Mapping[str, Any]) -> Settings:
+    """Return the settings of the run in out_dir, with what was given over them.
+
+    A given setting that changes the model or recipe is a ConfigError, a folder without a run a CheckpointError.
+    """
     stored = stored_settings(out_dir)
     if stored is None or not holds_run(out_dir):
-        raise CheckpointError(f"{out_dir} holds no run to go on with: leave out --resume=True to start one")
-    asked = asked_settings(arguments)
-    for name, value in asked.items():
-        if name not in RESUMABLE and value != stored.get(name, value):
+        raise CheckpointError(f"{out_dir} holds no run to resume: leave out resume=True to start one")
+    given = check_settings(given)
+    for name, value in given.items():
+        if name not in RESUMABLE and value != stored[name]:
             raise ConfigError(
-                f"--{name}={value} cannot be changed when a run goes on ({out_dir} has {name}={stored[name]}): "
-                f"leave it out, or start another run with another --out_dir"
+                f"{name}={value} cannot be changed when a run is resumed ({out_dir} has {name}={stored[name]}): "
+                f"leave it out, or start another run in another out_dir"
             )
-    arguments.architecture = stored.get("architecture", "classic")
-    return settings_of(arguments) | stored | asked | {"out_dir": str(out_dir)}
+    return resolve_settings(given, stored, source=str(out_dir / "config.yaml")) | {"out_dir": str(out_dir)}
 
 
-def refuse_existing_run(out_dir: Path, settings: dict[str, Any]) -> None:
-    """Raise ConfigError when out_dir holds a run, naming what differs: hours of training are not lost by chance."""
+def refuse_existing_run(out_dir: Path, settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError when out_dir holds a run, naming what differs: hours of training are not lost by accident."""
     if not holds_run(out_dir):
         return
     stored = stored_settings(out_dir) or {}
     different = [name for name in settings if name in stored and stored[name] != settings[name] and name != "out_dir"]
     again = "start over with --overwrite=True, or choose another --out_dir"
     if not different:
-        raise ConfigError(f"{out_dir} already holds this run: go on with --resume=True, {again}")
+        raise ConfigError(f"{out_dir} already holds this run: resume it with --resume=True, {again}")
     shown = "; ".join(f"{name}={stored[name]}, here {settings[name]}" for name in different[:3])
     more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
-    onwards = "go on with --resume=True, " if RESUMABLE.issuperset(different) else ""
-    raise ConfigError(f"{out_dir} already holds a run with another configuration ({shown}{more}): {onwards}{again}")
+    resuming = "resume it with --resume=True, " if RESUMABLE.issuperset(different) else ""
+    raise ConfigError(f"{out_dir} already holds a run with other settings ({shown}{more}): {resuming}{again}")
 
 
-def stored_settings(out_dir: Path) -> dict[str, Any] | None:
-    """Return the configuration that a run was started with, types checked; None where there is none."""
-    file = out_dir / "config.yaml"
-    if not file.is_file():
+def refuse_foreign_files(out_dir: Path) -> None:
+    """Raise ConfigError where out_dir holds files under a run's names that no run wrote (T6)."""
+    names = ("config.yaml", "metrics.jsonl", "samples.txt", "loss.png", "tensorboard")
+    there = [name for name in names if (out_dir / name).exists()]
+    if not there or holds_run(out_dir):
+        return
+    try:
+        ours = stored_settings(out_dir) is not None
+    except QuillError:
+        ours = False
+    if not ours:
+        raise ConfigError(f"{out_dir} holds {there[0]}, which no run of Quill wrote: choose another --out_dir")
+
+
+def stored_settings(out_dir: Path) -> Settings | None:
+    """Return the settings that a run was started with, types checked; None where there are none.
+
+    A run's own file is complete: one that lacks a setting was cut or edited, and is a CheckpointError (U22).
+    """
+    if not (out_dir / "config.yaml").is_file():
         return None
-    return check_settings(parse_config(file.read_text(encoding="utf-8"), str(file)), str(file))
+    stored, source = read_config(str(out_dir))
+    settings = resolve_settings({}, stored, source=source)
+    known = check_settings(stored, source)
+    missing = [name for name in settings if name not in known and name not in ADDED]
+    if missing:
+        raise CheckpointError(
+            f"{source} is not complete (it lacks {missing[0]}): it was cut or edited; put the whole file back"
+        )
+    return settings
+
+
+ADDED = frozenset({"init_from", "vocab"})
+"""Settings that runs of earlier versions do not have."""

@@ -1,103 +1,208 @@
-"""Start a training run with everything that it leaves behind."""
+"""quill.run: a training run with everything that it leaves behind. `quill train` calls it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from quill.checkpoints.run_folder import remove_run, write_config
-from quill.generation.sample import sampler
-from quill.runs.settings import build_configs
+from quill.checkpoints.lock import lock_run
+from quill.checkpoints.manifest import step_of
+from quill.checkpoints.run_folder import clean_run_folder, find_checkpoint, require_folder, return_to_best
+from quill.errors import ConfigError
+from quill.process import keep_freed_memory
+from quill.runs.init_from import with_shape
+from quill.runs.observers import Observers, Tracker
+from quill.runs.presets import read_settings
+from quill.runs.resume import refuse_existing_run, refuse_foreign_files, resumed_settings
+from quill.runs.session import open_text, require_context, train_with
+from quill.runs.settings import RunSettings, Settings, check_settings, resolve_settings
+from quill.validation import require
 
 if TYPE_CHECKING:
     from quill.data.dataset import Dataset
+    from quill.generation.language_model import LanguageModel
+    from quill.training.events import Event
     from quill.training.loop import TrainResult
 
-
-def prepare(settings: dict[str, Any]) -> Dataset:
-    """Return the tokens to train on, preparing them where they are missing, long enough for the model's context."""
-    from quill.data.dataset import prepare_dataset
-    from quill.data.windows import require_window
-    from quill.device import resolve_device, resolve_dtype
-
-    resolve_dtype(settings["dtype"], resolve_device(settings["device"]))  # a GPU that is not there is found first
-    dataset = prepare_dataset(settings["dataset"], tokenizer=settings["tokenizer"], data_dir=settings["data_dir"])
-    require_window(dataset.train, settings["block_size"], f"the training split of {dataset.name}")
-    require_window(dataset.val, settings["block_size"], f"the validation split of {dataset.name}")
-    return dataset
+LATE = 1.1  # of the minutes: a run that is not done by then is stopped
 
 
-def start_training(
-    settings: dict[str, Any],
-    dataset: Dataset,
+@dataclass(frozen=True)
+class Run:
+    """A training run that has ended."""
+
+    out_dir: Path
+    reason: str
+    """finished, interrupted, patience, time, or what `callback` returned"""
+    step: int
+    """finished optimizer steps"""
+    val_loss: float | None
+    """validation loss at the last evaluation, in nats per token"""
+    best_val_loss: float | None
+    best_step: int
+    checkpoint: Path | None
+    """folder of the last checkpoint"""
+    settings: Settings = field(repr=False)
+    """every setting of the run, by name"""
+
+    def load(self, checkpoint: Literal["best", "last"] = "best", **options: Any) -> LanguageModel:
+        """Return the trained model, as `quill.load(run.out_dir)` does."""
+        from quill.generation.language_model import load
+
+        return load(self.out_dir, which=checkpoint, **options)
+
+
+def run(
     *,
-    resume: bool = False,
-    replace: bool = False,
-    stop: Callable[[], str | None] | None = None,
-    plan: Callable[[int], int] | None = None,
-    mark: str = "",
-) -> TrainResult:
-    """Train with everything that a run leaves behind: config.yaml, metrics, samples, the picture, checkpoints.
+    config: str | None = None,
+    minutes: float | None = None,
+    resume: bool | Literal["best"] = False,
+    overwrite: bool = False,
+    text: str | None = None,
+    progress: bool | Tracker = True,
+    tracker: Tracker | Iterable[Tracker] | None = None,
+    callback: Callable[[Event], str | None] | None = None,
+    **settings: Any,
+) -> Run:
+    """Train a GPT as `quill train` does, leave the same folder, and return how the run ended.
 
-    With `replace` an earlier run in the same folder goes. `stop` and `plan` are those of `train()`. `mark` is a comment
-    that opens config.yaml.
+        quill.run(dataset="my.txt", minutes=5, out_dir="out")
+        quill.run(config="laptop", max_iters=500, callback=lambda event: "low" if event["val_loss"] < 1.8 else None)
+
+    `settings` are the fields of GPTConfig or ModernConfig, TrainConfig and RunSettings, by name. `config` is a preset,
+    a YAML file or a run's folder, under them. `minutes` picks what is not given for this text, machine and time. `text`
+    is the training text itself, instead of `dataset`. `resume` continues the run in out_dir from its last
+    checkpoint ("best": from its best one); `overwrite` replaces it.
+
+    `progress` shows the run in the terminal or notebook (True), or is called with every event instead. Each `tracker`
+    is called with every event (docs/architecture.md lists them). `callback` is called with every `evaluation` event; a
+    text that it returns ends the run, with this reason. Ctrl-C saves and ends the run (reason "interrupted").
+
+    Settings that cannot be used are a ConfigError, a text that cannot be used a CorpusError, a loss that is not finite
+    or memory that runs out a TrainingError; all of them are a QuillError. As in `quill train`, glibc's allocator is
+    told to keep freed memory, for the whole process.
     """
-    from quill.tracking.jsonl import JsonLines, read_events
-    from quill.tracking.loss_plot import LossPlot
-    from quill.tracking.samples import Samples
-    from quill.tracking.tensorboard import TensorBoard
-    from quill.tracking.terminal import choose_display
-    from quill.tracking.tracker import fan_out
-    from quill.training.loop import train
+    if resume and overwrite:
+        raise ConfigError("resume=True continues a run and overwrite=True starts over: use one of them")
+    if minutes is not None and resume:
+        raise ConfigError("minutes chooses a new run: leave it out to resume one (resume=True)")
+    settings = {name: expand_user(name, value) for name, value in settings.items()}
+    file, source = read_settings(config) if config is not None else ({}, "")
+    observers = Observers(progress, tracker, callback)
+    if minutes is not None:
+        require(0 < minutes < float("inf"), "minutes", minutes, "a number above 0")
+        return run_for_minutes(minutes, file | check_settings(settings), observers, overwrite=overwrite, text=text)
+    if resume:
+        given = file | check_settings(settings)
+        chosen = resumed_settings(Path(given.get("out_dir", RunSettings.out_dir)), given)
+        if resume is True and (done := finished_run(chosen)) is not None:
+            observers.status(
+                f"nothing left to do: the run in {done.out_dir} has finished its {done.step} steps "
+                f"(for more: --resume=True --max_iters={2 * done.step})"
+            )
+            return done
+    else:
+        chosen = resolve_settings(with_shape(check_settings(settings)), file, source=source)
+        require_free_folder(chosen, chosen, overwrite)
+    keep_freed_memory()
+    dataset = open_text(chosen, text, observers, resume=bool(resume))
+    require_context(dataset, chosen["block_size"])
+    if resume == "best":
+        with lock_run(chosen["out_dir"]):
+            return_to_best(chosen["out_dir"])
+    result = train_with(chosen, dataset, observers, resume=bool(resume), replace=overwrite)
+    return ended(chosen, result)
+
+
+def run_for_minutes(
+    minutes: float,
+    given: Settings,
+    observers: Observers,
+    *,
+    overwrite: bool = False,
+    text: str | None = None,
+    dataset: Dataset | None = None,
+    late: float = LATE,
+    mark: str = "",
+) -> Run:
+    """Train for so many minutes with the recipe that suits this text, this machine and that time.
+
+    What is given by name stays. `dataset`, if given, is used instead of preparing a text. The run is stopped once
+    `late` times the minutes are over. `mark` is a comment that begins config.yaml.
+    """
+    from quill.runs.time_budget import TimeBudget, describe_choice, fit_to_minutes
+
+    if not {"architecture", "optimizer"} & given.keys():
+        given = given | {"architecture": "modern"}
+    given = with_shape(given)
+    asked = resolve_settings(given)
+    require_free_folder(asked, given, overwrite)
+    keep_freed_memory()
+    started, seconds = time.monotonic(), minutes * 60
+    if dataset is None:
+        dataset = open_text(asked, text, observers)
+    observers.status("measuring how fast this machine is")
+    settings, speed = fit_to_minutes(dataset, minutes, given)
+    observers.status(describe_choice(settings, minutes))
+    budget = TimeBudget(
+        started,
+        seconds,
+        steps=settings["max_iters"],
+        eval_interval=settings["eval_interval"],
+        evaluation=speed.evaluation,
+        on_slower=observers.warn,
+    )
+    # A last evaluation follows the last step, and its time counts as well.
+    deadline = started + late * seconds - (min(seconds / 2, speed.evaluation) if late <= 1 else 0)
+    result = train_with(
+        settings,
+        dataset,
+        observers,
+        replace=overwrite,
+        stop=lambda: "time" if time.monotonic() > deadline else None,
+        plan=None if "max_iters" in given else budget,
+        mark=mark,
+    )
+    return ended(settings, result)
+
+
+def require_free_folder(settings: Settings, given: Mapping[str, Any], overwrite: bool) -> None:
+    """Raise ConfigError where out_dir cannot be a folder, or holds a run that may not be replaced."""
+    out_dir = Path(settings["out_dir"])
+    require_folder(out_dir)
+    refuse_foreign_files(out_dir)
+    if not overwrite:
+        refuse_existing_run(out_dir, given)
+
+
+def finished_run(settings: Settings) -> Run | None:
+    """Return the run in out_dir if it has taken all its steps and its end was recorded, else None."""
+    from quill.tracking.jsonl import read_events
 
     out_dir = Path(settings["out_dir"])
-    model_config, config = build_configs(settings, vocab_size=dataset.tokenizer.vocab_size)
-    tensorboard = TensorBoard(out_dir / "tensorboard") if config.tensorboard else None
-    history = read_events(out_dir / "metrics.jsonl") if resume else []
-    if replace:
-        remove_run(out_dir)
-    with choose_display(history=history) as display:
-        everyone = fan_out(
-            JsonLines(out_dir / "metrics.jsonl"), display, Samples(out_dir / "samples.txt", history), tensorboard,
-            LossPlot(out_dir / "loss.png", history),
-        )  # fmt: skip
-        report = Reporter(
-            everyone, lambda steps: write_config(out_dir, settings | {"max_iters": steps}, mark), dataset.note
-        )
-        return train(
-            model_config,
-            config,
-            dataset,
-            report=report,
-            sample=sampler(dataset, config.sample_tokens, config.seed),
-            resume=resume,
-            stop=stop or (lambda: None),
-            plan=plan,
-        )
+    history = read_events(out_dir / "metrics.jsonl")
+    ends = [event for event in history if event["event"] == "end"]
+    checkpoint = find_checkpoint(out_dir, "last")
+    step = step_of(checkpoint)
+    if not ends or step is None or step < settings["max_iters"] or ends[-1]["step"] != step:
+        return None
+    with lock_run(out_dir):
+        clean_run_folder(out_dir)
+    end = ends[-1]
+    val_loss = next((event["val_loss"] for event in reversed(history) if event["event"] == "evaluation"), None)
+    return Run(out_dir, end["reason"], step, val_loss, end["best_val_loss"], end["best_step"], checkpoint, settings)
 
 
-class Reporter:
-    """Hands events on, once training has really begun: until then nothing in the run's folder is touched.
+def ended(settings: Settings, result: TrainResult) -> Run:
+    """Return the run that ended with this result."""
+    return Run(Path(settings["out_dir"]), settings=settings, **vars(result))
 
-    What comes before the start (a warning about compiling) waits for it. `configure` is told how many steps the run
-    shall have, when it begins and when that changes.
-    """
 
-    def __init__(self, consumer: Callable[[dict[str, Any]], None], configure: Callable[[int], None], note: str) -> None:
-        self._consumer, self._configure, self._note = consumer, configure, note
-        self._begun = False
-        self._waiting: list[dict[str, Any]] = []
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        if event["event"] in ("start", "plan"):
-            self._configure(event["max_iters"])
-        if event["event"] == "start":
-            self._begun = True
-            self._consumer({"corpus_note": self._note} | event)
-            for earlier in self._waiting:
-                self._consumer(earlier)
-        elif self._begun:
-            self._consumer(event)
-        else:
-            self._waiting.append(event)
+def expand_user(name: str, value: Any) -> Any:
+    """Return a path with a leading ~ replaced by the home folder, and other settings as they are."""
+    if name in ("out_dir", "data_dir", "init_from") and isinstance(value, str | Path):
+        return str(Path(value).expanduser())
+    return str(value) if isinstance(value, Path) else value

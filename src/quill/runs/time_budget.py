@@ -1,138 +1,119 @@
-"""A run of so many minutes: measure the machine, choose a recipe, and keep to the time."""
+"""A run of so many minutes: measure the machine, choose a recipe, and keep to the time.
+
+planning/recipe.py decides from the speed of a few real steps. As a machine may become slower or faster, the number of
+steps is planned again while the run goes on.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from quill.generation.sample import sampler
-from quill.runs.settings import build_configs, default_settings
+from quill.runs.settings import Settings, default_settings
+from quill.runs.speed_probe import Speed, probe_speed
 
 if TYPE_CHECKING:
     from quill.data.dataset import Dataset
 
 MARGIN = 0.97  # of the time: the last stretch may be slower than the one before it
-
 EVALUATIONS = 6
-
-MOST_LOOKING = 0.25  # of the time: evaluations, samples and checkpoints
-
+EVALUATION_SHARE = 0.25  # of the time, at most: evaluations, samples and checkpoints
 FEWEST_STEPS, MOST_STEPS = 20, 1_000_000
+MUCH_SLOWER = 0.7  # of the steps that were planned first
+REPLAN_SHARE = 0.1  # between evaluations, a plan that is less than this far off is kept
 
 
-@dataclass(frozen=True)
-class Speed:
-    """Seconds of a training step, and of an evaluation with its sample and its checkpoint."""
+class TimeBudget:
+    """The `plan` of a run that has so many seconds: how many steps fit at the pace of the steps so far.
 
-    step: float
-    look: float
-
-
-class Pace:
-    """The `plan` of a run that has so many seconds: how many steps fit, if it goes on as since it was last asked.
-
-    It is asked after each evaluation, so their time is part of the pace; `look`, the seconds of the last one, is kept
-    free besides, because the steps before that one may be few. `steps` is the plan until there is a pace.
+    It is called at each `step` event and after each evaluation. Two calls at one step have an evaluation between them,
+    whose time is kept free for those that are still to come. `steps` is the plan until there is a pace, and
+    `evaluation` the seconds of an evaluation until there was one. `on_slower` is told once if far fewer steps fit.
     """
 
     def __init__(
-        self, started: float, seconds: float, steps: int, look: float, clock: Callable[[], float] = time.monotonic
+        self,
+        started: float,
+        seconds: float,
+        *,
+        steps: int,
+        eval_interval: int,
+        evaluation: float,
+        clock: Callable[[], float] = time.monotonic,
+        on_slower: Callable[[str], None] = lambda message: None,
     ):
-        self.ends, self.steps, self.clock = started + MARGIN * seconds - look, steps, clock
-        self.asked_at: tuple[int, float] | None = None  # after how many steps, and when
+        self.ends, self.steps, self.clock = started + MARGIN * seconds, steps, clock
+        self.evaluation, self.eval_interval = evaluation, eval_interval
+        self.first_steps, self.on_slower = steps, on_slower
+        self.least = seconds / 50  # a pace over less time than this is noise
+        self.last: tuple[int, float] | None = None  # step and time of the last call
+        self.measured_steps, self.measured_seconds = 0, 0.0
 
     def __call__(self, step: int) -> int:
-        """Return how many steps the run shall have in all, of which so many are done."""
+        """Return how many steps the run shall have in all, of which `step` are done."""
         now = self.clock()
-        if self.asked_at:
-            step_before, before = self.asked_at
-            self.steps = step + int((self.ends - now) / (now - before) * (step - step_before))
-        self.asked_at = (step, now)
+        after_evaluation = self.last is not None and self.last[0] == step
+        if self.last is not None and after_evaluation:
+            self.evaluation = now - self.last[1]
+        elif self.last is not None:
+            self.measured_steps += step - self.last[0]
+            self.measured_seconds += now - self.last[1]
+        self.last = (step, now)
+        if self.measured_steps and (after_evaluation or self.measured_seconds >= self.least):
+            self._replan(step, now, always=after_evaluation)
         return self.steps
+
+    def _replan(self, step: int, now: float, always: bool) -> None:
+        pace = self.measured_seconds / self.measured_steps
+        each = pace + self.evaluation / self.eval_interval
+        steps = step + max(0, int((self.ends - now - self.evaluation) / each))
+        if always or abs(steps - self.steps) > REPLAN_SHARE * max(1, self.steps - step):
+            self.steps = steps
+            self.measured_steps, self.measured_seconds = 0, 0.0
+        if self.steps < MUCH_SLOWER * self.first_steps:
+            self.on_slower(f"the machine is slower than measured: {self.steps:,} steps instead of {self.first_steps:,}")
+            self.first_steps = 0  # said once
 
 
 def fit_to_minutes(
-    dataset: Dataset, minutes: float, asked: dict[str, Any], *, evaluations: int = EVALUATIONS
-) -> tuple[dict[str, Any], Speed]:
-    """Return the flat configuration of a run of so many minutes on this text and machine, and how quick that is.
+    dataset: Dataset, minutes: float, asked: Mapping[str, Any], *, evaluations: int = EVALUATIONS
+) -> tuple[Settings, Speed]:
+    """Return the settings of a run of so many minutes on this text and machine, and the speed measured for them.
 
-    `asked` holds what was set by hand, and stays. The time is that of training, evaluations and samples; finding out
-    how quick the machine is comes off it.
+    `asked` holds what was set by name, and stays. The time covers training, evaluations and samples, and measuring.
     """
-    from quill.planning.recipe import PROBE, RECIPE, choose_recipe, choose_size, remembering
+    from quill.planning.recipe import RECIPE, choose_recipe, choose_size, regularization
 
     started = time.monotonic()
     seconds = minutes * 60
     defaults = default_settings(asked.get("architecture", RECIPE["architecture"]))
-    patience = min(3.0, seconds / 50)
-    probe = defaults | RECIPE | PROBE.settings() | {"device": asked.get("device", "auto")}
-    probed = measure(probe, dataset, patience, look=False)
-    recipe = choose_recipe(seconds / probed.step, len(dataset.train))
-    settings = defaults | {name: value for name, value in recipe.items() if name in defaults} | asked
-    speed = measure(settings, dataset, patience, look=evaluations > 0)
+    probe_seconds = min(3.0, seconds / 50)
+    probe = defaults | RECIPE | {"device": asked.get("device", "auto")}
+    probe |= choose_size(0, len(dataset.train), len(dataset.val)).settings()
+    probed = probe_speed(probe, dataset, probe_seconds, evaluate=False)
+    recipe = choose_recipe(seconds / probed.step, len(dataset.train), len(dataset.val))
+    settings = defaults | {name: value for name, value in recipe.items() if name in defaults} | dict(asked)
+    speed = probe_speed(settings, dataset, probe_seconds, evaluate=evaluations > 0)
     left = seconds - (time.monotonic() - started)
-    settings |= fit_steps(left, speed, evaluations) | asked
+    settings |= fit_steps(left, speed, evaluations) | dict(asked)
     windows = settings["max_iters"] * settings["batch_size"] * settings["gradient_accumulation_steps"]
-    size = choose_size(seconds / probed.step, len(dataset.train))
-    recipe = remembering(size, windows * settings["block_size"] / len(dataset.train))  # how often it reads is known now
-    return settings | {name: value for name, value in recipe.items() if name in defaults} | asked, speed
+    size = choose_size(seconds / probed.step, len(dataset.train), len(dataset.val))
+    recipe = regularization(size, windows * settings["block_size"] / len(dataset.train))  # the epochs are known now
+    return settings | {name: value for name, value in recipe.items() if name in defaults} | dict(asked), speed
 
 
 def fit_steps(seconds: float, speed: Speed, evaluations: int) -> dict[str, int]:
-    """Return how many steps fit the time, and after how many to evaluate: so often, or less where little time is."""
-    look = 1.5 * speed.look  # pictures and displays come with some of them
-    if look:
-        evaluations = max(1, min(evaluations, int(MOST_LOOKING * seconds / look) - 1))  # one more comes at the start
-    steps = int((seconds * MARGIN - (evaluations + 1) * look) / speed.step)
+    """Return how many steps fit the time, and after how many to evaluate: less often where the time is short."""
+    evaluation = 1.5 * speed.evaluation  # some of them come with a picture or a display
+    if evaluation:  # one more comes before the first step
+        evaluations = max(1, min(evaluations, int(EVALUATION_SHARE * seconds / evaluation) - 1))
+    steps = int((seconds * MARGIN - (evaluations + 1) * evaluation) / speed.step)
     steps = max(FEWEST_STEPS, min(MOST_STEPS, steps))
     return {"max_iters": steps, "eval_interval": max(1, -(-steps // max(1, evaluations)))}
 
 
-def measure(settings: dict[str, Any], dataset: Dataset, patience: float, *, look: bool = True) -> Speed:
-    """Return how quick steps are, and if asked an evaluation with all that goes with it, in some `patience` seconds."""
-    import statistics
-    import tempfile
-
-    import torch
-
-    from quill.checkpoints.run_folder import save_checkpoint
-    from quill.device import resolve_device, resolve_dtype
-    from quill.planning.timing import Trial
-    from quill.training.loop import evaluate, fetch_batch
-    from quill.training.state import Progress, training_state
-
-    model_config, config = build_configs(settings, vocab_size=dataset.tokenizer.vocab_size)
-    device = resolve_device(config.device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        trial = Trial(model_config, config, device)
-        times: list[float] = []
-        started = time.perf_counter()
-        while len(times) < 6 or (time.perf_counter() - started < patience and len(times) < 200):
-            before = time.perf_counter()
-            batch = fetch_batch(dataset, model_config, config, len(times), device)
-            for inputs_BT, targets_BT in zip(*(each.split(config.batch_size) for each in batch), strict=True):
-                trial.step(inputs_BT, targets_BT)
-            times.append(time.perf_counter() - before)
-        step = statistics.median(times[len(times) // 3 :])  # the first ones also pay for memory and kernels that stay
-        if not look:
-            return Speed(step, 0.0)
-        sample = sampler(dataset, config.sample_tokens, config.seed)
-        before = time.perf_counter()
-        dtype = resolve_dtype(config.dtype, device)
-        evaluate(trial.model, config, dataset, Progress(), dtype, lambda event: None, sample, before)
-        unscaled = torch.amp.GradScaler(device.type, enabled=False)
-        tensors, metadata = training_state(trial.optimizer, unscaled, Progress(), device)
-        with tempfile.TemporaryDirectory(prefix=".quill-", dir=".", ignore_cleanup_errors=True) as folder:
-            save_checkpoint(
-                folder, trial.model, dataset.tokenizer, step=0, val_loss=None, best=True, training_tensors=tensors,
-                training_metadata=metadata,
-            )  # fmt: skip
-        return Speed(step, time.perf_counter() - before)
-
-
-def describe(settings: dict[str, Any], minutes: float) -> str:
+def describe_choice(settings: Settings, minutes: float) -> str:
     """Return in one line what was chosen."""
     s = settings
     return (

@@ -8,7 +8,7 @@ from typing import Any
 
 Event = dict[str, Any]
 
-Consumer = Callable[[Event], None]
+Consumer = Callable[[Event], object]
 
 
 def fan_out(*consumers: Consumer | None) -> Consumer:

@@ -1,16 +1,18 @@
-"""Batches for the training step: cut from the text by the CPU, or by a GPU out of its own memory.
+"""Batches for the training step: cut by the CPU, or by a GPU from text in its own memory.
 
 Both give the same windows, the pure function of (tokens, seed, step) in data/windows.py.
+
 Shapes: B windows of a whole step, all micro-batches in one; T time; N tokens of the text.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from quill.data.dataset import Dataset
 from quill.data.windows import DataOrder, sample_batch, window_starts
 from quill.device import available_memory
 from quill.model.config import ModelConfig
@@ -19,46 +21,51 @@ from quill.training.config import TrainConfig
 LARGEST_SHARE = 0.25  # of a device's free memory that the text may take
 
 
-def fetch_batch(
-    dataset: Dataset, model_config: ModelConfig, config: TrainConfig, step: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return the inputs_BT and targets_BT of one optimizer step, all its micro-batches in one.
+@dataclass(frozen=True)
+class BatchPlan:
+    """What decides the windows of every step, beside the text."""
 
-    They depend on the dataset, the seed and the step alone: a resumed run needs no memory of what came before.
-    """
-    inputs_BT, targets_BT = sample_batch(
-        dataset.train,
-        batch_size=config.batch_size * config.gradient_accumulation_steps,
-        block_size=model_config.block_size,
-        seed=config.seed,
-        step=step,
-        data_order=config.windows,
-    )
-    return torch.from_numpy(inputs_BT).to(device), torch.from_numpy(targets_BT).to(device)
+    batch_size: int
+    """windows of a whole step"""
+    block_size: int
+    seed: int
+    data_order: DataOrder
+
+
+def plan_batches(model_config: ModelConfig, config: TrainConfig) -> BatchPlan:
+    """Return the windows that a recipe asks for in each optimizer step, all its micro-batches in one."""
+    windows = config.batch_size * config.gradient_accumulation_steps
+    return BatchPlan(windows, model_config.block_size, config.seed, config.data_order)
+
+
+class HostBatches:
+    """Batches cut from the memory-mapped text by the CPU."""
+
+    def __init__(self, tokens: np.ndarray, plan: BatchPlan, device: torch.device):
+        self.tokens, self.plan, self.device = tokens, plan, device
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return inputs_BT and targets_BT of this step, int64, on the device. No earlier step is needed for it."""
+        inputs_BT, targets_BT = sample_batch(self.tokens, step=step, **vars(self.plan))
+        return torch.from_numpy(inputs_BT).to(self.device), torch.from_numpy(targets_BT).to(self.device)
 
 
 class DeviceBatches:
-    """The training text in a device's memory: a step needs only to know where its windows begin.
+    """The training text in a device's memory: a step needs only the starts of its windows.
 
-    `aim` says so, and `cut` reads it from `starts_B`, which always lies at one place: a step recorded once finds the
-    windows of every later step there.
+    `set_step` writes them, and `cut` reads them from `starts_B`, which always has the same address: a step that was
+    captured once finds the windows of every later step there.
     """
 
-    def __init__(self, dataset: Dataset, model_config: ModelConfig, config: TrainConfig, device: torch.device):
-        self.count, self.seed = len(dataset.train), config.seed
-        self.data_order: DataOrder = config.windows
-        self.block_size = model_config.block_size
-        self.tokens_N = torch.from_numpy(np.asarray(dataset.train).astype(stored_dtype(dataset))).to(device)
-        self.offsets_T = torch.arange(self.block_size + 1, device=device)
-        windows = config.batch_size * config.gradient_accumulation_steps
-        self.starts_B = torch.zeros(windows, dtype=torch.int64, device=device)
+    def __init__(self, tokens: np.ndarray, plan: BatchPlan, device: torch.device):
+        self.count, self.plan = len(tokens), plan
+        self.tokens_N = torch.from_numpy(np.asarray(tokens).astype(stored_dtype(tokens))).to(device)
+        self.offsets_T = torch.arange(plan.block_size + 1, device=device)
+        self.starts_B = torch.zeros(plan.batch_size, dtype=torch.int64, device=device)
 
-    def aim(self, step: int) -> None:
-        """Let the next `cut` give the batch of this step."""
-        sizes = {"batch_size": len(self.starts_B), "block_size": self.block_size}
-        starts_B = torch.from_numpy(
-            window_starts(self.count, **sizes, seed=self.seed, step=step, data_order=self.data_order)
-        )
+    def set_step(self, step: int) -> None:
+        """Make the next `cut` return the batch of this step."""
+        starts_B = torch.from_numpy(window_starts(self.count, step=step, **vars(self.plan)))
         if self.starts_B.is_cuda:
             starts_B = starts_B.pin_memory()  # or the copy would wait for all work before it; each step pins its own
         self.starts_B.copy_(starts_B, non_blocking=True)
@@ -69,11 +76,11 @@ class DeviceBatches:
         return windows_BT[:, :-1].contiguous(), windows_BT[:, 1:].contiguous()
 
 
-def stored_dtype(dataset: Dataset) -> np.dtype:
-    """Return how tokens lie on a device: a byte each where that is enough, or four (PyTorch knows uint16 only half)."""
-    return np.dtype(np.uint8 if dataset.tokenizer.dtype == np.uint8 else np.int32)
+def stored_dtype(tokens: np.ndarray) -> np.dtype:
+    """Return the dtype of tokens on a device: uint8 where that is enough, else int32 (PyTorch lacks much of uint16)."""
+    return np.dtype(np.uint8 if tokens.dtype == np.uint8 else np.int32)
 
 
-def text_fits(dataset: Dataset, device: torch.device) -> bool:
-    """Say whether the training text may lie in this device's memory and leave enough for the model."""
-    return len(dataset.train) * stored_dtype(dataset).itemsize <= LARGEST_SHARE * available_memory(device)
+def text_fits(tokens: np.ndarray, device: torch.device) -> bool:
+    """Say whether the training text fits into this device's memory and leaves enough for the model."""
+    return len(tokens) * stored_dtype(tokens).itemsize <= LARGEST_SHARE * available_memory(device)

@@ -1,6 +1,6 @@
-"""How a run trains, as frozen data: everything but the model's shape that decides the result.
+"""TrainConfig: the recipe of a training run, everything beside the model's shape that decides the result.
 
-The names are nanoGPT's, and the defaults train the founding model on Tiny Shakespeare.
+Names are nanoGPT's. The defaults train the full-size model on Tiny Shakespeare.
 """
 
 from __future__ import annotations
@@ -11,21 +11,15 @@ from typing import Literal
 from quill.model.config import ModelConfig
 from quill.validation import check_fields, require
 
+LARGEST_COUNT = 10**9  # of steps, windows and the like: more is a typing error
+
 
 @dataclass(frozen=True)
 class TrainConfig:
     """The recipe of a training run. An impossible value is a ConfigError that names it."""
 
-    dataset: str = "shakespeare"
-    """what to train on: shakespeare, tinystories, pydoc, or the path of your own text"""
-    tokenizer: Literal["char", "byte"] = "char"
-    """how text becomes tokens: char (its own characters) or byte (any text, any language)"""
-    data_dir: str = "data"
-    """folder for prepared token files"""
-    out_dir: str = "out"
-    """folder of this run: configuration, metrics, samples, checkpoints"""
-    windows: Literal["random", "shuffled"] = "random"
-    """which parts of the text a step reads: random ones, or shuffled, every part once before any part again"""
+    data_order: Literal["random", "shuffled"] = "random"
+    """order of the training windows: random, or shuffled (every window once in each epoch)"""
     batch_size: int = 64
     """windows of text in one forward and backward pass (a micro-batch)"""
     gradient_accumulation_steps: int = 1
@@ -64,36 +58,20 @@ class TrainConfig:
     """steps between evaluations; each also writes a sample and a checkpoint"""
     eval_iters: int = 200
     """batches of one evaluation at most; a split that is smaller is scored whole"""
-    log_interval: int = 10
-    """steps between lines of metrics"""
     patience: int = 0
     """stop after this many evaluations without a better validation loss; 0 never stops early"""
-    sample_tokens: int = 200
-    """length of the sample written at each evaluation; 0 writes none"""
     seed: int = 1337
     """decides initial weights, batches and dropout"""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1 or mps"""
-    dtype: Literal["auto", "fastest", "float32", "bfloat16", "float16"] = "auto"
-    """arithmetic: auto is bfloat16 (or float16) on CUDA and float32 elsewhere; fastest also takes bfloat16 on CPUs
-    that multiply it"""
-    compile: bool | Literal["auto"] = "auto"
-    """torch.compile: True pays on long runs; auto compiles on CUDA where steps cannot be recorded as a graph (float16,
-    gradient checkpointing, a text too large for the GPU). Failing costs one warning"""
-    gradient_checkpointing: bool = False
-    """recompute activations in the backward pass: less memory, about a third more time"""
-    tensorboard: bool = False
-    """also write TensorBoard event files into out_dir"""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        at_least_one = (
-            "batch_size", "gradient_accumulation_steps", "max_iters", "eval_interval", "eval_iters", "log_interval",
-        )  # fmt: skip
-        for name in at_least_one:
-            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        for name in ("warmup_iters", "patience", "sample_tokens", "seed"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("batch_size", "gradient_accumulation_steps", "max_iters", "eval_interval", "eval_iters"):
+            value = getattr(self, name)
+            require(1 <= value <= LARGEST_COUNT, name, value, f"from 1 to {LARGEST_COUNT}")
+        for name in ("warmup_iters", "patience"):
+            value = getattr(self, name)
+            require(0 <= value <= LARGEST_COUNT, name, value, f"from 0 to {LARGEST_COUNT}")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "from 0 to 2**63 - 1")
         for name in (
             "learning_rate", "embedding_learning_rate", "muon_learning_rate", "ngram_learning_rate", "min_lr",
             "weight_decay", "grad_clip",
@@ -107,20 +85,17 @@ class TrainConfig:
         require(
             floor is None or floor <= self.learning_rate, "min_lr", floor, f"at most learning_rate={self.learning_rate}"
         )
-        require(decay is None or decay >= 1, "lr_decay_iters", decay, "1 or more, or None for max_iters")
-        for name in ("dataset", "data_dir", "out_dir", "device"):
-            require(bool(getattr(self, name).strip()), name, getattr(self, name), "a name or a path, not empty")
+        require(
+            decay is None or 1 <= decay <= LARGEST_COUNT, "lr_decay_iters", decay,
+            f"from 1 to {LARGEST_COUNT}, or None for max_iters",
+        )  # fmt: skip
 
 
 def tokens_per_step(model_config: ModelConfig, config: TrainConfig) -> int:
-    """Return how many tokens an optimizer step learns from."""
+    """Return how many tokens one optimizer step trains on."""
     return config.batch_size * config.gradient_accumulation_steps * model_config.block_size
 
 
-def acceleration_of(config: TrainConfig) -> dict[str, bool]:
-    """Return what `apply_acceleration` takes beside the model and its device."""
-    return {
-        "compiled": config.compile is True,
-        "gradient_checkpointing": config.gradient_checkpointing,
-        "sparse_gradients": config.optimizer == "muon",  # its n-gram tables are updated row by row
-    }
+def has_ngram_updates(config: TrainConfig) -> bool:
+    """Say whether n-gram tables are updated row by row, so that their gradients may be sparse."""
+    return config.optimizer == "muon"

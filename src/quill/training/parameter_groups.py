@@ -17,7 +17,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     simpler function.
     """
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    kinds = {name: kind_of(name, weights[name], model, config) for name in weights}
+    muon, own_rate = config.optimizer == "muon", config.embedding_learning_rate is not None
+    kinds = {name: kind_of(name, weights[name], model, muon=muon, own_rate=own_rate) for name in weights}
     rates = {
         "matrix": config.learning_rate,
         "vector": config.learning_rate,
@@ -35,14 +36,17 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     return Optimizer(groups, (config.beta1, config.beta2))
 
 
-def kind_of(name: str, weight: nn.Parameter, model: nn.Module, config: TrainConfig) -> str:
-    """Return the kind of group of a parameter: vector, muon, rowwise_adam, embedding (if it has a rate) or matrix."""
+def kind_of(name: str, weight: nn.Parameter, model: nn.Module, *, muon: bool, own_rate: bool) -> str:
+    """Return the group of a weight: vector, muon, rowwise_adam, embedding or matrix.
+
+    `muon` says that matrices in blocks are updated by Muon, and `own_rate` that embeddings have a rate of their own.
+    """
     if not decays(weight):
         return "vector"
-    if config.optimizer == "muon" and name.startswith(("blocks.", "ngram_embedding.")):
+    if muon and name.startswith(("blocks.", "ngram_embedding.")):
         return "muon" if name.startswith("blocks.") else "rowwise_adam"
     of_embedding = isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Embedding)
-    return "embedding" if of_embedding and config.embedding_learning_rate is not None else "matrix"
+    return "embedding" if of_embedding and own_rate else "matrix"
 
 
 def decays(parameter: nn.Parameter) -> bool:

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 from quill.training.config import TrainConfig
 
 
-def learning_rate_at(step: int, config: TrainConfig) -> float:
-    """Return the learning rate that this recipe uses at this step (counted from 0).
+def learning_rate_schedule(config: TrainConfig) -> Callable[[int], float]:
+    """Return the function from a step (counted from 0) to the learning rate that this recipe uses there.
 
-    It is that of AdamW's matrices; the others rise and fall in proportion to it.
+    It is the rate of AdamW's matrices; the other groups keep their proportion to it.
     """
     highest, end = config.learning_rate, config.max_iters if config.lr_decay_iters is None else config.lr_decay_iters
+    rates: dict[str, Any] = {"learning_rate": highest, "warmup_iters": config.warmup_iters, "decay_iters": end}
     if config.lr_schedule == "cosine":
         lowest = highest / 10 if config.min_lr is None else config.min_lr
-        return cosine_decay(
-            step, learning_rate=highest, min_lr=lowest, warmup_iters=config.warmup_iters, decay_iters=end
-        )
-    return linear_decay(
-        step,
-        learning_rate=highest,
-        min_lr=config.min_lr or 0.0,
-        warmup_iters=config.warmup_iters,
-        decay_iters=end,
-        cooldown_iters=round(config.cooldown * end) if config.lr_schedule == "wsd" else end,
-    )
+        return functools.partial(cosine_decay, min_lr=lowest, **rates)
+    cooldown = round(config.cooldown * end) if config.lr_schedule == "wsd" else end
+    return functools.partial(linear_decay, min_lr=config.min_lr or 0.0, cooldown_iters=cooldown, **rates)
 
 
 def cosine_decay(step: int, *, learning_rate: float, min_lr: float, warmup_iters: int, decay_iters: int) -> float:
-    """Return the learning rate of this step (counted from 0): up in a line, then down half a cosine, then level.
+    """Return the learning rate of this step (counted from 0): linear warm-up, half a cosine down, then constant.
 
         warm-up:  lr(s) = learning_rate · (s + 1) / (warmup + 1)
         decay:    lr(s) = min_lr + ½ (learning_rate - min_lr) (1 + cos(π (s - warmup) / (decay_iters - warmup)))
@@ -47,7 +43,7 @@ def cosine_decay(step: int, *, learning_rate: float, min_lr: float, warmup_iters
 def linear_decay(
     step: int, *, learning_rate: float, min_lr: float, warmup_iters: int, decay_iters: int, cooldown_iters: int
 ) -> float:
-    """Return the learning rate of this step (counted from 0): up in a line, level, then down in a line, then level.
+    """Return the learning rate of this step (counted from 0): warm-up, constant, linear cool-down, constant.
 
         decay:    lr(s) = min_lr + (learning_rate - min_lr) · min(1, (decay_iters - s) / cooldown_iters)
 

@@ -32,15 +32,28 @@ class Progress:
     best_val_loss: float | None = None
     best_step: int = 0
     evaluations_since_best: int = 0
+    evaluated_step: int | None = None
+    """step of the last evaluation that was completed"""
+    train_loss: float | None = None
+    """training loss of that evaluation"""
+    best_train_loss: float | None = None
+    """training loss at `best_step`"""
 
-    def record(self, val_loss: float) -> bool:
-        """Note an evaluation at the current step, and say whether it is the best so far."""
-        self.val_loss = val_loss
+    def record(self, val_loss: float, train_loss: float | None = None) -> bool:
+        """Record an evaluation at the current step, and return whether its validation loss is the best so far."""
+        self.val_loss, self.train_loss, self.evaluated_step = val_loss, train_loss, self.step
         better = self.best_val_loss is None or val_loss < self.best_val_loss
         if better:
-            self.best_val_loss, self.best_step = val_loss, self.step
+            self.best_val_loss, self.best_step, self.best_train_loss = val_loss, self.step, train_loss
         self.evaluations_since_best = 0 if better else self.evaluations_since_best + 1
         return better
+
+    @property
+    def overfits(self) -> bool:
+        """Whether the training loss fell since the best evaluation, and the validation loss did not."""
+        if self.train_loss is None or self.best_train_loss is None:
+            return False
+        return self.evaluations_since_best > 0 and self.train_loss < self.best_train_loss
 
 
 PROGRESS = {
@@ -49,6 +62,9 @@ PROGRESS = {
     "best_val_loss": optional(FINITE),
     "best_step": STEP,
     "evaluations_since_best": STEP,
+    "evaluated_step": optional(STEP),
+    "train_loss": optional(FINITE),
+    "best_train_loss": optional(FINITE),
 }
 
 SCALER = {
@@ -106,7 +122,8 @@ def restore_training(
     tensors, metadata = read_tensors(file)
     progress = _read_progress(metadata, checkpoint.step, file)
     moments: dict[tuple[torch.nn.Parameter, str], Tensor] = {}
-    for group in optimizer.param_groups:
+    groups = optimizer.param_groups if progress.step else []  # before the first step there is no state
+    for group in groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             for key in state_keys(group["kind"]):
                 format = checkpoint.metadata["format"]
@@ -135,7 +152,10 @@ def require_same_text(before: str | None, now: str | None, out_dir: str | Path) 
 
 def _read_progress(metadata: dict[str, Any], step: int, file: Path) -> Progress:
     check_record(metadata, {"progress": OBJECT, "scaler": OBJECT}, file)
-    progress = Progress(**check_record(metadata["progress"], PROGRESS, file))
+    stored = metadata["progress"]
+    if "evaluated_step" not in stored:  # earlier versions completed every evaluation that they began
+        stored = {"evaluated_step": stored.get("step"), "train_loss": None, "best_train_loss": None} | stored
+    progress = Progress(**check_record(stored, PROGRESS, file))
     if progress.step != step or progress.best_step > step:
         raise CheckpointError(
             f"{file} is damaged: it is of step {progress.step} with its best at {progress.best_step}, "

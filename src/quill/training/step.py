@@ -1,7 +1,7 @@
-"""One optimizer step: forward, loss, backward, clipping, and the weights have moved. The loop takes thousands of these.
+"""One optimizer step: forward, loss, backward, clipping, update. The loop takes thousands of these.
 
-Nothing in it looks at a value on its way (float16's loss scaling excepted), so that a GPU need never wait for the CPU,
-and can take the whole step out of its own memory once it was recorded: training/graph.py.
+Nothing in it reads a value back from the device (float16's loss scaling excepted), so that a GPU never waits for the
+CPU, and the whole step can be captured as a CUDA graph: training/graph_step.py.
 """
 
 from __future__ import annotations
@@ -16,47 +16,61 @@ from torch import Tensor
 from quill.evaluation.loss import cross_entropy
 from quill.model.build import Model
 from quill.optim.optimizer import Optimizer
-from quill.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
 class TrainStep:
-    """What moves the weights of `model` by one batch. `forward` is the model, compiled or not."""
+    """Updates the weights of `model` by one batch. `forward` is the model, compiled or not."""
 
     model: Model
     forward: Callable[[Tensor], Tensor]
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
     autocast: torch.autocast
-    config: TrainConfig
+    micro_batch_size: int
+    accumulation_steps: int
+    max_norm: float
+    """maximum gradient norm; 0 never clips"""
+    check: Callable[[], None] = lambda: None
+    """called between micro-batches; it raises to abandon the step"""
 
     def __call__(self, inputs_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Move the weights by one batch, all its micro-batches; return loss and gradient norm, both on the device."""
-        config = self.config
+        """Update the weights by one batch, all its micro-batches; return loss and gradient norm, on the device."""
+        return self.accumulate(inputs_BT, targets_BT), self.update()
+
+    def accumulate(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Add up the gradients of all micro-batches; return the mean loss, on the device."""
         loss = torch.zeros((), device=inputs_BT.device)
-        micro_batches = zip(inputs_BT.split(config.batch_size), targets_BT.split(config.batch_size), strict=True)
-        for micro_inputs_BT, micro_targets_BT in micro_batches:
+        size = self.micro_batch_size
+        for number, micro_batch in enumerate(zip(inputs_BT.split(size), targets_BT.split(size), strict=True)):
+            if number:
+                self.check()
+            micro_inputs_BT, micro_targets_BT = micro_batch
             with self.autocast:
                 micro_loss = cross_entropy(self.forward(micro_inputs_BT), micro_targets_BT)
-            micro_loss = micro_loss / config.gradient_accumulation_steps  # the sum is then the large batch's mean
+            micro_loss = micro_loss / self.accumulation_steps  # the sum is then the large batch's mean
             self.scaler.scale(micro_loss).backward()
             loss += micro_loss.detach()
-        self.scaler.unscale_(self.optimizer)  # type: ignore[arg-type]  (it asks for param_groups and step, no more)
-        norm = clip_gradients(self.model, config.grad_clip)
-        # A GPU multiplies in bfloat16 many times as fast, and Muon's products bear it (Jordan et al. 2024).
-        with self.autocast if loss.is_cuda else contextlib.nullcontext():
+        return loss
+
+    def update(self) -> Tensor:
+        """Clip the gradients, update the weights and drop the gradients; return the gradient norm before clipping."""
+        self.scaler.unscale_(self.optimizer)  # type: ignore[arg-type]  (it needs param_groups and step, no more)
+        norm = clip_gradients(self.model, self.max_norm)
+        # A GPU multiplies bfloat16 many times faster, and Muon's products tolerate it (Jordan et al. 2024).
+        with self.autocast if norm.is_cuda else contextlib.nullcontext():
             self.scaler.step(self.optimizer)  # type: ignore[arg-type]
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss, norm
+        return norm
 
 
 def clip_gradients(model: Model, max_norm: float) -> Tensor:
-    """Scale all gradients together to a norm of at most `max_norm` (0: do not), and return the norm before."""
+    """Scale the gradient of all weights together to at most `max_norm` (0: leave it); return its norm before that."""
     gradients: list[Tensor] = []
     for parameter in model.parameters():
         if parameter.grad is not None and parameter.grad.is_sparse:
-            parameter.grad = parameter.grad.coalesce()  # one row for each table row that was used, however often
+            parameter.grad = parameter.grad.coalesce()  # one row for each row that was used, however often
             gradients.append(parameter.grad.values())
         elif parameter.grad is not None:
             gradients.append(parameter.grad)

@@ -1,0 +1,95 @@
+"""Who observes a run: the progress display, trackers and a callback of the user's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quill.errors import ConfigError
+
+if TYPE_CHECKING:
+    from quill.training.events import Event
+
+    Tracker = Callable[[Event], object]
+else:
+    Tracker = Callable
+
+
+SECONDS_BETWEEN_LINES = 2.0
+
+
+class Observers:
+    """Progress, trackers and callback as `quill.run` takes them."""
+
+    def __init__(
+        self,
+        progress: bool | Tracker = True,
+        tracker: Tracker | Iterable[Tracker] | None = None,
+        callback: Callable[[Event], str | None] | None = None,
+    ) -> None:
+        given = [] if tracker is None else [tracker] if callable(tracker) else list(tracker)
+        for each in (*given, *([callback] if callback is not None else [])):
+            if not callable(each):
+                raise ConfigError(f"{each!r} cannot be a tracker or callback: it must be callable with one event")
+        self.progress, self.given, self.callback = progress, given, callback
+        self.shown_at = 0.0
+        self.reason: str | None = None
+        self.step = 0
+        self._emit: Callable[[Event], object] | None = None
+
+    def status(self, message: str) -> None:
+        """Show what happens before training begins."""
+        if callable(self.progress):
+            self.progress({"event": "status", "step": 0, "message": message})
+        elif self.progress:
+            print(message, flush=True)
+
+    def warn(self, message: str) -> None:
+        """Report a warning of the run."""
+        if self._emit is not None:
+            self._emit({"event": "warning", "step": self.step, "message": message})
+
+    def preparing(self, what: str, share: float) -> None:
+        """Show how far preparing a text is, once it has taken two seconds; `share` is what is done, from 0 to 1."""
+        now = time.monotonic()
+        self.shown_at = self.shown_at or now
+        if now - self.shown_at >= SECONDS_BETWEEN_LINES:
+            self.shown_at = now
+            self.status(f"{what}, {share:.0%} done")
+
+    @contextmanager
+    def trackers(self, out_dir: Path, resume: bool, *more: Tracker | None) -> Iterator[Tracker]:
+        """Give the callable that passes each event to everything that observes the run in this folder."""
+        from quill.tracking.jsonl import JsonLines, read_events
+        from quill.tracking.loss_plot import LossPlot
+        from quill.tracking.samples import Samples
+        from quill.tracking.tracker import fan_out
+
+        history = read_events(out_dir / "metrics.jsonl") if resume else []
+        with self._display(history) as display:
+            yield fan_out(
+                JsonLines(out_dir / "metrics.jsonl"), display, Samples(out_dir / "samples.txt", history), *more,
+                LossPlot(out_dir / "loss.png", history), self.watch,
+            )  # fmt: skip
+
+    def _display(self, history: list[Event]) -> AbstractContextManager[Any]:
+        if self.progress is True:
+            from quill.tracking.terminal import choose_display
+
+            return choose_display(history=history)
+        return nullcontext(self.progress if callable(self.progress) else lambda event: None)
+
+    def attach(self, emit: Callable[[Event], object]) -> None:
+        """Send warnings through `emit` from now on."""
+        self._emit = emit
+
+    def watch(self, event: Event) -> None:
+        """Give an event to the trackers, and an evaluation to the callback, which may ask to stop."""
+        self.step = event["step"]
+        for tracker in self.given:
+            tracker(event)
+        if self.callback is not None and event["event"] == "evaluation":
+            self.reason = self.callback(event) or self.reason

@@ -1,0 +1,150 @@
+"""The body of a run: text, weights and files, from the first token to the end event."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from quill.checkpoints.lock import lock_run
+from quill.checkpoints.run_folder import clean_run_folder, write_config
+from quill.generation.sample import sampler
+from quill.runs.init_from import initializer
+from quill.runs.observers import Observers
+from quill.runs.replacing import replacing_run
+from quill.runs.settings import RunSettings, Settings, build_configs
+
+if TYPE_CHECKING:
+    from quill.data.dataset import Dataset
+    from quill.training.context import RunContext
+    from quill.training.events import Event
+    from quill.training.loop import TrainResult
+
+
+def open_text(settings: Settings, text: str | None, observers: Observers, resume: bool = False) -> Dataset:
+    """Return the tokens to train on, preparing them where they are missing.
+
+    A device that is not there is found first, because preparing a long text takes a while.
+    """
+    from quill.data.dataset import prepare_dataset
+    from quill.runs.init_from import tokenizer_for
+
+    run = build_configs(settings)[2]
+    resolve(run)
+    return prepare_dataset(
+        None if text is not None else run.dataset,
+        text=text,
+        tokenizer=tokenizer_for(settings, text, resume),
+        data_dir=run.data_dir,
+        on_progress=observers.preparing,
+    )
+
+
+def require_context(dataset: Dataset, block_size: int) -> None:
+    """Raise CorpusError unless both splits hold a window of the model's context and its target."""
+    from quill.data.windows import require_window
+
+    require_window(dataset.train, block_size, f"the training split of {dataset.title}")
+    require_window(dataset.val, block_size, f"the validation split of {dataset.title}")
+
+
+def resolve(run: RunSettings) -> RunContext:
+    """Return the context of a run: its device and number format, found once."""
+    from quill.training.context import resolve_context
+
+    return resolve_context(
+        run.out_dir,
+        device=run.device,
+        dtype=run.dtype,
+        compile=run.compile,
+        gradient_checkpointing=run.gradient_checkpointing,
+        log_interval=run.log_interval,
+    )
+
+
+def train_with(
+    settings: Settings,
+    dataset: Dataset,
+    observers: Observers,
+    *,
+    resume: bool = False,
+    replace: bool = False,
+    stop: Callable[[], str | None] = lambda: None,
+    plan: Callable[[int], int] | None = None,
+    mark: str = "",
+) -> TrainResult:
+    """Train with everything that a run leaves behind: config.yaml, metrics, samples, the plot, checkpoints.
+
+    With `replace` an earlier run in the same folder goes once the new one has a checkpoint. `stop` and `plan` are those
+    of `train()`. `mark` is a comment that begins config.yaml. A folder in which another process trains is a
+    ConfigError.
+    """
+    from quill.planning.limits import check_size, warn_of_long_run
+    from quill.planning.out_of_memory import explaining_out_of_memory, foresee_out_of_memory
+    from quill.planning.planned_run import PlannedRun
+    from quill.tracking.tensorboard import TensorBoard
+    from quill.training.loop import train
+
+    model_config, config, run = build_configs(settings, vocab_size=dataset.tokenizer.vocab_size)
+    context = resolve(run)
+    planned = PlannedRun(model_config, config, context)
+    check_size(planned)
+    out_dir = context.out_dir
+    tensorboard = TensorBoard(out_dir / "tensorboard") if run.tensorboard else None
+    initialize = initializer(settings, dataset.tokenizer, observers.warn) if not resume else None
+    with lock_run(out_dir), replacing_run(out_dir, replace) as begun:
+        clean_run_folder(out_dir)
+        with observers.trackers(out_dir, resume, tensorboard) as trackers:
+            configure = lambda steps: write_config(out_dir, settings | {"max_iters": steps}, mark)  # noqa: E731
+            report = Reporter(trackers, configure, dataset.note, begun)
+            observers.attach(report)
+            cautions = [warn_of_long_run(planned) if plan is None else None]
+            cautions += [foresee_out_of_memory(planned) if context.device.type == "cpu" else None]
+            for message in filter(None, cautions):
+                observers.warn(message)
+            with explaining_out_of_memory(planned):
+                return train(
+                    model_config,
+                    config,
+                    context,
+                    dataset,
+                    report=report,
+                    sample=sampler(dataset, run.sample_tokens, config.seed),
+                    initialize=initialize,
+                    resume=resume,
+                    stop=lambda: observers.reason or stop(),
+                    plan=plan,
+                )
+
+
+class Reporter:
+    """Passes events on from the `start` event; until then nothing in the run's folder is touched.
+
+    Events before it (a warning about compiling) wait for it. `begin` is called first at the start, and `configure` with
+    the number of steps of the run, at the start and when it changes.
+    """
+
+    def __init__(
+        self,
+        tracker: Callable[[Event], object],
+        configure: Callable[[int], None],
+        note: str,
+        begin: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._tracker, self._configure, self._note, self._begin = tracker, configure, note, begin
+        self._started = False
+        self._waiting: list[dict[str, Any]] = []
+
+    def __call__(self, event: Event) -> None:
+        if event["event"] == "start":
+            self._begin()
+        if event["event"] in ("start", "plan"):
+            self._configure(event["max_iters"])
+        if event["event"] == "start":
+            self._started = True
+            self._tracker({"corpus_note": self._note} | event)
+            for earlier in self._waiting:
+                self._tracker(earlier)
+        elif self._started:
+            self._tracker(event)
+        else:
+            self._waiting.append(event)

@@ -1,0 +1,57 @@
+"""RunContext: where and how a run executes, resolved once before its first tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from quill.device import resolve_device, resolve_dtype
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Device, number format, speed options and folder of a run. The recipe (TrainConfig) says what is computed."""
+
+    out_dir: Path
+    """folder of the run"""
+    device: torch.device
+    dtype: torch.dtype
+    """number format of products under autocast; weights and optimizer state stay in float32"""
+    compile: bool | Literal["auto"] = "auto"
+    """whether torch.compile is used; "auto" on CUDA where steps cannot be captured as a graph"""
+    gradient_checkpointing: bool = False
+    """whether blocks recompute their activations in the backward pass"""
+    log_interval: int = 10
+    """steps between `step` events"""
+
+    @property
+    def autocast(self) -> torch.autocast:
+        """Return a new autocast context for forward passes.
+
+        Its cache is off: each weight is converted once in a micro-batch anyway, and a captured step would replay the
+        conversions of old weights.
+        """
+        mixed = self.dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=mixed, cache_enabled=False)
+
+
+def resolve_context(
+    out_dir: str | Path = "out",
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    compile: bool | Literal["auto"] = "auto",
+    gradient_checkpointing: bool = False,
+    log_interval: int = 10,
+) -> RunContext:
+    """Return the context of a run from the values of its settings.
+
+    A device that this machine lacks, or a number format that the device lacks, is a ConfigError.
+    """
+    where = resolve_device(device)
+    return RunContext(
+        Path(out_dir).expanduser(), where, resolve_dtype(dtype, where), compile, gradient_checkpointing, log_interval
+    )

@@ -1,0 +1,121 @@
+"""What a run needs before its first step: model, optimizer, and the step itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quill.acceleration.apply import apply_acceleration
+from quill.acceleration.compile import compile_choice, compile_model
+from quill.acceleration.cuda_graph import CudaRecorder, Result
+from quill.model.build import Model, build_model
+from quill.model.config import ModelConfig
+from quill.optim.optimizer import Optimizer
+from quill.training.batches import HostBatches, plan_batches
+from quill.training.config import TrainConfig, has_ngram_updates
+from quill.training.context import RunContext
+from quill.training.graph_step import can_be_captured, captured_step
+from quill.training.parameter_groups import build_optimizer
+from quill.training.step import TrainStep
+
+Initialize = Callable[[Model], object]
+"""Changes the fresh weights of a model in place, for example to those of a trained one."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """A model with its optimizer, ready to train on the device of its run."""
+
+    model: Model
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    """keeps small float16 gradients above 0; does nothing for other number formats"""
+
+
+def build_session(
+    model_config: ModelConfig,
+    config: TrainConfig,
+    context: RunContext,
+    initialize: Initialize | None = None,
+    warn: Callable[[str], None] = lambda message: None,
+) -> Session:
+    """Return a fresh model and its optimizer. Initial weights are drawn from the recipe's seed."""
+    torch.manual_seed(config.seed)
+    model = build_model(model_config).to(context.device)
+    if initialize is not None:
+        initialize(model)
+    optimizer = build_optimizer(model, config)
+    scaler = torch.amp.GradScaler(context.device.type, enabled=context.dtype == torch.float16)
+    apply_acceleration(
+        model,
+        context.device,
+        compiled=context.compile is True,
+        gradient_checkpointing=context.gradient_checkpointing,
+        sparse_gradients=has_ngram_updates(config),
+        warn=warn,
+    )
+    return Session(model, optimizer, scaler)
+
+
+def train_step(
+    session: Session,
+    forward: Callable[[Tensor], Tensor],
+    config: TrainConfig,
+    context: RunContext,
+    check: Callable[[], None] = lambda: None,
+) -> TrainStep:
+    """Return the optimizer step of a recipe; `forward` is the session's model, compiled or not."""
+    return TrainStep(
+        session.model,
+        forward,
+        session.optimizer,
+        session.scaler,
+        context.autocast,
+        micro_batch_size=config.batch_size,
+        accumulation_steps=config.gradient_accumulation_steps,
+        max_norm=config.grad_clip,
+        check=check,
+    )
+
+
+def build_step(
+    session: Session,
+    tokens: np.ndarray,
+    config: TrainConfig,
+    context: RunContext,
+    warn: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
+) -> tuple[Callable[[int], Result], bool]:
+    """Return the function that takes the step of a given number on these tokens, and whether the model is compiled.
+
+    On a GPU the whole step is captured as a CUDA graph where that is possible. `warn` is told what failed, and
+    `check` is called between micro-batches.
+    """
+    plan = plan_batches(session.model.config, config)
+    host = HostBatches(tokens, plan, context.device)
+    capture = can_be_captured(context, tokens)
+    with context.autocast:
+        example_BT = host(0)[0][: config.batch_size]
+        forward = compile_model(session.model, compile_choice(context.compile, captured=capture), example_BT, warn)
+    step = train_step(session, forward, config, context, check)
+    compiled = forward is not session.model
+    if capture:
+        return captured_step(step, tokens, plan, CudaRecorder(context.device), warn), compiled
+    return lambda number: step(*host(number)), compiled
+
+
+def rng_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Return the state of the random number generators that a step on this device draws from."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def abandon_step(session: Session, device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
+    """Drop the gradients of a step that was not finished, and set the generators back to their state before it."""
+    session.optimizer.zero_grad(set_to_none=True)
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)
