@@ -10,14 +10,14 @@ import pytest
 import yaml
 
 from quill.checkpoints.run_folder import format_config
-from quill.cli.arguments import Parser, add_configuration, asked_settings, settings_of
+from quill.cli.arguments import Parser, add_configuration, settings_of
 from quill.cli.main import COMMANDS, load_command
 from quill.cli.parsing import other_names
 from quill.errors import ConfigError
 from quill.model.build import build_model
 from quill.model.config import ModernConfig
-from quill.runs.presets import check_settings, parse_config, preset_names, read_config
-from quill.runs.settings import MODEL_FIELDS, TRAIN_FIELDS, build_configs
+from quill.runs.presets import parse_config, preset_names, read_config
+from quill.runs.settings import MODEL_FIELDS, TRAIN_FIELDS, build_configs, check_settings
 from quill.validation import require
 
 
@@ -217,7 +217,6 @@ def test_flags_go_on_top_of_the_file_wherever_it_stands(tmp_path, monkeypatch, o
     Path("my.yaml").write_text("n_embd: 96\nn_layer: 3\nlearning_rate: 1e-4\n", encoding="utf-8")
     got = settings_of(read(*order))
     assert [got[name] for name in ("n_embd", "n_layer", "learning_rate", "n_head")] == [12, 3, 1e-4, 6]
-    assert asked_settings(read(*order)) == {"n_embd": 12, "n_layer": 3, "learning_rate": 1e-4}
     assert read(*order).given == {"n_embd": 12, "config": "my.yaml"}
 
 
@@ -251,14 +250,14 @@ def test_a_written_configuration_reads_back_the_same():
 
 
 def test_configs_are_built_from_the_flat_settings():
-    model, training = build_configs(settings_of(read("--n_layer=2", "--max_iters=9")), vocab_size=65)
+    model, training, _ = build_configs(settings_of(read("--n_layer=2", "--max_iters=9")), vocab_size=65)
     assert (model.vocab_size, model.n_layer, training.max_iters) == (65, 2, 9)
 
 
 def test_a_flag_of_the_other_model_is_refused_because_it_would_do_nothing():
-    with pytest.raises(ConfigError, match=r"n_kv_head belongs to the modern model.*--architecture=modern"):
+    with pytest.raises(ConfigError, match=r"n_kv_head belongs to the modern model.*architecture=modern"):
         settings_of(read("--n_kv_head=2"))
-    with pytest.raises(ConfigError, match=r"bias belongs to the classic model.*--architecture=classic"):
+    with pytest.raises(ConfigError, match=r"bias belongs to the classic model.*architecture=classic"):
         settings_of(read("--architecture=modern", "--bias=True"))
     modern = settings_of(read("--architecture=modern", "--n_kv_head=2"))
     assert "bias" not in modern and modern["n_kv_head"] == 2

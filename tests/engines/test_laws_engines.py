@@ -29,6 +29,7 @@ from quill.generation.generate_tokens import generate_tokens
 from quill.model.build import Model, build_model
 from quill.model.config import GPTConfig, ModelConfig, ModernConfig
 from quill.training.config import TrainConfig
+from quill.training.context import resolve_context
 from quill.training.loop import train
 
 SHAPES: dict[str, ModelConfig] = {
@@ -74,10 +75,8 @@ def trained(request: pytest.FixtureRequest, dataset: Dataset, tmp_path_factory: 
     kind = GPTConfig if request.param == "classic" else ModernConfig
     shape = kind(vocab_size=dataset.tokenizer.vocab_size, block_size=64, n_layer=2, n_head=4, n_embd=64, dropout=0.0)
     out_dir = tmp_path_factory.mktemp(request.param)
-    recipe = TrainConfig(
-        out_dir=str(out_dir), max_iters=150, batch_size=16, learning_rate=3e-3, eval_interval=150, sample_tokens=0
-    )
-    train(shape, recipe, dataset)
+    recipe = TrainConfig(max_iters=150, batch_size=16, learning_rate=3e-3, eval_interval=150)
+    train(shape, recipe, resolve_context(out_dir), dataset)
     return load_checkpoint(out_dir).model
 
 

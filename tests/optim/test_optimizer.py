@@ -2,18 +2,16 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+from recipes import MakeRecipe as Recipe
 
 from quill.model.build import build_model
 from quill.model.config import GPTConfig, ModernConfig
 from quill.optim.optimizer import set_learning_rate
-from quill.training.config import TrainConfig
 from quill.training.parameter_groups import build_optimizer
-from recipes import MakeRecipe as Recipe
 
 MODERN = ModernConfig(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=8, dropout=0.0)
 

@@ -1,20 +1,18 @@
 """Row-wise Adam: by the formula, the same for sparse and dense gradients, and only for rows that a step used."""
 
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
+from recipes import MakeRecipe as Recipe
 from torch.nn import functional as F
 
 from quill.acceleration.sparse_embedding import use_sparse_gradients
 from quill.model.config import ModernConfig
 from quill.model.modern import ModernGPT
 from quill.optim.rowwise_adam import rowwise_adam_update
-from quill.training.config import TrainConfig
 from quill.training.parameter_groups import build_optimizer
 from quill.training.step import clip_gradients
-from recipes import MakeRecipe as Recipe
 
 CONFIG = ModernConfig(
     vocab_size=11, block_size=8, n_layer=1, n_head=2, n_embd=8, dropout=0.0, ngram=3, ngram_rows=97, ngram_dropout=0.0

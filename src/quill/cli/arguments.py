@@ -17,8 +17,8 @@ from quill.cli.parsing.help_page import help_page
 from quill.cli.parsing.other_names import suggest_flag, suggest_value
 from quill.errors import ConfigError
 from quill.model.config import CONFIGS
-from quill.runs.presets import preset_names
-from quill.runs.settings import OLD_NAMES, RunSettings
+from quill.runs.presets import preset_names, read_settings
+from quill.runs.settings import FIELDS, OLD_NAMES, RunSettings, Settings, resolve_settings
 from quill.training.config import TrainConfig
 from quill.validation import show
 
@@ -194,3 +194,10 @@ def add_configuration(parser: Parser, skip: Iterable[str] = ()) -> None:
     for old, new in OLD_NAMES.items():
         if new in parser.flags and old not in parser.flags:
             parser.accept_old_name(old, new)
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """Return the settings of a run that the flags ask for: flags override the file of `--config`, and that defaults."""
+    file, source = read_settings(arguments.config) if arguments.config is not None else ({}, "")
+    given = {name: value for name, value in arguments.given.items() if name in FIELDS}
+    return resolve_settings(given, file, source=source)

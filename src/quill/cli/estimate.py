@@ -13,9 +13,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quill.cli.arguments import Parser, add_configuration
-from quill.runs.presets import read_settings
-from quill.runs.settings import FIELDS, build_configs, resolve_settings
+from quill.cli.arguments import Parser, add_configuration, settings_of
+from quill.runs.settings import build_configs
 
 if TYPE_CHECKING:
     from quill.planning.estimate import Estimate
@@ -34,9 +33,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Estimate, and print it for people or for programs."""
-    file, source = read_settings(arguments.config) if arguments.config is not None else ({}, "")
-    given = {name: value for name, value in arguments.given.items() if name in FIELDS}
-    settings = resolve_settings(given, file, source=source)  # impossible values are found before any text is read
+    settings = settings_of(arguments)  # impossible values are found before any text is read
     from quill.device import describe_device
     from quill.planning.estimate import estimate_run
     from quill.planning.limits import check_size
