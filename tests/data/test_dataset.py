@@ -129,6 +129,7 @@ def test_a_corpus_at_hand_needs_no_finding() -> None:
     corpus = Corpus("mine", "memory", TEXT, "0" * 64, "a text from memory")
     prepared = prepare_dataset("mine", corpus=corpus)
     assert prepared.folder == Path("data/mine/char") and prepared.note == "a text from memory"
+    assert prepare_dataset("mine", corpus=corpus).title == prepared.title == "mine"
     again = prepare_dataset("mine", corpus=replace(corpus, text="other " * 50, sha256="1" * 64))
     assert len(again.train) == 270
 

@@ -115,6 +115,7 @@ def test_a_text_folder_that_is_also_the_folder_of_a_run_gives_its_texts_alone() 
     save("book/a.txt", "text")
     save_run("book")
     assert find_corpus("book").text == "text" and find_corpus("book/*.txt").text == "text"
+    assert find_corpus("book/*.*").note.endswith("skipped 3 files of runs")
 
 
 @pytest.mark.parametrize("pattern", ["book/*/*.txt", "book/**/*.txt", "**/*.txt", "*/*/*.txt"])

@@ -125,7 +125,7 @@ def prepare_dataset(
                 raise
             return replace(there, note=f"{there.note}; the text is not there any more, its prepared tokens are used")
     if there and there.sha256 == corpus.sha256:
-        return replace(there, note=corpus.note, source=corpus.source, title=corpus.title)
+        return replace(there, note=corpus.note, source=corpus.source, title=corpus.title or corpus.name)
     there = None  # Windows renames no folder whose files are mapped
     _prepare(corpus, tokenizer, folder, force=force, on_progress=on_progress)
     return open_dataset(folder, on_progress=on_progress)

@@ -34,6 +34,7 @@ PLAIN_ENDINGS = frozenset(
 _RUN = {"config.yaml", "checkpoints"}
 _RUN_ENTRIES = {*_RUN, "metrics.jsonl", "samples.txt", "loss.png", "last", "best", "tensorboard"}
 _PREPARED = {"dataset.json", "train.bin", "val.bin"}
+_PLURALS = {"run folder": "run folders", "file of a run": "files of runs"}
 
 
 @dataclass
@@ -88,7 +89,7 @@ def describe_skipped(skipped: Counter[str], most: int = 4) -> str:
     """Return the commonest endings with their counts, "3 .jpg, 1 .csv", and how many files more there are."""
     shown = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))[:most]
     more = skipped.total() - sum(count for _, count in shown)
-    words = [f"{count:,} {ending}{'s' if ending == 'run folder' and count > 1 else ''}" for ending, count in shown]
+    words = [f"{count:,} {_PLURALS.get(ending, ending) if count > 1 else ending}" for ending, count in shown]
     return ", ".join([*words, *([f"{more:,} more"] if more else [])])
 
 
