@@ -10,7 +10,7 @@ import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from quill.errors import ConfigError
+from quill.errors import ConfigError, shorten
 
 TRUTH = {
     "true": True,
@@ -45,7 +45,7 @@ class _ShortRepr(reprlib.Repr):
 
     def __init__(self) -> None:
         super().__init__()
-        self.maxlevel, self.maxstring, self.maxother = 3, 80, 80
+        self.maxlevel, self.maxstring, self.maxother = 2, 80, 80
 
     def repr_int(self, x: int, level: int) -> str:
         digits = int(x.bit_length() * math.log10(2)) + 1
@@ -56,8 +56,8 @@ _SHORT = _ShortRepr()
 
 
 def show(value: object) -> str:
-    """Return the value's repr for a message, cut to about 80 characters however large the value is."""
-    return _SHORT.repr(value)
+    """Return the value's repr for a message, cut to a part of a line however large the value is."""
+    return shorten(_SHORT.repr(value), 200)
 
 
 def check_fields(config: Any) -> None:

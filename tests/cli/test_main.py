@@ -56,6 +56,18 @@ def test_every_command_explains_itself(quill, command):
     assert front_door.load_command(command).run.__doc__
 
 
+@pytest.mark.parametrize("argv", [["help", "info"], ["info", "help"], ["info", "--help"], ["info", "-h"]])
+def test_help_of_a_command_is_found_as_in_other_programs(quill, argv):  # U11
+    code, out, error = quill(*argv)
+    assert (code, error) == (0, "") and out.startswith("usage: quill info ")
+
+
+def test_a_word_after_generate_is_the_prompt(quill, refused, trained):  # U11
+    flags = ["generate", f"--out_dir={trained.out}", "--device=cpu", "--seed=1", "--max_new_tokens=9"]
+    assert quill(*flags, "KING")[1] == quill(*flags, "--prompt=KING")[1]
+    assert "put quotes around a prompt with spaces in it" in refused(*flags, "KING", "RICHARD")
+
+
 def test_help_has_the_docstring_of_every_field(quill):
     out = " ".join(quill("train", "--help")[1].split())
     assert "--n_embd=384 width of the residual stream, divisible by n_head" in out

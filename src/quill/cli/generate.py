@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     """Give the parser what `quill generate` takes."""
+    parser.take_bare_word("prompt")
     add = parser.add_argument
     add(
         "--prompt",

@@ -18,14 +18,14 @@ from quill.errors import ConfigError, QuillError
 from quill.validation import nearest, show
 
 COMMANDS = {
-    "demo": ("quill.cli.demo", "train a small GPT for a minute, and watch it learn to write"),
-    "prepare": ("quill.cli.prepare", "turn a text into token files (train does it by itself)"),
-    "train": ("quill.cli.train", "train a GPT on Tiny Shakespeare or on a text of your own"),
-    "generate": ("quill.cli.generate", "let a trained GPT write"),
+    "demo": ("quill.cli.demo", "train a small GPT for a minute and generate text with it"),
+    "prepare": ("quill.cli.prepare", "write the token files of a text (train does this too)"),
+    "train": ("quill.cli.train", "train a GPT on Tiny Shakespeare or on your own text"),
+    "generate": ("quill.cli.generate", "generate text with a trained GPT"),
     "evaluate": ("quill.cli.evaluate", "measure a trained GPT: loss over a whole split, bits per character"),
-    "estimate": ("quill.cli.estimate", "say what a run will cost before it starts: memory, time, parameters"),
+    "estimate": ("quill.cli.estimate", "estimate a run before it starts: memory, time, parameters"),
     "info": ("quill.cli.info", "show what is in a run or a checkpoint"),
-    "v2": ("quill.cli.v2", "the founding recipe whole: train, then write 500 characters"),
+    "v2": ("quill.cli.v2", 'train with the recipe of "Let\'s build GPT", then generate 500 characters'),
 }
 _TRAINING = {"demo", "train", "v2"}
 """Commands whose printed lines are not their result: they continue when nobody can read them."""
