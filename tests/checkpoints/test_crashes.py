@@ -1,0 +1,54 @@
+"""A process killed at any point of a save leaves the old best and last or the new ones, and nothing that stays."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("crash_at_every_point.py")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the crashing process is a forked one")
+
+
+def crash_everywhere(folder: Path, earlier: list[int], best: bool) -> list[dict]:
+    command = [sys.executable, str(SCRIPT), str(folder / "out"), json.dumps(earlier), json.dumps(best)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    crashes = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(crashes) > 25 and crashes[-1]["finished"] and not any(c["finished"] for c in crashes[:-1])
+    return crashes
+
+
+def files_of(best: int, last: int) -> list[str]:
+    kept = [f"checkpoints/step-{step:06d}" for step in sorted({best, last})]
+    inside = ["manifest.json", "model.safetensors", "training.safetensors"]
+    folders = [*kept, *(f"{folder}/{name}" for folder in kept for name in inside)]
+    return sorted(["best", "checkpoints", "checkpoints/index.json", "last", *folders])
+
+
+@pytest.mark.parametrize("best", [True, False])
+def test_a_crash_in_a_save_leaves_best_and_last_both_old_or_both_new(best: bool, tmp_path: Path) -> None:  # R1, R12
+    old, new = [3, 6], [9 if best else 3, 9]
+    crashes = crash_everywhere(tmp_path, [3, 6], best)
+    states = [crash["after"] for crash in crashes]
+    assert states.count(old) > 5 and states.count(new) > 5
+    assert states == [old] * states.count(old) + [new] * states.count(new), "one moment decides, and for both"
+
+
+@pytest.mark.parametrize("best", [True, False])
+def test_cleaning_up_after_a_crash_leaves_the_kept_checkpoints_only(best: bool, tmp_path: Path) -> None:  # R2, R3
+    for crash in crash_everywhere(tmp_path, [3, 6], best):
+        assert crash["cleaned"] == crash["after"]
+        assert crash["files"] == files_of(*crash["cleaned"])
+        assert crash["next"] == [9 if best else 3, 12] and crash["files_next"] == files_of(*crash["next"])
+
+
+def test_a_crash_in_the_first_save_leaves_no_dead_end(tmp_path: Path) -> None:  # R15, the side of checkpoints
+    for crash in crash_everywhere(tmp_path, [], best=True):
+        assert crash["after"] == [9, 9] or "holds no checkpoint" in crash["after"][0] or "repair" in crash["after"][0]
+        assert crash["cleaned"] == [9, 9] or (
+            "holds no checkpoint" in crash["cleaned"][0] and crash["files"] in ([], ["checkpoints"])
+        )
+        assert crash["next"] == [9, 12]
