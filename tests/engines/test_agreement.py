@@ -192,13 +192,13 @@ def test_a_cache_that_rolls_in_another_way_is_seen_past_the_context(monkeypatch:
     model, engine = random_model(MODERN), make_engine(random_model(MODERN), "numba")
     monkeypatch.setattr(agreement, "IMPLEMENTED", "other source")
     assert difference(model, engine.logits) == ""
-    places = KVCache.places
+    slots = KVCache.slots
 
     def one_further(cache: KVCache, T: int) -> tuple[slice, slice]:
-        new, seen = places(cache, T)
+        new, seen = slots(cache, T)
         return (new, seen) if cache.length < cache.capacity else (new, slice(seen.start + 1, seen.stop))
 
-    monkeypatch.setattr(KVCache, "places", one_further)
+    monkeypatch.setattr(KVCache, "slots", one_further)
     assert "differ" in difference(model, engine.logits)
 
 
@@ -233,8 +233,8 @@ print(json.dumps([text, said, "torch" in sys.modules]))
 
 SOURCE_EDITS = {
     "an activation": ("gpt", "nn.GELU()", "nn.SiLU()"),
-    "a factor": ("modern", "reminder * x0_BTD", "2 * reminder * x0_BTD"),
-    "a constant": ("config", "SHARPNESS = 1.2", "SHARPNESS = 1.5"),
+    "a factor": ("modern", "skip * x0_BTD", "2 * skip * x0_BTD"),
+    "a constant": ("config", "QK_GAIN = 1.2", "QK_GAIN = 1.5"),
 }
 
 

@@ -22,7 +22,7 @@ from quill.generation.batch_generator import BatchGenerator
 from quill.model.cache import KVCache
 from quill.model.config import GPTConfig, ModernConfig
 from quill.model.modern import Block, ModernGPT
-from quill.model.rotary import SLOWEST
+from quill.model.rotary import ROPE_BASE
 
 SMALL = ModernConfig(vocab_size=23, block_size=32, n_layer=2, n_head=4, n_embd=32, ngram_rows=97)
 CONFIGS = [
@@ -69,7 +69,7 @@ def by_a_mask(model: ModernGPT, tokens_T: Tensor) -> Tensor:
             x_TD[t] += weight_RD[sum(token * (V + 1) ** i for i, token in enumerate(run)) % len(weight_RD)]
     x_TD = x0_TD = model.embedding_norm(x_TD)
     H, K, E = c.n_head, c.n_kv_head or c.n_head, c.n_embd // c.n_head
-    angles_TE = torch.arange(T).double()[:, None] * SLOWEST ** -torch.linspace(0, 1, E // 2, dtype=torch.float64)
+    angles_TE = torch.arange(T).double()[:, None] * ROPE_BASE ** -torch.linspace(0, 1, E // 2, dtype=torch.float64)
     turns_TE = torch.polar(torch.ones_like(angles_TE), angles_TE)
     for block, reminder in zip(model.blocks, model.embedding_skip, strict=True):
         assert isinstance(block, Block)

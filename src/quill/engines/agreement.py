@@ -19,14 +19,14 @@ import numpy as np
 
 import quill
 from quill.checkpoints.format import Checkpoint
-from quill.model.config import CONFIGS, SHARPNESS, ModelConfig, ModernConfig
+from quill.model.config import CONFIGS, QK_GAIN, ModelConfig, ModernConfig
 from quill.model.rotary import rotary_frequencies
 from quill.model.shapes import weight_shapes
 
 if TYPE_CHECKING:
     from quill.model.build import Model
 
-IMPLEMENTED = "75198db46366ebe6"
+IMPLEMENTED = "bbaf01bb4c4b3d95"
 """`source_fingerprint()` of the model that numba_step/ and static_model.py implement."""
 
 SHORT = 32  # tokens that show a changed formula in a model of the known classes; any other is compared as a whole
@@ -48,7 +48,7 @@ def source_fingerprint() -> str:
     except OSError:  # installed without its source
         return "unknown"
     example = ModernConfig(vocab_size=10, block_size=100, n_head=2, n_embd=20)
-    constants = (example.rolling_window, example.ngram_sizes, rotary_frequencies(10), SHARPNESS)
+    constants = (example.rolling_window, example.ngram_sizes, rotary_frequencies(10), QK_GAIN)
     return hashlib.sha256("\0".join([*code, repr(constants)]).encode()).hexdigest()[:16]
 
 

@@ -122,8 +122,7 @@ def device_of(model: Model | Checkpoint) -> torch.device | str:
 
 def how_many_slots(config: ModelConfig, device: torch.device | str, at_most: int = 32) -> int:
     """Return how many sequences may have their keys and values in memory at once: a quarter of what is free."""
-    heads = getattr(config, "n_kv_head", None) or config.n_head
-    one = 2 * 4 * config.n_layer * heads * (config.n_embd // config.n_head) * config.block_size
+    one = 2 * 4 * config.n_layer * config.kv_heads * (config.n_embd // config.n_head) * config.block_size
     return max(1, min(at_most, available_memory(device) // 4 // one))
 
 

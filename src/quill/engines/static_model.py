@@ -38,8 +38,7 @@ class StaticCache:
 
     def __init__(self, config: ModelConfig, places: int, device: torch.device | None, dtype: torch.dtype) -> None:
         S, V = config.block_size, config.vocab_size
-        heads = getattr(config, "n_kv_head", None) or config.n_head
-        shape = (places, heads, S, config.n_embd // config.n_head)
+        shape = (places, config.kv_heads, S, config.n_embd // config.n_head)
         # A tensor for each layer: a compiler that sees one change need not think about the others.
         self.keys_LBKSE = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.values_LBKSE = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
@@ -65,7 +64,7 @@ class StaticCache:
         torch.where(seen_BS, self._seen, self._unseen, out=self.mask_BS)
 
     def _place_of(self, positions: Tensor) -> Tensor:
-        """Return where tokens are kept, as `KVCache.places` says."""
+        """Return where tokens are kept, as `KVCache.slots` says."""
         if not self._window:
             # A text that is full has no room for one more key: it is read again before it goes on.
             return positions.clamp(max=self._places - 1)

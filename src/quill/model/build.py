@@ -1,4 +1,4 @@
-"""Both architectures behind one door: a configuration goes in, and the model that it is the shape of comes out."""
+"""Build a model from its configuration, whichever architecture that describes."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ Model = GPT | ModernGPT
 
 
 def build_model(config: ModelConfig) -> Model:
-    """Return a model of this shape with fresh weights."""
+    """Return a model of this configuration with newly drawn weights."""
     return GPT(config) if isinstance(config, GPTConfig) else ModernGPT(config)

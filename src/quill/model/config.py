@@ -1,7 +1,7 @@
-"""The shape of a GPT, as frozen data: the first stop of the model room, and all that a checkpoint must remember of it.
+"""The configuration of a GPT as frozen data. A checkpoint stores it, and `build_model` needs nothing else.
 
-There are two architectures, each with a configuration of its own: the classic GPT-2 (gpt.py) and the modern one
-(modern.py). The defaults of both are the founding size: 6 layers, 6 heads, 384 wide, context 256.
+There are two architectures with a configuration each: the classic GPT-2 (gpt.py) and a modern one (modern.py). The
+defaults of both are the full size: 6 layers, 6 heads, width 384, context 256.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from quill.validation import check_fields, require
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a classic GPT. An impossible value is a ConfigError that names it."""
+    """Sizes and options of a classic GPT. An impossible value is a ConfigError that names it."""
 
     vocab_size: int
     """how many different tokens there are; the corpus and its tokenizer decide it"""
@@ -40,14 +40,19 @@ class GPTConfig:
         check_shape(self)
 
     @property
+    def kv_heads(self) -> int:
+        """Number of key and value heads: every query head has its own."""
+        return self.n_head
+
+    @property
     def rolling_window(self) -> int:
-        """0: learned positions are part of the cached keys, so a full cache cannot go on by one token."""
+        """0: learned positions are part of the cached keys, so a full cache cannot take one more token."""
         return 0
 
 
 @dataclass(frozen=True)
 class ModernConfig:
-    """The shape of a modern GPT. An impossible value is a ConfigError that names it."""
+    """Sizes and options of a modern GPT. An impossible value is a ConfigError that names it."""
 
     vocab_size: int
     """how many different tokens there are; the corpus and its tokenizer decide it"""
@@ -62,21 +67,20 @@ class ModernConfig:
     dropout: float = 0.2
     """share of activations dropped in training, from 0 up to 1"""
     ngram: int = 4
-    """modern: longest run of tokens that has an embedding of its own; 1 leaves it at single tokens"""
+    """modern: longest n-gram of tokens that has an embedding of its own; 1 means single tokens only"""
     ngram_rows: int = 32749
-    """modern: most rows in each table of such runs, best a prime number; longer runs share rows"""
+    """modern: largest number of rows in each n-gram table, best a prime; n-grams that hash alike share a row"""
     ngram_dropout: float = 0.4
-    """modern: share of these embeddings dropped in training, because rare runs are learnt by heart"""
+    """modern: share of n-gram embeddings dropped in training, because rare n-grams are memorised"""
     n_kv_head: int | None = None
-    """modern: heads of keys and values, each shared by n_head / n_kv_head queries; None means n_head"""
+    """modern: number of key and value heads, each shared by n_head / n_kv_head query heads; None means n_head"""
     logit_softcap: float = 15.0
-    """modern: logits stay between minus this and this; 0 leaves them free"""
+    """modern: logits are limited to ± this value; 0 means no limit"""
 
     def __post_init__(self) -> None:
         check_fields(self)
         check_shape(self)
-        for name in ("ngram", "ngram_rows"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        check_sizes(self, {"ngram": 32, "ngram_rows": 1 << 28})
         require(0 <= self.ngram_dropout < 1, "ngram_dropout", self.ngram_dropout, "at least 0 and less than 1")
         kv_heads = self.n_kv_head
         require(
@@ -87,23 +91,29 @@ class ModernConfig:
         )
         size = self.n_embd // self.n_head
         require(size % 2 == 0, "n_embd", self.n_embd, f"an even number for each of n_head={self.n_head} heads")
-        require(0 <= self.logit_softcap < float("inf"), "logit_softcap", self.logit_softcap, "0 or more")
+        require(0 <= self.logit_softcap <= 1e30, "logit_softcap", self.logit_softcap, "0 or more, and at most 1e30")
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key and value heads."""
+        return self.n_kv_head or self.n_head
 
     @property
     def ngram_sizes(self) -> list[int]:
-        """How many rows the tables of pairs, triples, … have: never more than there are such runs."""
+        """Number of rows in the tables of bigrams, trigrams, …: never more than there are such n-grams."""
         return [min(self.ngram_rows, (self.vocab_size + 1) ** n) for n in range(2, self.ngram + 1)]
 
     @property
     def rolling_window(self) -> int:
-        """How many of the latest tokens a text that is longer than `block_size` goes on to see.
+        """How many of the latest tokens are seen once a text is longer than `block_size`.
 
-        Three quarters: training has seldom seen the longest distances, and with them the loss is higher (docs/log.md).
+        Three quarters of it: long distances are rare in training, and with them the loss is higher (docs/log.md).
         """
         return max(1, 3 * self.block_size // 4)
 
 
-SHARPNESS = 1.2  # of a modern model's normalised queries and keys, each: their products would stay within ±√E otherwise
+QK_GAIN = 1.2
+"""Factor of a modern model's normalised queries, and of its keys; without it, attention scores stay within ±√E."""
 
 ModelConfig = GPTConfig | ModernConfig
 
@@ -111,15 +121,23 @@ CONFIGS: dict[str, type[GPTConfig] | type[ModernConfig]] = {"classic": GPTConfig
 
 
 def architecture_of(config: ModelConfig) -> str:
-    """Return the name of the architecture that this is the shape of: classic or modern."""
+    """Return the name of the configuration's architecture: classic or modern."""
     return next(name for name, kind in CONFIGS.items() if kind is type(config))
 
 
 def check_shape(config: ModelConfig) -> None:
-    """Check what every architecture asks of its sizes."""
-    for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
-        require(getattr(config, name) >= 1, name, getattr(config, name), "1 or more")
+    """Check the sizes that every architecture has."""
+    check_sizes(
+        config, {"vocab_size": 1 << 24, "block_size": 1 << 20, "n_layer": 4096, "n_head": 4096, "n_embd": 1 << 16}
+    )
     require(0 <= config.dropout < 1, "dropout", config.dropout, "at least 0 and less than 1")
     width, heads = config.n_embd, config.n_head
     better = max(1, round(width / heads)) * heads
     require(width % heads == 0, "n_embd", width, f"divisible by n_head={heads}; try n_embd={better}")
+
+
+def check_sizes(config: ModelConfig, largest: dict[str, int]) -> None:
+    """Check that sizes are from 1 to `largest`: far above what can be trained, and small enough to compute with."""
+    for name, limit in largest.items():
+        value = getattr(config, name)
+        require(1 <= value <= limit, name, value, "1 or more" if value < 1 else f"at most {limit:,}")

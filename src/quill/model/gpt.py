@@ -1,9 +1,9 @@
-"""A GPT, from token numbers to the scores of the next token. Read it from top to bottom.
+"""A GPT: token ids in, next-token logits out. Read it from top to bottom.
 
-    tokens ─→ token embedding + position embedding ─→ n_layer blocks ─→ LayerNorm ─→ scores for every token
+    tokens ─→ token embedding + position embedding ─→ n_layer blocks ─→ LayerNorm ─→ logits over the vocabulary
 
-Each block reads the residual stream, lets every token look at the tokens before it (attention), thinks about what
-it saw (feed-forward), and adds both results back. This is GPT-2 (Radford et al. 2019) in the founding size.
+Each block reads the residual stream, lets every token attend to the tokens before it (attention), transforms each
+position by itself (feed-forward), and adds both results to the stream. This is GPT-2 (Radford et al. 2019).
 
 Names end in the shape of what they hold:
     B batch    T time (new tokens)    S time (all tokens that can be attended to)    D width (n_embd)
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quill.errors import ConfigError
-from quill.model.cache import KVCache
+from quill.model.cache import KVCache, refuse_targets
 from quill.model.config import GPTConfig
 
 
@@ -28,8 +28,8 @@ class Attention(nn.Module):
 
         weights = softmax(Q Kᵀ / √E + mask)        output = weights · V
 
-    Each token asks a question (query); every earlier token offers a key to match it and a value to pass on.
-    The mask is -∞ wherever a token would look at one that comes after it.
+    The query of a token is compared with the key of every token up to it, and their values are averaged accordingly.
+    The mask is -∞ where a token would attend to a later one.
     """
 
     def __init__(self, config: GPTConfig, layer: int):
@@ -37,7 +37,7 @@ class Attention(nn.Module):
         self.layer = layer
         self.n_head = config.n_head
         self.dropout = config.dropout
-        self.query_key_value = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # three maps in one
+        self.query_key_value = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # three projections in one
         self.output = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.output_dropout = nn.Dropout(config.dropout)
 
@@ -59,14 +59,14 @@ class Attention(nn.Module):
         )
 
     def attention_weights(self, x_BTD: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Return weights_BHTS, how much token t attends to token s: the same formula written out, to look at."""
+        """Return weights_BHTS, how much token t attends to token s, by the formula written out, for inspection."""
         q_BHTE, k_BHSE, _ = self.project(x_BTD, cache)
         scores_BHTS = q_BHTE @ k_BHSE.mT / math.sqrt(q_BHTE.size(-1))
         mask_TS = causal_mask(scores_BHTS.size(-2), scores_BHTS.size(-1), x_BTD.device)
         return scores_BHTS.masked_fill(~mask_TS, float("-inf")).softmax(dim=-1)
 
     def project(self, x_BTD: Tensor, cache: KVCache | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return q_BHTE of the new tokens, and k_BHSE and v_BHSE of all that can be seen, the cached ones first."""
+        """Return q_BHTE of the new tokens, and k_BHSE and v_BHSE of all tokens, the cached ones first."""
         B, T, _ = x_BTD.shape
         q_BHTE, k_BHTE, v_BHTE = self.query_key_value(x_BTD).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
         if cache is None:
@@ -75,7 +75,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """The same small network for every position: D → 4 D → D (Vaswani et al. 2017, section 3.3)."""
+    """A network of one hidden layer, applied to each position: D → 4 D → D (Vaswani et al. 2017, section 3.3)."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -90,7 +90,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Communicate, then compute; normalise before each and add after it (pre-norm: Xiong et al. 2020, figure 1b)."""
+    """Attention, then feed-forward, each normalised before and added after (pre-norm: Xiong et al. 2020, figure 1b)."""
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -105,10 +105,10 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """The whole model: tokens_BT (whole numbers below V) to logits_BTV, the scores of each token's successor.
+    """The whole model: tokens_BT (ids below V) to logits_BTV, which score every token as the next one.
 
-    With a cache, tokens_BT continue the text that the cache holds. More than `block_size` tokens in all is a
-    ConfigError. The model knows no loss, no optimizer and no device but that of its weights.
+    With a cache, tokens_BT continue the text in the cache. More than `block_size` tokens in all are a ConfigError. The
+    model computes no loss and knows no optimizer.
     """
 
     def __init__(self, config: GPTConfig):
@@ -121,10 +121,11 @@ class GPT(nn.Module):
         self.final_norm = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.bias and not config.tie_weights)
         if config.tie_weights:
-            self.head.weight = self.token_embedding.weight  # one matrix, both ways: Press & Wolf 2017
+            self.head.weight = self.token_embedding.weight  # one matrix for both: Press & Wolf 2017
         self.initialize()
 
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+        refuse_targets(cache)
         start, T = (cache.length if cache is not None else 0), tokens_BT.size(1)
         if start + T > self.config.block_size:
             limit = self.config.block_size
@@ -139,29 +140,27 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Draw all weights from N(0, 0.02), and those that end in the residual stream from N(0, 0.02 / √(2 n_layer)).
+        """Draw linear and embedding weights from N(0, 0.02), or N(0, 0.02 / √(2 n_layer)) where a branch ends.
 
-        2 n_layer branches add up in the stream; the smaller start keeps its size independent of depth (Radford et
-        al. 2019, section 2.3). Every token is then about equally likely: the first loss is ln V.
+        The outputs of 2 n_layer branches add up in the residual stream; with smaller weights its size does not depend
+        on depth (Radford et al. 2019, section 2.3). All tokens are about equally likely, so the first loss is ln V.
+        Other weights, such as those of norms, stay as their modules made them.
         """
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                parameter.zero_()
-            elif "norm" in name:
-                parameter.fill_(1.0)
-            elif name.endswith(("attention.output.weight", "feed_forward.output.weight")):
-                parameter.normal_(std=0.02 / math.sqrt(2 * self.config.n_layer))
-            else:
-                parameter.normal_(std=0.02)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding) and not (name == "head" and self.config.tie_weights):
+                ends_branch = name.endswith(("attention.output", "feed_forward.output"))
+                module.weight.normal_(std=0.02 / math.sqrt(2 * self.config.n_layer) if ends_branch else 0.02)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    module.bias.zero_()
 
     def count_parameters(self, positions: bool = True) -> int:
-        """Return the number of weights, shared ones once; without `positions`, the position embedding left out."""
+        """Return the number of weights, shared ones once; `positions=False` leaves out the position embedding."""
         total = sum(parameter.numel() for parameter in self.parameters())
         return total if positions else total - self.position_embedding.weight.numel()
 
 
 def causal_mask(T: int, S: int, device: torch.device | None = None) -> Tensor:
-    """Return mask_TS, True where one of the T last of S tokens may look: at itself and at all before it."""
+    """Return mask_TS for the last T of S tokens, True where a token may attend: at itself and all before it."""
     queries_T1 = torch.arange(S - T, S, device=device)[:, None]
     keys_S = torch.arange(S, device=device)
     return keys_S <= queries_T1

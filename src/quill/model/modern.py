@@ -1,11 +1,10 @@
-"""A modern GPT: the same machine as gpt.py, with what the field has learned since 2019. Read it from top to bottom.
+"""A modern GPT: gpt.py with what the field has learned since 2019. Read it from top to bottom.
 
-    tokens ─→ token + n-gram embeddings ─→ RMSNorm ─→ n_layer blocks ─→ RMSNorm ─→ capped scores for every token
+    tokens ─→ token + n-gram embeddings ─→ RMSNorm ─→ n_layer blocks ─→ RMSNorm ─→ capped logits over the vocabulary
 
-What differs from the classic one, each with its source where it stands: a table of what the last few tokens mean
-together, rotary positions, RMSNorm without weights, normalised queries and keys, shared key/value heads, ReLU², no
-biases, output projections that start at zero, a head of its own, and capped logits. What each is worth, and what was
-left out: docs/log.md.
+Differences from the classic model, each with its source below: n-gram embeddings, rotary positions, RMSNorm without
+weights, normalised queries and keys, shared key/value heads, ReLU², no biases, output projections that start at zero,
+an untied head, and capped logits. Measurements of each, and of what was left out, are in docs/log.md.
 
 Names end in the shape of what they hold:
     B batch    T time (new tokens)    S time (all tokens that can be attended to)    D width (n_embd)
@@ -21,19 +20,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quill.errors import ConfigError
-from quill.model.cache import KVCache
-from quill.model.config import SHARPNESS, ModernConfig
+from quill.model.cache import KVCache, refuse_targets
+from quill.model.config import QK_GAIN, ModernConfig
 from quill.model.gpt import causal_mask
 from quill.model.rotary import rotary_frequencies
 
 
 class NGramEmbedding(nn.Module):
-    """What the last two, three, … tokens mean together: a row of a table, looked up instead of computed.
+    """Embeddings of the last two, three, … tokens together, from hashed tables.
 
         row = (token_t + (V+1) token_t-1 + (V+1)² token_t-2 + …) mod ngram_rows
 
-    Small models spend most of their arithmetic on such short patterns; here they cost one addition. Rows are shared
-    by runs that fall on the same number. Huang et al. 2025, "Over-Tokenized Transformer", section 3.
+    Small models spend much of their arithmetic on short patterns, which here cost a lookup and an addition. N-grams
+    with the same remainder share a row. Huang et al. 2025, "Over-Tokenized Transformer", section 3.
     """
 
     def __init__(self, config: ModernConfig):
@@ -43,32 +42,31 @@ class NGramEmbedding(nn.Module):
         self.dropout = nn.Dropout(config.ngram_dropout)
 
     def forward(self, x_BTD: Tensor, tokens_BS: Tensor) -> Tensor:
-        """Return x_BTD with the rows of its T tokens added, the last of the S tokens seen so far."""
+        """Return x_BTD plus the n-gram embeddings of its T tokens, which are the last of tokens_BS."""
         T = x_BTD.size(1)
         key_BT = tokens_BS[:, -T:]
         for back, table in enumerate(self.tables, start=1):
-            before_BS = F.pad(tokens_BS, (back, 0), value=self.vocab_size)[:, : tokens_BS.size(1)]  # V: nothing yet
-            factor = pow(self.vocab_size + 1, back, self.rows)  # the remainder is the same, and no number grows large
+            before_BS = F.pad(tokens_BS, (back, 0), value=self.vocab_size)[:, : tokens_BS.size(1)]  # V: before the text
+            factor = pow(self.vocab_size + 1, back, self.rows)  # same remainder, no overflow
             key_BT = (key_BT + before_BS[:, -T:] * factor) % self.rows
             x_BTD = x_BTD + self.dropout(table(key_BT))
         return x_BTD
 
 
 class RMSNorm(nn.Module):
-    """y = x / √(mean(x²) + ε): vectors of one length, without a mean to subtract or weights (Zhang & Sennrich 2019)."""
+    """y = x / √(mean(x²) + ε), without weights (Zhang & Sennrich 2019)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, (x.size(-1),), eps=1e-6)
 
 
 class Rotary(nn.Module):
-    """Positions as angles: pair i of a head is turned by position · SLOWEST^(-i / (pairs - 1)) radians.
+    """Rotary position embedding: pair i of a head is rotated by position · ROPE_BASE^(-i / (pairs - 1)) radians.
 
         (x₁, x₂) → (x₁ cos - x₂ sin, x₂ cos + x₁ sin)
 
-    The product of a turned query and a turned key then depends on how far apart they are (Su et al. 2021, "RoFormer",
-    section 3.2.2). So they may go on for as long as a text does: a table holds the angles of the trained context, and
-    beyond it they are computed.
+    The product of a rotated query and a rotated key depends only on their distance (Su et al. 2021, "RoFormer", section
+    3.2.2), so positions have no limit. A table holds the angles of the trained context; beyond it they are computed.
     """
 
     def __init__(self, block_size: int, size: int):
@@ -81,7 +79,7 @@ class Rotary(nn.Module):
         self.register_buffer("sines_SE", angles_SE.sin().float(), persistent=False)
 
     def forward(self, x_BTHE: Tensor, start: int) -> Tensor:
-        """Turn vectors at the positions from `start` on."""
+        """Rotate vectors whose first position is `start`."""
         T = x_BTHE.size(1)
         cosines_TE, sines_TE = self.cosines_SE[start : start + T], self.sines_SE[start : start + T]
         if start + T > len(self.cosines_SE):
@@ -89,11 +87,11 @@ class Rotary(nn.Module):
             cosines_TE, sines_TE = angles_TE.cos(), angles_TE.sin()
         cosines_T1E, sines_T1E = cosines_TE[:, None].to(x_BTHE), sines_TE[:, None].to(x_BTHE)
         first, second = x_BTHE[..., 0::2], x_BTHE[..., 1::2]
-        turned = (first * cosines_T1E - second * sines_T1E, second * cosines_T1E + first * sines_T1E)
-        return torch.stack(turned, dim=-1).flatten(-2)
+        rotated = (first * cosines_T1E - second * sines_T1E, second * cosines_T1E + first * sines_T1E)
+        return torch.stack(rotated, dim=-1).flatten(-2)
 
     def angles(self, start: int, T: int) -> Tensor:
-        """Return angles_TE of the positions from `start` on, in float64: near a million, float32 counts in sixteenths.
+        """Return angles_TE of T positions from `start` on, in float64: near a million, float32 has steps of 1/16.
 
         They are computed on the CPU, because not every accelerator has float64.
         """
@@ -103,19 +101,19 @@ class Rotary(nn.Module):
 class Attention(nn.Module):
     """Causal self-attention as in gpt.py, with three changes.
 
-    Positions are angles. Queries and keys have unit length, so that scores cannot explode (Henry et al. 2020,
-    "Query-Key Normalization"). Several queries may share a key and a value, which makes the cache smaller (Ainslie et
-    al. 2023, "GQA").
+    Positions are rotary. Queries and keys are normalised, which bounds the scores (Henry et al. 2020, "Query-Key
+    Normalization"). Several query heads may share a key and a value head, which makes the cache smaller (Ainslie et al.
+    2023, "GQA").
     """
 
     def __init__(self, config: ModernConfig, layer: int):
         super().__init__()
         self.layer = layer
         self.n_head = config.n_head
-        self.n_kv_head = config.n_kv_head or config.n_head
+        self.n_kv_head = config.kv_heads
         self.dropout = config.dropout
         size = config.n_embd // config.n_head
-        self.scale = SHARPNESS**2 / math.sqrt(size)
+        self.scale = QK_GAIN**2 / math.sqrt(size)
         self.query_key_value = nn.Linear(config.n_embd, (self.n_head + 2 * self.n_kv_head) * size, bias=False)
         self.query_key_norm = RMSNorm()
         self.rotary = Rotary(config.block_size, size)
@@ -140,14 +138,14 @@ class Attention(nn.Module):
         )
 
     def attention_weights(self, x_BTD: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Return weights_BHTS, how much token t attends to token s: the same formula written out, to look at."""
+        """Return weights_BHTS, how much token t attends to token s, by the formula written out, for inspection."""
         q_BHTE, k_BHSE, _ = self.project(x_BTD, cache)
         scores_BHTS = q_BHTE @ k_BHSE.mT * self.scale
         mask_TS = causal_mask(scores_BHTS.size(-2), scores_BHTS.size(-1), x_BTD.device)
         return scores_BHTS.masked_fill(~mask_TS, float("-inf")).softmax(dim=-1)
 
     def project(self, x_BTD: Tensor, cache: KVCache | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return q_BHTE of the new tokens, and k_BHSE and v_BHSE of all that can be seen, the cached ones first."""
+        """Return q_BHTE of the new tokens, and k_BHSE and v_BHSE of all tokens attended to."""
         B, T, _ = x_BTD.shape
         H, K = self.n_head, self.n_kv_head
         qk_BTHE, v_BTKE = self.query_key_value(x_BTD).view(B, T, H + 2 * K, -1).split([H + K, K], dim=2)
@@ -162,14 +160,14 @@ class Attention(nn.Module):
 
 
 class ReLUSquared(nn.Module):
-    """max(0, x)²: what is large counts all the more, and half of everything is exactly 0 (So et al. 2021, "Primer")."""
+    """y = max(0, x)² (So et al. 2021, "Primer")."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x).square()
 
 
 class FeedForward(nn.Module):
-    """The same small network for every position: D → 4 D → D."""
+    """A network of one hidden layer, applied to each position: D → 4 D → D."""
 
     def __init__(self, config: ModernConfig):
         super().__init__()
@@ -183,7 +181,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Communicate, then compute; normalise before each and add after it."""
+    """Attention, then feed-forward, each on normalised input and added to it."""
 
     def __init__(self, config: ModernConfig, layer: int):
         super().__init__()
@@ -198,11 +196,11 @@ class Block(nn.Module):
 
 
 class ModernGPT(nn.Module):
-    """The whole model: tokens_BT (whole numbers below V) to logits_BTV, the scores of each token's successor.
+    """The whole model: tokens_BT (ids below V) to logits_BTV, which score every token as the next one.
 
-    With a cache, tokens_BT continue the text that the cache holds; past `block_size` tokens in all one at a time, each
-    seeing the last `rolling_window`. More than that at once is a ConfigError. The model knows no loss, no optimizer and
-    no device but that of its weights.
+    With a cache, tokens_BT continue the text in the cache. Beyond `block_size` tokens it takes one at a time, which
+    attends to the last `rolling_window`; several at once are a ConfigError. The model computes no loss and knows no
+    optimizer.
     """
 
     def __init__(self, config: ModernConfig):
@@ -212,21 +210,22 @@ class ModernGPT(nn.Module):
         self.ngram_embedding = NGramEmbedding(config)
         self.embedding_norm = RMSNorm()
         self.embedding_dropout = nn.Dropout(config.dropout)
-        self.embedding_skip = nn.Parameter(torch.full((config.n_layer,), 0.1))  # how much each block sees x₀ again
+        self.embedding_skip = nn.Parameter(torch.full((config.n_layer,), 0.1))  # weight of x₀ in each block's input
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.final_norm = RMSNorm()
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.initialize()
 
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+        refuse_targets(cache)
         length, limit = tokens_BT.size(1), self.config.block_size
         if cache is None and length > limit:
             raise ConfigError(f"{length} tokens do not fit the model's context of block_size={limit}")
         tokens_BS = cache.append_tokens(tokens_BT) if cache is not None else tokens_BT
         x_BTD = self.ngram_embedding(self.token_embedding(tokens_BT), tokens_BS)
         x_BTD = x0_BTD = self.embedding_dropout(self.embedding_norm(x_BTD))
-        for block, reminder in zip(self.blocks, self.embedding_skip, strict=True):
-            x_BTD = block(x_BTD + reminder * x0_BTD, cache)  # an embedding skip, as in modded-nanogpt
+        for block, skip in zip(self.blocks, self.embedding_skip, strict=True):
+            x_BTD = block(x_BTD + skip * x0_BTD, cache)  # x0_lambdas in modded-nanogpt
         if cache is not None:
             cache.advance(length)
         logits_BTV = self.head(self.final_norm(x_BTD))
@@ -235,22 +234,23 @@ class ModernGPT(nn.Module):
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Draw embeddings from N(0, 1) and maps from U(-√(3/D), √(3/D)); n-grams, and all that is added, start at 0.
+        """Draw token embeddings from N(0, 1) and linear weights from U(-√(3/D), √(3/D)), D being their input's width.
 
-        The first forward pass then only copies embeddings, every token is equally likely, and the first loss is ln V.
-        Zero-initialised projections: Yang et al. 2022, "Tensor Programs V", appendix D.2.
+        N-gram embeddings, output projections and the head start at 0. So blocks add nothing at first, all tokens are
+        equally likely, and the first loss is ln V (Yang et al. 2022, "Tensor Programs V", appendix D.2). Other weights
+        stay as their modules made them.
         """
-        for name, parameter in self.named_parameters():
-            if name == "embedding_skip":
-                parameter.fill_(0.1)
-            elif name.endswith("output.weight") or name.startswith(("ngram_embedding", "head")):
-                parameter.zero_()
-            elif name.startswith("token_embedding"):
-                parameter.normal_()
+        for name, module in self.named_modules():
+            if not isinstance(module, nn.Linear | nn.Embedding):
+                continue
+            if name.startswith("ngram_embedding") or name.endswith(("output", "head")):
+                module.weight.zero_()
+            elif isinstance(module, nn.Embedding):
+                module.weight.normal_()
             else:
-                bound = math.sqrt(3 / parameter.size(-1))
-                parameter.uniform_(-bound, bound)
+                bound = math.sqrt(3 / module.in_features)
+                module.weight.uniform_(-bound, bound)
 
     def count_parameters(self, positions: bool = True) -> int:
-        """Return the number of weights. Rotary positions have none, so `positions` makes no difference."""
+        """Return the number of weights. Rotary positions have none, whatever `positions` says."""
         return sum(parameter.numel() for parameter in self.parameters())

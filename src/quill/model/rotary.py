@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-SLOWEST = 1024  # tokens in which the slowest pair of a modern model's rotary position turns by one radian
+ROPE_BASE = 1024
+"""Of the frequencies in radians per token: 1 for the first pair of a head, 1 / ROPE_BASE for the last."""
 
 
 def rotary_frequencies(size: int) -> list[float]:
-    """Return by how many radians a token turns each pair of a head of this size: 1 to 1 / SLOWEST, in equal ratios."""
+    """Return the frequency of each pair of a head of this size, from 1 to 1 / ROPE_BASE in a geometric series."""
     pairs = size // 2
-    return [SLOWEST ** (-pair / max(1, pairs - 1)) for pair in range(pairs)]
+    return [ROPE_BASE ** (-pair / max(1, pairs - 1)) for pair in range(pairs)]

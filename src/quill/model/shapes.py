@@ -1,9 +1,10 @@
 """Names and shapes of all weights of a model, known from its configuration alone, without importing PyTorch.
 
-A checkpoint is held against this when it is read, and `quill generate` on a CPU writes with the arrays as they are. A
-test compares it with the models themselves. Reference: gpt.py and modern.py.
+A checkpoint is compared with these when it is read, so that generating on a CPU needs no PyTorch. A test compares them
+with the models in gpt.py and modern.py. A model that was given other weights is described by its code alone; see
+checkpoints/format.py.
 
-Shapes: V vocabulary    S context    D width    F hidden width    N outputs of the map to queries, keys and values.
+Shapes: V vocabulary    S context    D width    N outputs of the projection to queries, keys and values.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def _classic(config: GPTConfig) -> Shapes:
 
 def _modern(config: ModernConfig) -> Shapes:
     V, D, head_size = config.vocab_size, config.n_embd, config.n_embd // config.n_head
-    N = (config.n_head + 2 * (config.n_kv_head or config.n_head)) * head_size
+    N = (config.n_head + 2 * config.kv_heads) * head_size
     shapes: Shapes = {"embedding_skip": (config.n_layer,), "token_embedding.weight": (V, D)}
     for table, rows in enumerate(config.ngram_sizes):
         shapes[f"ngram_embedding.tables.{table}.weight"] = (rows, D)

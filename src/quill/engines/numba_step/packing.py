@@ -28,7 +28,7 @@ from quill.engines.numba_step.workspace import (
     Weights,
     Work,
 )
-from quill.model.config import SHARPNESS, GPTConfig, ModelConfig
+from quill.model.config import QK_GAIN, GPTConfig, ModelConfig
 from quill.model.rotary import rotary_frequencies
 
 Arrays = Mapping[str, np.ndarray]
@@ -83,7 +83,7 @@ def shape_of(config: ModelConfig) -> Shape:
     """Return the sizes that the compiled step asks for."""
     classic = isinstance(config, GPTConfig)
     D, H, E = config.n_embd, config.n_head, config.n_embd // config.n_head
-    K = H if classic else config.n_kv_head or H
+    K = H if classic else config.kv_heads
     return Shape(
         modern=not classic,
         n_layer=config.n_layer,
@@ -94,7 +94,7 @@ def shape_of(config: ModelConfig) -> Shape:
         vocab_size=config.vocab_size,
         activation=RELU_SQUARED if not classic else GELU if config.activation == "gelu" else RELU,
         epsilon=1e-5 if classic else 1e-6,
-        scale=(1 if classic else SHARPNESS**2) / math.sqrt(E),
+        scale=(1 if classic else QK_GAIN**2) / math.sqrt(E),
         softcap=0.0 if classic else config.logit_softcap,
         width=whole_panels(D),
         projected=whole_panels((H + 2 * K) * E),
