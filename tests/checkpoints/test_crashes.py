@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,8 +71,9 @@ def test_cleaning_up_after_a_crash_leaves_the_kept_checkpoints_only(best: bool, 
 
 def test_a_crash_in_the_first_save_leaves_no_dead_end(crashes_of: Crashes) -> None:  # R15, the side of checkpoints
     for crash in crashes_of([], best=True):
-        assert crash["after"] == [9, 9] or "holds no" in crash["after"][0] or "holds neither" in crash["after"][0] or "repair" in crash["after"][0]
-        assert crash["cleaned"] == [9, 9] or (
-            "holds no checkpoint" in crash["cleaned"][0] and crash["files"] in ([], ["checkpoints"])
+        assert crash["after"] == [9, 9] or re.search(
+            "holds no checkpoint|holds neither|repair the run", *crash["after"]
         )
+        if crash["cleaned"] != [9, 9]:
+            assert "holds n" in crash["cleaned"][0] and crash["files"] in ([], ["checkpoints"])
         assert crash["next"] == [9, 12]
