@@ -39,7 +39,8 @@ def test_a_run_of_format_1_writes_the_text_that_it_wrote_then(kind: str, engine:
 @each_kind
 def test_a_run_of_format_1_is_resumed_as_it_was_then(kind: str, run: Callable, quill: Callable) -> None:
     out = run(kind)
-    assert quill("train", "--resume=True", f"--out_dir={out}", "--max_iters=9")[0] == 0
+    code, _, error = quill("train", "--resume=True", f"--out_dir={out}", "--max_iters=9")
+    assert code == 0, error
     (loss,) = [e["val_loss"] for e in read_events(out / "metrics.jsonl") if e["event"] == "evaluation"]
     assert loss == pytest.approx(WRITTEN[kind]["resumed"]["val_loss"], rel=1e-4)
     assert load_checkpoint(out, checkpoint="last").metadata["format"] == 2

@@ -75,7 +75,7 @@ def stored_settings(out_dir: Path) -> Settings | None:
     """
     if not (out_dir / "config.yaml").is_file():
         return None
-    stored, source = read_config(str(out_dir))
+    stored, source = read_config(str(out_dir / "config.yaml"))  # a folder may be named like a preset
     settings = resolve_settings({}, stored, source=source)
     known = check_settings(stored, source)
     missing = [name for name in settings if name not in known and name not in ADDED]

@@ -98,6 +98,8 @@ def run(
     if resume:
         given = file | check_settings(settings)
         chosen = resumed_settings(Path(given.get("out_dir", RunSettings.out_dir)), given)
+        with lock_run(chosen["out_dir"]):
+            clean_run_folder(chosen["out_dir"])
         if resume is True and (done := finished_run(chosen)) is not None:
             observers.status(
                 f"nothing left to do: the run in {done.out_dir} has finished its {done.step} steps "
@@ -189,8 +191,6 @@ def finished_run(settings: Settings) -> Run | None:
     step = step_of(checkpoint)
     if not ends or step is None or step < settings["max_iters"] or ends[-1]["step"] != step:
         return None
-    with lock_run(out_dir):
-        clean_run_folder(out_dir)
     end = ends[-1]
     val_loss = next((event["val_loss"] for event in reversed(history) if event["event"] == "evaluation"), None)
     return Run(out_dir, end["reason"], step, val_loss, end["best_val_loss"], end["best_step"], checkpoint, settings)
