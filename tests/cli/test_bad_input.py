@@ -54,6 +54,16 @@ def test_a_text_shorter_than_a_window_is_refused_with_the_numbers(quill, texts, 
     assert not (texts / "out").exists()
 
 
+@pytest.mark.parametrize(("length", "longest"), [(20, 1), (75, 7)])
+def test_the_advice_for_a_tiny_text_can_be_followed(length, longest, quill, here, tiny, changed):  # U9, U10
+    (here / "tiny.txt").write_text("abcde" * (length // 5), encoding="utf-8")
+    code, _, error = quill("train", "tiny.txt", *tiny)
+    assert code == 2 and f"the validation split of tiny.txt has {longest + 1} tokens" in error
+    advice = f"block_size={longest}"
+    assert f"use {advice} or less" in error
+    assert quill("train", "tiny.txt", *changed([*tiny, f"--{advice}"]))[0] == 0
+
+
 def test_an_out_dir_that_is_a_file_is_refused(refused, texts, tiny):
     for out_dir in ("out-file", "out-file/below"):
         assert "out-file is a file" in refused("train", *tiny, "--dataset=my.txt", f"--out_dir={out_dir}")

@@ -55,6 +55,12 @@ def test_a_corpus_that_is_not_here_yet_is_assumed_and_said_so(quill, here, tiny)
     assert json.loads(out)["vocab_size"] == 256
 
 
+def test_several_texts_are_estimated_as_one(quill, here, tiny):  # U1
+    (here / "other.txt").write_text("éüö" * 50, encoding="utf-8")
+    _, out, _ = quill("estimate", "my.txt", "other.txt", *tiny, "--json")
+    assert json.loads(out)["vocab_size"] == 35 and json.loads(out)["note"].startswith("my.txt and 1 more, ")
+
+
 def test_a_text_that_does_not_exist_is_refused(refused, here, tiny):
     assert "nowhere.txt" in refused("estimate", "nowhere.txt", *tiny)
 

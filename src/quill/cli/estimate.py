@@ -10,10 +10,10 @@ import dataclasses
 import json
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quill.cli.arguments import Parser, add_configuration, settings_of
+from quill.files import expand_home
 from quill.runs.settings import build_configs
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ USUAL_VOCABULARY = {"shakespeare": 65, "pydoc": 100, "tinystories": 100}
 
 def add_arguments(parser: Parser) -> None:
     """Give the parser what `quill estimate` takes: all that `quill train` configures."""
-    parser.take_bare_word("dataset")
+    parser.take_bare_word("dataset", several=True)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     add_configuration(parser)
 
@@ -65,29 +65,31 @@ def find_vocabulary(settings: dict[str, Any]) -> tuple[int, int | None, str]:
 
     Prepared tokens tell it, else the text if it is here and not large; else something usual is assumed.
     """
-    from quill.data.corpus import CorpusNotFoundError, find_corpus, name_of
-    from quill.data.dataset import open_dataset
+    from quill.data.corpus import CorpusNotFoundError, find_corpus, name_of, paths_of, title_of
+    from quill.data.dataset import dataset_folder, open_dataset
     from quill.errors import CorpusError
     from quill.tokenizers.load import build_tokenizer
 
     dataset, kind = settings["dataset"], settings["tokenizer"]
     try:
-        prepared = open_dataset(Path(settings["data_dir"]) / name_of(dataset) / kind)
-        return prepared.tokenizer.vocab_size, len(prepared.val), f"prepared tokens of {prepared.name}"
+        prepared = open_dataset(dataset_folder(name_of(dataset), kind, settings["data_dir"]))
+        return prepared.tokenizer.vocab_size, len(prepared.val), f"prepared tokens of {prepared.title}"
     except CorpusError:
         pass  # nothing prepared: look at the text itself
-    size = 256 if kind == "byte" else USUAL_VOCABULARY.get(dataset, 100)
-    if os.path.isfile(dataset) and os.path.getsize(dataset) > LARGE_FILE:
-        length = os.path.getsize(dataset) // 10
-        return size, length, f"vocab_size={size} assumed, because {dataset} is large and not prepared yet"
+    title = title_of(dataset)
+    size = 256 if kind == "byte" else USUAL_VOCABULARY.get(title, 100)
+    files = [expand_home(path) for path in paths_of(dataset)]
+    if (length := sum(os.path.getsize(file) for file in files if os.path.isfile(file))) > LARGE_FILE:
+        return size, length // 10, f"vocab_size={size} assumed, because {title} is large and not prepared yet"
     try:
         corpus = find_corpus(dataset, tokenizer=kind, offline=True)
     except CorpusNotFoundError:
-        if dataset not in USUAL_VOCABULARY:
+        if title not in USUAL_VOCABULARY:
             raise  # a path that does not exist is a mistake; a corpus that can be downloaded is not
-        return size, None, f"vocab_size={size} assumed, because {dataset} is not here yet"
+        return size, None, f"vocab_size={size} assumed, because {title} is not here yet"
     tokenizer = build_tokenizer(kind, corpus.text)
-    return tokenizer.vocab_size, len(tokenizer.encode(corpus.text[-(len(corpus.text) // 10 or 1) :])), corpus.note
+    validation = tokenizer.encode(corpus.text[len(corpus.text) * 9 // 10 :], compact=True)
+    return tokenizer.vocab_size, len(validation), corpus.note
 
 
 def describe(planned: PlannedRun, estimate: Estimate, where: str, note: str) -> list[tuple[str, str]]:

@@ -39,14 +39,6 @@ def open_text(settings: Settings, text: str | None, observers: Observers, resume
     )
 
 
-def require_context(dataset: Dataset, block_size: int) -> None:
-    """Raise CorpusError unless both splits hold a window of the model's context and its target."""
-    from quill.data.windows import require_window
-
-    require_window(dataset.train, block_size, f"the training split of {dataset.title}")
-    require_window(dataset.val, block_size, f"the validation split of {dataset.title}")
-
-
 def resolve(run: RunSettings) -> RunContext:
     """Return the context of a run: its device and number format, found once."""
     from quill.training.context import resolve_context

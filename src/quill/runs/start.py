@@ -17,7 +17,7 @@ from quill.runs.init_from import with_shape
 from quill.runs.observers import Observers, Tracker
 from quill.runs.presets import read_settings
 from quill.runs.resume import refuse_existing_run, refuse_foreign_files, resumed_settings
-from quill.runs.session import open_text, require_context, train_with
+from quill.runs.session import open_text, train_with
 from quill.runs.settings import RunSettings, Settings, check_settings, resolve_settings
 from quill.validation import require
 
@@ -111,7 +111,7 @@ def run(
         require_free_folder(chosen, chosen, overwrite)
     keep_freed_memory()
     dataset = open_text(chosen, text, observers, resume=bool(resume))
-    require_context(dataset, chosen["block_size"])
+    dataset.require_window(chosen["block_size"])
     if resume == "best":
         with lock_run(chosen["out_dir"]):
             return_to_best(chosen["out_dir"])

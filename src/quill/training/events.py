@@ -30,7 +30,7 @@ def describe_start(
         "device": describe_device(context.device),
         "dtype": str(context.dtype).removeprefix("torch."),
         "compile": compiled,
-        "dataset": dataset.name,
+        "dataset": dataset.title or dataset.name,
         "vocab_size": model.config.vocab_size,
         "train_tokens": len(dataset.train),
         "val_tokens": len(dataset.val),

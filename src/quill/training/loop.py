@@ -16,7 +16,6 @@ import torch
 
 from quill.checkpoints.run_folder import find_checkpoint, holds_run, make_last_best, save_checkpoint
 from quill.data.dataset import Dataset
-from quill.data.windows import require_window
 from quill.errors import ConfigError, TrainingError
 from quill.model.config import ModelConfig
 from quill.optim.optimizer import set_learning_rate
@@ -68,8 +67,7 @@ def train(
     the step that it returns. `resume` continues from the last checkpoint. Ctrl-C saves and ends the run. A
     loss that is not finite is a TrainingError.
     """
-    require_window(dataset.train, model_config.block_size, f"the training split of {dataset.name}")
-    require_window(dataset.val, model_config.block_size, f"the validation split of {dataset.name}")
+    dataset.require_window(model_config.block_size)
     out_dir, device = context.out_dir, context.device
     if not resume and holds_run(out_dir):
         raise ConfigError(f"out_dir={str(out_dir)!r} already holds a run: resume it, or choose another")
