@@ -17,8 +17,9 @@ from quill.model import gpt
 class GatedFeedForward(nn.Module):
     def __init__(self, config: quill.GPTConfig) -> None:
         super().__init__()
-        self.hidden = nn.Linear(config.n_embd, 4 * config.n_embd, bias=False)
-        self.output = nn.Linear(2 * config.n_embd, config.n_embd, bias=False)
+        width = 8 * config.n_embd // 3  # about as many weights as the standard one
+        self.hidden = nn.Linear(config.n_embd, 2 * width, bias=False)
+        self.output = nn.Linear(width, config.n_embd, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         value_BTF, gate_BTF = self.hidden(x_BTD).chunk(2, dim=-1)

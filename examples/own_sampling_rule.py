@@ -4,12 +4,13 @@
 
 The rule is locally typical sampling (Meister et al. 2022, arXiv:2202.00666, section 3): keep the tokens whose
 information -ln p is closest to the entropy of the distribution, as many as hold the probability `mass`, and draw from
-these. Without a run's folder a small model is trained first.
+these. Without a run's folder, the small model of own_text.py is trained first.
 """
 
 import sys
 
 import torch
+from own_text import SETTINGS
 
 import quill
 
@@ -34,5 +35,6 @@ def generate(model: quill.LanguageModel, prompt: str, length: int, generator: to
 
 
 if __name__ == "__main__":
-    run_folder = sys.argv[1] if len(sys.argv) > 1 else quill.run(config="debug", overwrite=True).out_dir
-    print(generate(quill.load(run_folder), "\n", 200, torch.Generator().manual_seed(1)))
+    new = {"dataset": "pydoc", "out_dir": "out-own-rule", "overwrite": True, **SETTINGS}
+    model = quill.load(sys.argv[1]) if len(sys.argv) > 1 else quill.run(**new).load()
+    print(generate(model, "The ", 200, torch.Generator().manual_seed(1)))

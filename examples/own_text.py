@@ -7,10 +7,11 @@ by a time: `quill.run(dataset=…, minutes=5, out_dir=…)` chooses every settin
 """
 
 import sys
+from typing import Any
 
 import quill
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "architecture": "modern", "optimizer": "muon", "learning_rate": 0.01, "lr_schedule": "linear", "warmup_iters": 0,
     "grad_clip": 0.0, "n_layer": 1, "n_head": 3, "n_embd": 96, "block_size": 64, "batch_size": 32, "dropout": 0.0,
     "max_iters": 100, "eval_interval": 50, "eval_iters": 5, "sample_tokens": 100,
