@@ -18,6 +18,7 @@ from recipes import MakeRecipe, Recipe
 from quill.cli.main import main
 from quill.data.dataset import Dataset, prepare_dataset
 from quill.model.config import GPTConfig
+from quill.tracking import phase_display
 from quill.training.config import TrainConfig
 from quill.training.context import resolve_context
 
@@ -114,8 +115,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture
-def quill(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run a command in this process: (exit code, standard output, standard error)."""
+def quill(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process: (exit code, standard output, standard error).
+
+    The progress of a long phase, which is shown after two seconds, is not: a busy machine may take that long.
+    """
+    monkeypatch.setattr(phase_display, "SECONDS_BETWEEN_LINES", 600.0)
 
     def run(*argv: str | Path) -> tuple[int, str, str]:
         capsys.readouterr()

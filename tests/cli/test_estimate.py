@@ -26,11 +26,12 @@ def test_the_table_says_what_people_ask(quill, here, tiny):
     before = sorted(here.rglob("*"))
     code, out, error = quill("estimate", "my.txt", *tiny)
     assert (code, error) == (0, "") and sorted(here.rglob("*")) == before
-    lines = {line[:21].strip(): line[23:] for line in out.splitlines()}
-    assert {"parameters", "weights", "optimizer state", "activations", "memory at its peak"} <= lines.keys()
-    assert {"largest micro-batch", "arithmetic", "speed", "a step", "the whole run"} <= lines.keys()
+    lines = {name: value for name, value in (re.split(" {2,}", line, maxsplit=1) for line in out.splitlines())}
+    assert {"parameters", "weights", "optimizer state", "activations", "peak memory"} <= lines.keys()
+    assert {"largest micro-batch", "arithmetic", "speed", "time of a step", "time of the run"} <= lines.keys()
+    assert lines["peak memory"].endswith(" available") and "allocator overhead" in lines
     assert "without positions" in lines["parameters"] and "tokens/s on cpu" in lines["speed"]
-    assert "vocabulary 32" in lines["model"]
+    assert lines["vocabulary"] == "32 tokens"
 
 
 def test_json_is_one_object_with_the_same_figures(quill, here, tiny):
@@ -61,6 +62,15 @@ def test_several_texts_are_estimated_as_one(quill, here, tiny):  # U1
     assert json.loads(out)["vocab_size"] == 35 and json.loads(out)["note"].startswith("my.txt and 1 more, ")
 
 
+def test_long_phases_are_named(quill, here, tiny, monkeypatch):  # U16
+    from quill.tracking import phase_display
+
+    monkeypatch.setattr(phase_display, "SECONDS_BETWEEN_LINES", 0.0)
+    _, out, error = quill("estimate", "my.txt", *tiny, "--json")
+    assert out.count("\n") == 1
+    assert "tracing the memory of a step, 10%\nquill: measuring a few steps, 40%" in error
+
+
 def test_a_text_that_does_not_exist_is_refused(refused, here, tiny):
     assert "nowhere.txt" in refused("estimate", "nowhere.txt", *tiny)
 
@@ -70,7 +80,7 @@ def test_impossible_values_are_refused(refused, here):
 
 
 def test_what_does_not_fit_comes_with_advice(quill, here, tiny, monkeypatch):
-    monkeypatch.setattr("quill.planning.estimate.memory_room", lambda device: 1000)
+    monkeypatch.setattr("quill.planning.estimate.memory_limit", lambda device: 1000)
     code, out, _ = quill("estimate", "my.txt", *tiny)
     assert code == 0 and "it does not fit: batch_size=4 needs" in out and "not measured" in out
 

@@ -10,15 +10,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quill.checkpoints.run_folder import holds_run, require_folder
 from quill.cli import train
 from quill.cli.arguments import Parser
 from quill.device import resolve_device
 from quill.errors import ConfigError
 from quill.generation.sample import opening
-from quill.runs.observers import Observers
 from quill.runs.settings import check_settings
-from quill.runs.start import run_for_minutes
 from quill.validation import require
 
 if TYPE_CHECKING:
@@ -41,6 +38,10 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train for a minute, write, measure, and say what to try next."""
+    from quill.checkpoints.run_folder import holds_run, require_folder
+    from quill.runs.observers import Observers
+    from quill.runs.start import run_for_minutes
+
     require(0 < arguments.seconds < float("inf"), "seconds", arguments.seconds, "a number above 0")
     out_dir = Path(arguments.out_dir).expanduser()
     require_folder(out_dir)

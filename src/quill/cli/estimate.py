@@ -1,6 +1,6 @@
-"""`quill estimate`: what a run would cost, said before it starts. Takes the flags of `quill train`, writes nothing.
+"""`quill estimate`: memory, time and parameters of a run before it starts. It takes the flags of `quill train`.
 
-The figures are those of training/estimate.py; here is only where the vocabulary comes from and how it all reads.
+The figures come from planning/estimate.py. This module finds the size of the vocabulary and prints.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ USUAL_VOCABULARY = {"shakespeare": 65, "pydoc": 100, "tinystories": 100}
 
 
 def add_arguments(parser: Parser) -> None:
-    """Give the parser what `quill estimate` takes: all that `quill train` configures."""
+    """Add the flags of `quill estimate` to the parser: all settings of a run."""
     parser.take_bare_word("dataset", several=True)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     add_configuration(parser)
@@ -41,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     from quill.planning.planned_run import PlannedRun
     from quill.process import keep_freed_memory
     from quill.runs.session import resolve
+    from quill.tracking.phase_display import PhaseDisplay
 
     keep_freed_memory()  # as `quill train` does
     context = resolve(build_configs(settings)[2])
@@ -48,7 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
     model_config, config, run_settings = build_configs(settings, vocab_size=vocab_size)
     planned = PlannedRun(model_config, config, context)
     check_size(planned)
-    estimate = estimate_run(planned, val_tokens=val_tokens, sample_tokens=run_settings.sample_tokens)
+    with PhaseDisplay() as display:
+        estimate = estimate_run(
+            planned, val_tokens=val_tokens, sample_tokens=run_settings.sample_tokens, on_progress=display
+        )
     where = describe_device(context.device)
     if arguments.json:
         facts = {"device": where, "vocab_size": vocab_size, "note": note}
@@ -61,9 +65,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def find_vocabulary(settings: dict[str, Any]) -> tuple[int, int | None, str]:
-    """Return the vocabulary's size, the tokens of the validation split (None: unknown), and how they are known.
+    """Return the size of the vocabulary, the tokens of the validation split (None: unknown), and how they are known.
 
-    Prepared tokens tell it, else the text if it is here and not large; else something usual is assumed.
+    They come from prepared tokens, else from the text if it is here and not large; else they are assumed.
     """
     from quill.data.corpus import CorpusNotFoundError, find_corpus, name_of, paths_of, title_of
     from quill.data.dataset import dataset_folder, open_dataset
@@ -93,32 +97,30 @@ def find_vocabulary(settings: dict[str, Any]) -> tuple[int, int | None, str]:
 
 
 def describe(planned: PlannedRun, estimate: Estimate, where: str, note: str) -> list[tuple[str, str]]:
-    """Return the lines of the table: what it is, and its value in words."""
+    """Return the rows of the table: names and values in words."""
     from quill.units import format_bytes, format_duration
 
     c, e, config = planned.model, estimate, planned.config
     batch = f"{config.batch_size} × {c.block_size} tokens"
     if config.gradient_accumulation_steps > 1:
-        batch += f", {config.gradient_accumulation_steps} of them a step"
+        batch += f", {config.gradient_accumulation_steps} in each step"
     lines = [
         ("text", note),
-        (
-            "model",
-            f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} wide, context {c.block_size}, vocabulary {c.vocab_size}",
-        ),
+        ("model", f"{c.n_layer} layers, {c.n_head} heads, width {c.n_embd}, context {c.block_size}"),
+        ("vocabulary", f"{c.vocab_size:,} tokens"),
         ("parameters", f"{e.parameters:,} ({e.parameters_without_positions:,} without positions)"),
         ("micro-batch", batch),
         ("weights", format_bytes(e.weights_bytes)),
         ("optimizer state", format_bytes(e.optimizer_bytes)),
         (
             "activations",
-            f"{format_bytes(e.activations_bytes)} (gradients, {format_bytes(e.gradients_bytes)}, take their place)",
+            f"{format_bytes(e.activations_bytes)} (gradients, {format_bytes(e.gradients_bytes)}, replace them)",
         ),
-        ("lost in the allocator", format_bytes(e.allocator_bytes)),
+        ("allocator overhead", format_bytes(e.allocator_bytes)),
         ("Python and libraries", format_bytes(e.process_bytes)),
-        ("memory at its peak", f"{format_bytes(e.peak_bytes)} of {format_bytes(e.available_bytes)} that can be had"),
+        ("peak memory", f"{format_bytes(e.peak_bytes)} of {format_bytes(e.available_bytes)} available"),
         ("largest micro-batch", f"{e.largest_batch_size} windows" if e.largest_batch_size else "none fits"),
-        ("arithmetic", f"{e.flops_per_step / 1e9:,.1f} GFLOP a step"),
+        ("arithmetic", f"{e.flops_per_step / 1e9:,.1f} GFLOP per step"),
     ]
     if e.seconds_per_step is None or e.run_seconds is None or e.evaluation_seconds is None:
         return [*lines, ("time", "not measured: not even one window fits")]
@@ -126,9 +128,9 @@ def describe(planned: PlannedRun, estimate: Estimate, where: str, note: str) -> 
     return [
         *lines,
         ("speed", f"{e.tokens_per_second:,.0f} tokens/s on {where}, measured with {windows}"),
-        ("a step", format_duration(e.seconds_per_step)),
-        ("an evaluation", format_duration(e.evaluation_seconds)),
-        ("the whole run", f"{format_duration(e.run_seconds)} for {config.max_iters:,} steps"),
+        ("time of a step", format_duration(e.seconds_per_step)),
+        ("time of an evaluation", format_duration(e.evaluation_seconds)),
+        ("time of the run", f"{format_duration(e.run_seconds)} for {config.max_iters:,} steps"),
     ]
 
 
@@ -143,5 +145,5 @@ def show(lines: list[tuple[str, str]]) -> None:
 
     table = Table(show_header=False)
     for name, value in lines:
-        table.add_row(name, value, style="bold" if name in ("memory at its peak", "the whole run") else "")
+        table.add_row(name, value, style="bold" if name in ("peak memory", "time of the run") else "")
     Console().print(table)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from quill.cli.arguments import Parser, add_configuration
-from quill.runs.start import Run
-from quill.runs.start import run as start_run
+
+if TYPE_CHECKING:
+    from quill.runs.start import Run
 
 
 def add_arguments(parser: Parser) -> None:
@@ -31,6 +32,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, and say what can be done next."""
+    from quill.runs.start import run as start_run
+
     result = start_run(**arguments.given)
     if result.reason == "interrupted":
         return say_how_to_resume("train", result)

@@ -13,7 +13,6 @@ from quill.cli.arguments import Parser
 from quill.files import write_atomically
 from quill.generation.sample import opening
 from quill.runs.presets import read_settings
-from quill.runs.start import run as start_run
 
 LENGTH = 500
 TEXT_FILE = "generated_text.txt"
@@ -27,6 +26,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, generate 500 characters on the screen, and save them in generated_text.txt."""
+    from quill.runs.start import run as start_run
+
     recipe = {"out_dir": arguments.out_dir} if arguments.resume else {"config": "v2"}
     result = start_run(**(recipe | arguments.given))
     if result.reason == "interrupted":

@@ -7,6 +7,7 @@ on this machine (timing.py), small enough to be quick, and safe where the real o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -53,24 +54,36 @@ class Estimate:
     run_seconds: float | None = None
 
 
-def estimate_run(run: PlannedRun, *, val_tokens: int | None = None, sample_tokens: int = 0) -> Estimate:
+def estimate_run(
+    run: PlannedRun,
+    *,
+    val_tokens: int | None = None,
+    sample_tokens: int = 0,
+    on_progress: Callable[[str, float], None] = lambda what, share: None,
+) -> Estimate:
     """Return what this run will need on its device, after a few seconds that take little memory themselves.
 
     `val_tokens` is the length of the validation split; without it an evaluation is taken to have all its `eval_iters`
-    batches. `sample_tokens` is the length of the sample at each evaluation.
+    batches. `sample_tokens` is the length of the sample at each evaluation. `on_progress` is called before each long
+    phase with its name and the share of the work that is done.
     """
     config, device = run.config, run.context.device
     available, seconds = memory_limit(device), {}
+    on_progress("loading PyTorch", 0.0)
     process = memory_without_model(run.context, run)  # before tracing, which loads what only it needs
     overhead = replace(typical_overhead(run), process=process)
+    on_progress("tracing the memory of a step", 0.1)
     cost = trace_step(run)
+    on_progress("measuring a few steps", 0.4)
     measured = measure_step(run, safe_batch_size(cost, config.batch_size, overhead, available))
     if measured:
+        on_progress("tracing the memory of the measured step", 0.7)
         tried = trace_step(run.change(batch_size=measured.batch_size))
         if device.type == "cuda":  # there PyTorch counts exactly, and a compiled model may need less than was traced
             live = overhead.process + tried.weights + tried.optimizer + tried.activations
             overhead = replace(overhead, fragmentation=(measured.bytes_peak - live) / tried.activations)
         seconds = run_times(run, cost, tried, measured, val_tokens, sample_tokens)
+    on_progress("finding the largest batch that fits", 0.8)
     peak = overhead.peak(cost)
     with torch.device("meta"):
         model = build_model(run.model)
