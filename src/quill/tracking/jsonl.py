@@ -1,40 +1,74 @@
-"""metrics.jsonl: one event a line."""
+"""metrics.jsonl: the events of a run, one line of JSON each."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from quill.errors import CheckpointError, TrainingError
 from quill.files import write_atomically
-from quill.tracking.tracker import Event
+from quill.tracking.tracker import EVENT_FIELDS
+
+if TYPE_CHECKING:
+    from quill.training.events import Event
+
+DURABLE = ("evaluation", "end")  # events after which the file is forced to disk: a checkpoint follows
 
 
-def read_events(file: str | Path) -> list[Event]:
-    """Return the events in a metrics.jsonl, oldest first; a missing file has none, a line cut by a crash is skipped."""
+def read_events(file: str | Path, warn: Callable[[str], object] = lambda message: None) -> list[Event]:
+    """Return the events of a metrics.jsonl, oldest first. A missing file has none.
+
+    A line that is no event is left out, and `warn` gets one message that names the first of them. The last line may be
+    cut by a crash; it is left out silently.
+    """
     try:
-        text = Path(file).read_text(encoding="utf-8", errors="replace")
+        data = Path(file).read_bytes()
     except FileNotFoundError:
         return []
-    events = []
-    for line in text.split("\n"):  # splitlines() would also split at characters that JSON leaves as they are
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and "event" in event and "step" in event:
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
+    *lines, rest = data.split(b"\n")  # splitlines() would also split at characters that JSON leaves as they are
+    events, damaged = [], []
+    for number, line in enumerate([*lines, rest] if rest else lines, start=1):
+        if (event := _parse(line)) is not None:
             events.append(event)
+        elif number <= len(lines):
+            damaged.append(number)
+    if damaged:
+        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        warn(f"{file} is damaged: line {damaged[0]}{more} {'are' if more else 'is'} no event, and left out")
     return events
 
 
 def events_until(events: Iterable[Event], step: int) -> list[Event]:
-    """Return the events of a run that goes on from this step: what a crash left behind later than that never counts."""
+    """Return the events of a run that is resumed from this step: none after it, and none at all for a new run."""
     return [event for event in events if event["step"] <= step] if step else []
 
 
+def find_gap(events: Iterable[Event], step: int) -> str | None:
+    """Return a message if the events before a run is resumed from `step` are not all there, else None.
+
+    A run reports a `start` first, and a `step` event at every checkpoint.
+    """
+    before = events_until(events, step)
+    if step == 0:
+        return None
+    if not before:
+        return f"metrics.jsonl has no events of this run before step {step}"
+    last = max((event["step"] for event in before if event["event"] in ("step", "evaluation")), default=0)
+    if last < step:
+        return f"lines of metrics.jsonl are missing: it ends at step {last}, and the checkpoint is of step {step}"
+    if before[0]["event"] != "start":
+        return f"lines of metrics.jsonl are missing: it begins with step {before[0]['step']}"
+    return None
+
+
 class JsonLines:
-    """Writes each event as a line of JSON. A run that goes on from a checkpoint first drops the lines after it."""
+    """Appends each event as a line of JSON. A resumed run first drops the lines after its checkpoint."""
 
     def __init__(self, file: str | Path) -> None:
         self.file = Path(file)
@@ -44,17 +78,60 @@ class JsonLines:
             kept = events_until(read_events(self.file), event["step"])
             write_atomically(self.file, "".join(map(_to_line, kept)).encode())
         # Opened for each line: nothing is lost in a crash, and Windows lets others read the file meanwhile.
-        with open(self.file, "a", encoding="utf-8", newline="\n") as opened:
-            opened.write(_to_line(event))
+        append_text(self.file, _to_line(event), durable=event["event"] in DURABLE)
+
+
+def append_text(file: Path, text: str, *, durable: bool = False) -> None:
+    """Append text to a file; lone surrogates become "?". TrainingError if the file cannot be written."""
+    try:
+        with open(file, "ab") as opened:
+            opened.write(text.encode("utf-8", "replace"))
+            if durable:
+                opened.flush()
+                os.fsync(opened.fileno())
+    except OSError as error:
+        raise TrainingError(f"{file} cannot be written: {error.strerror or error}") from error
+
+
+def _parse(line: bytes) -> Event | None:
+    """Return the event on a line, or None if it is none."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
+        return None
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        return None
+    fields = {"step": int} | EVENT_FIELDS.get(event["event"], {})
+    return event if event_fits(event, fields) else None
+
+
+def event_fits(event: dict[str, Any], fields: dict[str, type]) -> bool:
+    """Say whether an event has these fields, each of its type; a float may be None, and written without a point."""
+    for name, kind in fields.items():
+        value = event.get(name)
+        if kind is float:
+            fits = name in event and (value is None or type(value) in (int, float))
+        else:
+            fits = type(value) is kind
+        if not fits or (isinstance(value, int) and value < 0):
+            return False
+    return True
 
 
 def _to_line(event: Event) -> str:
     # NaN and infinity are no JSON: a program that reads the file should meet null, not a parse error.
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in event.items()}
-    # Lone surrogates (bytes that are no text) are no UTF-8: those are written as escapes.
-    line = json.dumps(finite, ensure_ascii=False, allow_nan=False)
+    line = json.dumps(_finite(event), ensure_ascii=False, allow_nan=False)
     try:
         line.encode()
-    except UnicodeEncodeError:
-        line = json.dumps(finite, allow_nan=False)
+    except UnicodeEncodeError:  # lone surrogates are no UTF-8: written as escapes
+        line = json.dumps(_finite(event), allow_nan=False)
     return line + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """Return a value of an event with None in place of each float that is not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value

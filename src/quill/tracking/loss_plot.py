@@ -5,24 +5,44 @@ from __future__ import annotations
 import io
 import logging
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from quill.errors import shorten
 from quill.files import write_atomically
 from quill.tracking.jsonl import events_until
-from quill.tracking.tracker import Event, _is_number
+from quill.tracking.tracker import is_finite_number
 
-SECONDS_BETWEEN_DRAWINGS = 30.0  # a drawing costs about 0.3 s, which a quick run should not pay at each evaluation
+if TYPE_CHECKING:
+    from quill.training.events import Event
+
+SECONDS_BETWEEN_DRAWINGS = 30.0  # a drawing takes about 0.3 s
+TRAINING, BATCHES, VALIDATION = "#2f6690", "#9bb8d3", "#d1495b"
+OPENING = 0.1  # of the steps: the high losses of the beginning do not set the axis
+FEWEST_STEPS = 5  # with losses after the opening; a shorter run is shown whole
+FALLBACK_FONTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei",
+    "Droid Sans Fallback", "PingFang SC", "Hiragino Sans", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "SimHei",
+    "Arial Unicode MS", "Noto Sans Arabic", "Noto Sans Hebrew", "Noto Sans Devanagari",
+)  # fmt: skip
+"""Fonts for names in scripts that Matplotlib's own font lacks; those that are installed are used."""
+
+log = logging.getLogger(__name__)
 
 
 class LossPlot:
-    """Draws training and validation loss over the steps into a PNG, now and then and at the end.
+    """Draws training and validation loss into a PNG, every 30 seconds at most and at the end.
 
-    A picture that cannot be written (one that a viewer holds open on Windows) does not stop the training.
+    A picture that cannot be drawn or written does not stop the training. `warn` gets one message about it.
     """
 
-    def __init__(self, file: str | Path, history: Iterable[Event] = ()) -> None:
+    def __init__(
+        self, file: str | Path, history: Iterable[Event] = (), warn: Callable[[str], object] = log.info
+    ) -> None:
         self.file = Path(file)
+        self._warn: Callable[[str], object] | None = warn
         self._events = list(history)
         self._drawn_at = -math.inf
 
@@ -35,46 +55,102 @@ class LossPlot:
             self._drawn_at = event["seconds"]
             try:
                 write_atomically(self.file, draw_losses(self._events))
-            except PermissionError:
-                logging.getLogger(__name__).info("%s cannot be written just now", self.file)
+            except Exception as error:  # a full disk, a viewer that holds the file open, a broken Matplotlib
+                if self._warn is not None:
+                    self._warn(f"{self.file} was not drawn: {str(error) or type(error).__name__}")
+                self._warn = None
 
 
 def draw_losses(events: Iterable[Event]) -> bytes:
     """Return a PNG of the losses in these events. Matplotlib's objects are used directly: pyplot is global state."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it chats about font caches on first use
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it reports on font caches at its first use
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     events = list(events)
-    evaluations = [e for e in events if e["event"] == "evaluation" and _is_number(e["val_loss"])]
-    steps = [e for e in events if e["event"] == "step" and _is_number(e["train_loss"])]
+    evaluations = [e for e in events if e["event"] == "evaluation" and is_finite_number(e["val_loss"])]
+    steps = [e for e in events if e["event"] == "step" and is_finite_number(e["train_loss"])]
     start: Event = next((e for e in reversed(events) if e["event"] == "start"), {})
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    lines = [("training batches", steps, "train_loss", {"color": "#9bb8d3", "lw": 1})]
-    if evaluations:
-        estimate = "" if evaluations[-1]["whole_split"] else " (estimate)"
-        dots = {"marker": "o", "ms": 3, "lw": 1.5}
-        lines.append((f"training{estimate}", evaluations, "train_loss", dots | {"color": "#2f6690"}))
-        lines.append((f"validation{estimate}", evaluations, "val_loss", dots | {"color": "#d1495b"}))
-    for label, points, name, style in lines:
-        losses = [e[name] if _is_number(e[name]) else math.nan for e in points]
-        axes.plot([e["step"] for e in points], losses, label=label, **style)
-    if evaluations:
-        best = min(evaluations, key=lambda e: e["val_loss"])
-        axes.annotate(
-            f"best {best['val_loss']:.4f}\nat step {best['step']}",
-            (best["step"], best["val_loss"]), xytext=(0, 28), textcoords="offset points", ha="right",
-            arrowprops={"arrowstyle": "-", "color": "#d1495b"}, color="#d1495b",
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8},
-        )  # fmt: skip
+    batches = [(e["step"], e["train_loss"]) for e in steps]
+    training = [(e["step"], e["train_loss"]) for e in evaluations if is_finite_number(e["train_loss"])]
+    validation = [(e["step"], e["val_loss"]) for e in evaluations]
+    curves: list[tuple[list[tuple[int, float]], str, str, dict[str, Any]]] = [
+        (batches, BATCHES, "training batches", {"lw": 1}),
+        (training, TRAINING, f"training {describe_training(evaluations)}", evaluation_style(training)),
+        (validation, VALIDATION, f"validation {describe_validation(evaluations, start)}", evaluation_style(validation)),
+    ]
+    for points, color, label, style in curves:
+        if points:
+            numbers, losses = zip(*points, strict=True)
+            axes.plot(numbers, losses, color=color, label=label, **style)
+    if validation:
+        step, loss = min(validation, key=lambda point: point[1])
+        ring: dict[str, Any] = {"ls": "", "marker": "o", "ms": 9, "mfc": "none", "mec": VALIDATION}
+        axes.plot([step], [loss], label=f"lowest: {loss:.4f} at step {step:,}", **ring)
+    points = [*batches, *training, *validation]
+    if (shown := loss_range(points)) is not None:
+        axes.set_ylim(*shown)
+        step, loss = max(points, key=lambda point: point[1])
+        axes.plot([], [], ls="", label=f"above the axis: up to {loss:.2f} (step {step:,})")
     if start:
-        axes.set_title(f"{start['dataset']}: {start['parameters'] / 1e6:.2f} M parameters", loc="left")
-    axes.set_xlabel("step")
+        name = shorten(start["dataset"], 40)
+        title = f"Loss of a GPT with {start['parameters'] / 1e6:.2f} M parameters on {name}"
+        axes.set_title(title, loc="left", fontfamily=installed_fonts(), parse_math=False)
+    axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (nats per token)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper right")
     picture = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(picture)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # one for each character that no font has
+        FigureCanvasAgg(figure).print_png(picture)
     return picture.getvalue()
+
+
+def evaluation_style(points: list[tuple[int, float]]) -> dict[str, Any]:
+    """Return how evaluations are drawn: two are no curve, so they are points without a line."""
+    return {"marker": "o", "ms": 3, "lw": 1.5} if len(points) > 2 else {"marker": "o", "ms": 5, "lw": 0}
+
+
+def describe_validation(evaluations: list[Event], start: Event) -> str:
+    """Return what the validation loss was measured on, for the legend."""
+    if not evaluations:
+        return ""
+    last = evaluations[-1]
+    if last["whole_split"]:
+        return f"(whole split, {last['val_tokens']:,} tokens)"
+    of = f" of {start['val_tokens']:,}" if start else ""
+    return f"(estimate on {last['val_tokens']:,}{of} tokens)"
+
+
+def describe_training(evaluations: list[Event]) -> str:
+    """Return what the training loss was measured on: always a part of the training split, as much text."""
+    return f"(estimate on about {evaluations[-1]['val_tokens']:,} tokens)" if evaluations else ""
+
+
+def loss_range(points: list[tuple[int, float]]) -> tuple[float, float] | None:
+    """Return the range of losses that the axis shows: those after the first tenth of the steps, and some space.
+
+    The first losses are near ln(vocabulary) and fall fast; on one axis with them the others would look alike. None
+    where the first loss is not above that range, or the run too short to have a curve.
+    """
+    last = max((step for step, _ in points), default=0)
+    late = [(step, loss) for step, loss in points if step >= OPENING * last]
+    if len({step for step, _ in late}) < FEWEST_STEPS:
+        return None
+    low, high = min(loss for _, loss in points), max(loss for _, loss in late)
+    space = 0.1 * (high - low)
+    return (low - space, high + space) if min(points)[1] > high + space > low else None
+
+
+def installed_fonts() -> list[str]:
+    """Return Matplotlib's own font and the installed ones that know other scripts."""
+    from matplotlib.font_manager import fontManager
+
+    installed = {font.name for font in fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in FALLBACK_FONTS if name in installed)]

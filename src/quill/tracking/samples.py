@@ -1,17 +1,23 @@
-"""samples.txt: what the model wrote at each evaluation."""
+"""samples.txt: the text that the model generated at each evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from quill.files import write_atomically
-from quill.tracking.jsonl import events_until
-from quill.tracking.tracker import Event
+from quill.tracking.jsonl import append_text, events_until
+
+if TYPE_CHECKING:
+    from quill.training.events import Event
 
 
-class Samples:
-    """Writes what the model wrote at each evaluation into a text file, under a line that names the step."""
+class SampleLog:
+    """Appends each sample to a text file, under a line with its step.
+
+    A resumed run begins with the samples of `history` up to its checkpoint.
+    """
 
     def __init__(self, file: str | Path, history: Iterable[Event] = ()) -> None:
         self.file = Path(file)
@@ -22,9 +28,11 @@ class Samples:
             kept = [e for e in events_until(self._history, event["step"]) if e["event"] == "sample"]
             write_atomically(self.file, "".join(map(self._format, kept)).encode("utf-8", "replace"))
         elif event["event"] == "sample":
-            with open(self.file, "a", encoding="utf-8", errors="replace", newline="\n") as opened:
-                opened.write(self._format(event))
+            append_text(self.file, self._format(event))
 
     @staticmethod
     def _format(event: Event) -> str:
         return f"──── step {event['step']} ────\n{event['text']}\n\n"
+
+
+Samples = SampleLog

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quill.errors import MissingDependencyError
-from quill.tracking.tracker import Event, _is_number
+from quill.tracking.tracker import is_finite_number
+
+if TYPE_CHECKING:
+    from quill.training.events import Event
 
 
 class TensorBoard:
-    """Writes the numbers of each event as TensorBoard scalars; MissingDependencyError where it is not installed."""
+    """Writes the numbers of each event as TensorBoard scalars. Not installed, it is a MissingDependencyError."""
 
     def __init__(self, folder: str | Path) -> None:
         try:
@@ -29,7 +32,7 @@ class TensorBoard:
             return
         if event["event"] in ("step", "evaluation"):
             for name, value in event.items():
-                if name != "step" and _is_number(value):
+                if name != "step" and is_finite_number(value):
                     self._writer.add_scalar(f"{event['event']}/{name}", value, event["step"])
         elif event["event"] == "sample":
             self._writer.add_text("sample", "    " + event["text"].replace("\n", "\n    "), event["step"])
