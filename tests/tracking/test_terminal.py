@@ -100,7 +100,7 @@ def test_a_real_terminal_gets_the_live_display_and_nothing_else_does(monkeypatch
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0.4, "0 s"), (59.4, "59 s"), (61, "1 min 01 s"), (3599.7, "1 h 00 min"), (7800, "2 h 10 min")],
+    [(0.4, "400 ms"), (59.4, "59 s"), (61, "1 min 01 s"), (3599.7, "1 h 00 min"), (7800, "2 h 10 min")],
 )
 def test_durations_read_as_people_say_them(seconds, words):
     assert format_duration(seconds) == words
@@ -119,10 +119,10 @@ def test_a_run_is_opened_by_its_model_its_data_and_its_steps(events):
 
 def test_the_last_line_says_how_and_why_a_run_ended(events):
     assert format_end(events.end(9, "patience")).startswith(
-        "stopped early at step 9 after 1 s (the validation loss no longer improved); best validation loss 2.5000"
+        "stopped early at step 9 after 900 ms (the validation loss no longer improved); best validation loss 2.5000"
     )
-    assert format_end(events.end(9, "time")).startswith("stopped at step 9 after 1 s (its time was up);")
-    assert format_end(events.end(9, "interrupted", best=None)) == "interrupted at step 9 after 1 s"
+    assert format_end(events.end(9, "time")).startswith("stopped at step 9 after 900 ms (its time was up);")
+    assert format_end(events.end(9, "interrupted", best=None)) == "interrupted at step 9 after 900 ms"
 
 
 def test_control_characters_cannot_reach_a_terminal():

@@ -39,6 +39,8 @@ class Observers:
         self.reason: str | None = None
         self.step = 0
         self._emit: Callable[[Event], object] | None = None
+        self._early: list[str] = []  # warnings before there was an `_emit`
+        self._history: list[Event] = []
 
     def status(self, message: str) -> None:
         """Show what happens before training begins."""
@@ -48,8 +50,10 @@ class Observers:
             print(message, flush=True)
 
     def warn(self, message: str) -> None:
-        """Report a warning of the run."""
-        if self._emit is not None:
+        """Report a warning of the run, as soon as there is somebody to report it to."""
+        if self._emit is None:
+            self._early.append(message)
+        else:
             self._emit({"event": "warning", "step": self.step, "message": message})
 
     def preparing(self, what: str, share: float) -> None:
@@ -65,14 +69,14 @@ class Observers:
         """Give the callable that passes each event to everything that observes the run in this folder."""
         from quill.tracking.jsonl import JsonLines, read_events
         from quill.tracking.loss_plot import LossPlot
-        from quill.tracking.samples import Samples
-        from quill.tracking.tracker import fan_out
+        from quill.tracking.samples import SampleLog
+        from quill.tracking.tracker import CompositeTracker
 
-        history = read_events(out_dir / "metrics.jsonl") if resume else []
-        with self._display(history) as display:
-            yield fan_out(
-                JsonLines(out_dir / "metrics.jsonl"), display, Samples(out_dir / "samples.txt", history), *more,
-                LossPlot(out_dir / "loss.png", history), self.watch,
+        self._history = read_events(out_dir / "metrics.jsonl", self.warn) if resume else []
+        with self._display(self._history) as display:
+            yield CompositeTracker(
+                JsonLines(out_dir / "metrics.jsonl"), display, SampleLog(out_dir / "samples.txt", self._history),
+                *more, LossPlot(out_dir / "loss.png", self._history, self.warn), self.watch,
             )  # fmt: skip
 
     def _display(self, history: list[Event]) -> AbstractContextManager[Any]:
@@ -85,11 +89,18 @@ class Observers:
     def attach(self, emit: Callable[[Event], object]) -> None:
         """Send warnings through `emit` from now on."""
         self._emit = emit
+        while self._early:
+            self.warn(self._early.pop(0))
 
     def watch(self, event: Event) -> None:
         """Give an event to the trackers, and an evaluation to the callback, which may ask to stop."""
         self.step = event["step"]
         for tracker in self.given:
             tracker(event)
+        if event["event"] == "start":
+            from quill.tracking.jsonl import find_gap
+
+            if (gap := find_gap(self._history, event["step"])) is not None:
+                self.warn(gap)
         if self.callback is not None and event["event"] == "evaluation":
             self.reason = self.callback(event) or self.reason

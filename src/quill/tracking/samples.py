@@ -33,6 +33,3 @@ class SampleLog:
     @staticmethod
     def _format(event: Event) -> str:
         return f"──── step {event['step']} ────\n{event['text']}\n\n"
-
-
-Samples = SampleLog

@@ -61,6 +61,3 @@ class CompositeTracker:
 def is_finite_number(value: Any) -> bool:
     """Say whether a value is a number that can be drawn: neither NaN nor infinite, no boolean."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-fan_out = CompositeTracker
