@@ -27,7 +27,8 @@ def test_the_trackers_of_a_run_write_their_own_files_only(events, tmp_path):
 
 def test_the_listed_fields_are_those_that_a_run_reports(dataset, model_config, recipe):
     seen = []
-    train(model_config, *recipe(), dataset, report=seen.append, sample=lambda model: "a text")
+    config, context = recipe()
+    train(model_config, config, context, dataset, report=seen.append, sample=lambda model: "a text")
     assert {"start", "step", "evaluation", "sample", "end"} <= {event["event"] for event in seen}
     for event in seen:
         assert set(event) == {"event", "step", *EVENT_FIELDS[event["event"]]}
