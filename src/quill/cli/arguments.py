@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from quill.cli.parsing.flag import Flag, flags_of
@@ -72,8 +73,7 @@ class Parser:
     def set_defaults(self, **defaults: Any) -> None:
         """Change the defaults of flags that were added before."""
         for name, default in defaults.items():
-            flag = self.flags[name]
-            self.flags[name] = Flag(name, flag.type, default, flag.help, flag.group, flag.repeatable)
+            self.flags[name] = dataclasses.replace(self.flags[name], default=default)
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
         """Return the value of every flag, defaults included; ConfigError for words that cannot be used.
@@ -174,7 +174,7 @@ class Parser:
             )
 
 
-def add_configuration(parser: Parser, skip: Iterable[str] = ()) -> None:
+def add_configuration(parser: Parser) -> None:
     """Give the parser a flag for every setting of a run (runs/settings.py), and `--config`."""
     about = lambda: f"a preset ({', '.join(preset_names())}) or a YAML file; flags override it"  # noqa: E731
     parser.add_flag(Flag("config", str, None, about))
@@ -183,14 +183,17 @@ def add_configuration(parser: Parser, skip: Iterable[str] = ()) -> None:
         type=Literal[tuple(CONFIGS)],
         default="classic",
         help="classic is GPT-2's model, modern adds what later models improved",
+        group="the model",
     )
-    there = {"vocab_size", *skip}
-    models = ((f"the {name} model", config) for name, config in CONFIGS.items())
-    for title, config in (*models, ("the training", TrainConfig), ("the run", RunSettings)):
-        for flag in flags_of(config, title):
-            if flag.name not in there:  # what both models have is one flag
+    names = [{field.name for field in dataclasses.fields(config)} for config in CONFIGS.values()]
+    shared = set[str].intersection(*names)
+    groups = [(f"the {name} model only", config) for name, config in CONFIGS.items()]
+    for group, config in (*groups, ("training", TrainConfig), ("the run", RunSettings)):
+        for flag in flags_of(config, group):
+            if flag.name in shared:
+                flag = dataclasses.replace(flag, group="the model")
+            if flag.name not in {"vocab_size", *parser.flags}:
                 parser.add_flag(flag)
-            there.add(flag.name)
     for old, new in OLD_NAMES.items():
         if new in parser.flags and old not in parser.flags:
             parser.accept_old_name(old, new)

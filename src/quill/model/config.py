@@ -67,15 +67,15 @@ class ModernConfig:
     dropout: float = 0.2
     """share of activations dropped in training, from 0 up to 1"""
     ngram: int = 4
-    """modern: longest n-gram of tokens that has an embedding of its own; 1 means single tokens only"""
+    """longest n-gram of tokens that has an embedding of its own; 1 means single tokens only"""
     ngram_rows: int = 32749
-    """modern: largest number of rows in each n-gram table, best a prime; n-grams that hash alike share a row"""
+    """largest number of rows in each n-gram table, best a prime; n-grams that hash alike share a row"""
     ngram_dropout: float = 0.4
-    """modern: share of n-gram embeddings dropped in training, because rare n-grams are memorised"""
+    """share of n-gram embeddings dropped in training, because rare n-grams are memorised"""
     n_kv_head: int | None = None
-    """modern: number of key and value heads, each shared by n_head / n_kv_head query heads; None means n_head"""
+    """number of key and value heads, each shared by n_head / n_kv_head query heads; None means n_head"""
     logit_softcap: float = 15.0
-    """modern: logits are limited to ± this value; 0 means no limit"""
+    """logits are limited to ± this value; 0 means no limit"""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -22,7 +22,7 @@ class RunSettings:
     """The invocation of a run: which text, where, on what. TrainConfig is its recipe."""
 
     dataset: str | list[str] = "shakespeare"
-    """what to train on: shakespeare, tinystories, pydoc, or the path of your own text (or several paths)"""
+    """text to train on: shakespeare, tinystories, pydoc, or paths of your own text (files, folders, globs)"""
     tokenizer: Literal["char", "byte"] = "char"
     """how text becomes tokens: char (its own characters) or byte (any text, any language)"""
     data_dir: str = "data"
@@ -36,12 +36,12 @@ class RunSettings:
     sample_tokens: int = 200
     """length of the sample generated at each evaluation; 0 for none"""
     log_interval: int = 10
-    """steps between lines of metrics"""
+    """steps between log lines"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps"""
     dtype: Literal["auto", "fastest", "float32", "bfloat16", "float16"] = "auto"
-    """arithmetic: auto is bfloat16 (or float16) on CUDA and float32 elsewhere; fastest also uses bfloat16 on CPUs
-    with instructions for it"""
+    """number format of products: auto is bfloat16 (or float16) on CUDA and float32 elsewhere; fastest also uses
+    bfloat16 on CPUs with instructions for it"""
     compile: bool | Literal["auto"] = "auto"
     """torch.compile: True pays on long runs; auto compiles on CUDA where steps cannot be captured as a graph (float16,
     gradient checkpointing, a text too large for the GPU). If it fails there is one warning"""

@@ -27,41 +27,41 @@ class TrainConfig:
     max_iters: int = 5000
     """optimizer steps in the whole run"""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw, or muon for the matrices inside the blocks, steps by rows for n-gram tables, and AdamW for the rest"""
+    """adamw, or muon for the matrices of the blocks, with row-wise Adam for n-gram tables and AdamW for the rest"""
     learning_rate: float = 1e-3
     """highest learning rate, reached after the warm-up"""
     embedding_learning_rate: float | None = None
-    """the same for embeddings; None means learning_rate"""
+    """learning rate of embeddings; None means learning_rate"""
     muon_learning_rate: float = 0.02
-    """the same for the matrices that Muon moves"""
+    """learning rate of the matrices that Muon updates"""
     ngram_learning_rate: float = 0.03
-    """the same for n-gram tables beside Muon: how far each number of a row moves that was read"""
+    """learning rate of the n-gram rows used in a step, with Muon"""
     lr_schedule: Literal["cosine", "linear", "wsd"] = "cosine"
-    """how learning rates fall: cosine, linear, or wsd (warm up, stay, and fall linearly at the end)"""
+    """how learning rates fall: cosine, linear, or wsd (warm-up, constant, then linear at the end)"""
     cooldown: float = 0.4
-    """wsd: the share of the run, at its end, in which learning rates fall"""
+    """wsd: share of the run, at its end, in which learning rates fall"""
     min_lr: float | None = None
     """learning rate at the end; None means a tenth of learning_rate for cosine, and 0 for linear and wsd"""
     warmup_iters: int = 100
     """steps of linear warm-up"""
     lr_decay_iters: int | None = None
-    """step at which learning rates reach their end; None means max_iters"""
+    """step at which learning rates reach their final value; None means max_iters"""
     weight_decay: float = 0.1
-    """decay of matrices (biases and norms never decay)"""
+    """weight decay of matrices; none for biases and norms"""
     beta1: float = 0.9
-    """AdamW: memory of the gradient's mean"""
+    """AdamW: decay rate of the running mean of gradients"""
     beta2: float = 0.99
-    """AdamW: memory of the gradient's square"""
+    """AdamW: decay rate of the running mean of squared gradients"""
     grad_clip: float = 1.0
-    """longest gradient allowed; 0 never clips"""
+    """maximum gradient norm; 0 means no clipping"""
     eval_interval: int = 250
     """steps between evaluations; each also writes a sample and a checkpoint"""
     eval_iters: int = 200
-    """batches of one evaluation at most; a split that is smaller is scored whole"""
+    """largest number of batches in an evaluation; a smaller split is scored whole"""
     patience: int = 0
-    """stop after this many evaluations without a better validation loss; 0 never stops early"""
+    """stop after this many evaluations without a lower validation loss; 0 never stops early"""
     seed: int = 1337
-    """decides initial weights, batches and dropout"""
+    """determines initial weights, batches and dropout"""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -65,8 +65,8 @@ def emphasize(text: str) -> str:
 
 def _typed(flag: Flag) -> str:
     """Return the flag as it would be typed, with its default."""
-    if flag.type is bool and flag.default is False:
-        return f"--{flag.name}"
+    if flag.name == "help":
+        return "--help"
     unset = flag.default in (None, "") or isinstance(flag.default, list)
     return f"--{flag.name}={'…' if unset else flag.default}"
 
