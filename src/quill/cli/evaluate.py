@@ -93,8 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def text_of_run(out_dir: Path, checkpoint: Checkpoint, data_dir: str | None, on_progress: OnProgress) -> Dataset:
     """Return the text that a run was trained on; CheckpointError if it is not known, or not the same any more."""
-    from quill.data.dataset import prepare_dataset
     from quill.runs.resume import stored_settings
+    from quill.runs.run_text import open_run_text
 
     settings = stored_settings(out_dir)
     if settings is None:
@@ -102,7 +102,7 @@ def text_of_run(out_dir: Path, checkpoint: Checkpoint, data_dir: str | None, on_
         raise CheckpointError(f"{out_dir} {where}, so its text is not known: name the text with --dataset=…")
     name, kind = settings["dataset"], settings["tokenizer"]
     place = settings["data_dir"] if data_dir is None else data_dir
-    dataset = prepare_dataset(name, tokenizer=kind, data_dir=place, on_progress=on_progress)
+    dataset = open_run_text(out_dir, name, kind, place, checkpoint.text_sha256, on_progress)
     same = dataset.tokenizer.to_json() == checkpoint.tokenizer.to_json()
     if checkpoint.text_sha256 is not None and dataset.sha256 != checkpoint.text_sha256:
         raise changed(name, out_dir)
@@ -110,7 +110,7 @@ def text_of_run(out_dir: Path, checkpoint: Checkpoint, data_dir: str | None, on_
         raise changed(name, out_dir)
     if same:
         return dataset
-    return prepare_dataset(name, tokenizer=checkpoint.tokenizer, data_dir=place, on_progress=on_progress)
+    return open_run_text(out_dir, name, checkpoint.tokenizer, place, checkpoint.text_sha256, on_progress)
 
 
 def other_text(name: str, checkpoint: Checkpoint, data_dir: str | None, on_progress: OnProgress) -> Dataset:

@@ -27,16 +27,17 @@ def open_text(settings: Settings, text: str | None, observers: Observers, resume
     """
     from quill.data.dataset import prepare_dataset
     from quill.runs.init_from import tokenizer_for
+    from quill.runs.run_text import open_run_text, text_sha256_of
 
     run = build_configs(settings)[2]
-    resolve(run)
-    return prepare_dataset(
-        None if text is not None else run.dataset,
-        text=text,
-        tokenizer=tokenizer_for(settings, text, resume),
-        data_dir=run.data_dir,
-        on_progress=observers.preparing,
-    )
+    out_dir = resolve(run).out_dir
+    tokenizer = tokenizer_for(settings, text, resume)
+    if text is not None:
+        return prepare_dataset(text=text, tokenizer=tokenizer, data_dir=run.data_dir, on_progress=observers.preparing)
+    if resume:
+        sha256 = text_sha256_of(out_dir)
+        return open_run_text(out_dir, run.dataset, tokenizer, run.data_dir, sha256, observers.preparing)
+    return prepare_dataset(run.dataset, tokenizer=tokenizer, data_dir=run.data_dir, on_progress=observers.preparing)
 
 
 def resolve(run: RunSettings) -> RunContext:

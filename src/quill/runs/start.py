@@ -111,6 +111,8 @@ def run(
         require_free_folder(chosen, chosen, overwrite)
     keep_freed_memory()
     dataset = open_text(chosen, text, observers, resume=bool(resume))
+    if text is not None:
+        chosen = chosen | {"dataset": dataset.name}  # the folder of its prepared tokens
     dataset.require_window(chosen["block_size"])
     if resume == "best":
         with lock_run(chosen["out_dir"]):
@@ -146,6 +148,7 @@ def run_for_minutes(
     started, seconds = time.monotonic(), minutes * 60
     if dataset is None:
         dataset = open_text(asked, text, observers)
+        given = given if text is None else given | {"dataset": dataset.name}
     observers.status("measuring how fast this machine is")
     settings, speed = fit_to_minutes(dataset, minutes, given)
     observers.status(describe_choice(settings, minutes))

@@ -1,0 +1,65 @@
+"""Find the text of a run again: where it was, beside the run's folder, or as prepared tokens of the same text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quill.checkpoints.format import WEIGHTS
+from quill.checkpoints.run_folder import find_checkpoint
+from quill.checkpoints.tensor_file import TensorFile
+from quill.files import expand_home
+from quill.tokenizers.base import Tokenizer
+
+if TYPE_CHECKING:
+    from quill.data.dataset import Dataset
+
+
+def text_sha256_of(out_dir: Path) -> str | None:
+    """Return the SHA-256 of the text that a run was trained on; None for a run of an earlier version."""
+    with TensorFile(find_checkpoint(out_dir, "last") / WEIGHTS) as file:
+        digest = file.metadata.get("text_sha256")
+    return digest if isinstance(digest, str) else None
+
+
+def open_run_text(
+    out_dir: str | Path,
+    dataset: str | list[str],
+    tokenizer: str | Tokenizer,
+    data_dir: str | Path,
+    sha256: str | None,
+    on_progress: Callable[[str, float], None],
+) -> Dataset:
+    """Return the text that a run's config.yaml names, in the run's tokens. CorpusNotFoundError if it is nowhere.
+
+    Relative paths are looked up in this folder and then in the one that holds out_dir, where such a run was started:
+    a run can be moved with its text, and resumed from any folder. Where the text with this `sha256` is in neither,
+    another one that is found is returned, and the caller compares; where there is none at all, tokens that were
+    prepared from the same text are used.
+    """
+    from quill.data.corpus import NAMES, CorpusNotFoundError, paths_of
+    from quill.data.dataset import prepare_dataset
+
+    def prepare(paths: str | list[str], folder: str | Path) -> Dataset:
+        return prepare_dataset(paths, tokenizer=tokenizer, data_dir=folder, sha256=sha256, on_progress=on_progress)
+
+    found, missing = None, None
+    try:
+        found = prepare(dataset, data_dir)
+    except CorpusNotFoundError as error:
+        missing = error
+    if found is not None and sha256 in (None, found.sha256):
+        return found
+    beside = expand_home(out_dir).absolute().parent
+    paths = [path if path in NAMES else str(beside / expand_home(path)) for path in paths_of(dataset)]
+    try:
+        other = prepare(paths, beside / expand_home(data_dir))
+    except CorpusNotFoundError:
+        other = None
+    if other is not None and (found is None or other.sha256 == sha256):
+        return other
+    if found is not None:
+        return found
+    assert missing is not None
+    raise missing
