@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quill.checkpoints.manifest import FORMAT, STATE, WEIGHTS, Manifest, manifest_beside, write_manifest
-from quill.checkpoints.schema import FINITE, OBJECT, SHA256, STEP, check_record, cut, one_of, optional
+from quill.checkpoints.schema import FINITE, OBJECT, SHA256, STEP, check_record, one_of, optional
 from quill.checkpoints.tensor_file import FLOATS, TensorFile, TensorInfo, write_tensor_file
 from quill.errors import CheckpointError, QuillError
 from quill.model.config import CONFIGS, ModelConfig, architecture_of
 from quill.model.shapes import Shapes, weight_shapes
 from quill.tokenizers.base import Tokenizer
 from quill.tokenizers.load import tokenizer_from_json
+from quill.validation import show
 
 if TYPE_CHECKING:
     import torch
@@ -162,7 +163,7 @@ def _parse_about(metadata: dict[str, Any], file: Path) -> tuple[dict[str, Any], 
     kind = CONFIGS[about["architecture"]]
     names = {field.name for field in dataclasses.fields(kind)}
     if different := sorted(names ^ about["model"].keys()):
-        raise CheckpointError(f"{file} is damaged: {cut(different[0])} of its model is missing or not known")
+        raise CheckpointError(f"{file} is damaged: {show(different[0])} of its model is missing or not known")
     try:
         return about, kind(**about["model"]), tokenizer_from_json(about["tokenizer"])
     except QuillError as error:
@@ -173,7 +174,7 @@ def _check_tensors(config: ModelConfig, tensors: Mapping[str, TensorInfo], file:
     """Raise CheckpointError unless a weights file holds the weights of this model. Nothing large is built for it."""
     for name, info in tensors.items():
         if info.dtype not in FLOATS or 0 in info.shape:
-            raise CheckpointError(f"{file} is damaged: {cut(name)} is {info.dtype} of shape {info.shape}, not weights")
+            raise CheckpointError(f"{file} is damaged: {show(name)} is {info.dtype} of shape {info.shape}, not weights")
     if max(config.n_layer, getattr(config, "ngram", 0)) > len(tensors):
         raise CheckpointError(f"{file} does not fit its own configuration: it has {len(tensors)} tensors only")
     found = {name: info.shape for name, info in tensors.items()}
@@ -203,7 +204,7 @@ def check_weights(found: Shapes, expected: Shapes, file: Path) -> None:
     """Raise CheckpointError unless both have the same names with the same shapes."""
     unfit = f"{file} does not fit its own configuration"
     if different := sorted(found.keys() ^ expected.keys()):
-        raise CheckpointError(f"{unfit}: {cut(different[0])} is only in one of them")
+        raise CheckpointError(f"{unfit}: {show(different[0])} is only in one of them")
     for name, shape in expected.items():
         if found[name] != shape:
             raise CheckpointError(f"{unfit}: {name} is {found[name]}, expected {shape}")

@@ -28,10 +28,11 @@ from quill.checkpoints.manifest import (
     sha256_of,
     step_of,
 )
-from quill.checkpoints.schema import OBJECT, SHA256, STEP, check_record, cut, one_of, optional
+from quill.checkpoints.schema import OBJECT, SHA256, STEP, check_record, one_of, optional
 from quill.checkpoints.tensor_file import TensorFile
 from quill.errors import CheckpointError
 from quill.files import write_atomically
+from quill.validation import show
 
 Which = Literal["best", "last"]
 
@@ -171,7 +172,7 @@ def _pointed_to(out_dir: Path, pointer: Which, whole: dict[int, Path]) -> int | 
     step = next((step for step, folder in whole.items() if folder.name == name), None)
     if step is None:
         raise CheckpointError(
-            f"{source} names {cut(name)}, which is no checkpoint of the run: name one in {out_dir / 'checkpoints'}"
+            f"{source} names {show(name)}, which is no checkpoint of the run: name one in {out_dir / 'checkpoints'}"
         )
     return step
 

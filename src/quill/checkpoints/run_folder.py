@@ -92,7 +92,7 @@ def require_finite(tensors: Mapping[str, Tensor], val_loss: float | None, step: 
         broken = "the validation loss"
     if broken is not None:
         raise TrainingError(
-            f"training went wrong at step {step}: {broken} is no longer finite, so this step is not saved; earlier "
+            f"training diverged at step {step}: {broken} is no longer finite, so this step is not saved; earlier "
             f"checkpoints are kept; try a lower --learning_rate, more --warmup_iters or --dtype=float32"
         )
 

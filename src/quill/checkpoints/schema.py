@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quill.errors import CheckpointError
+from quill.validation import show
 
 MOST_STEPS = 2**53  # the largest whole number that every JSON reader keeps exactly
 
@@ -61,22 +62,12 @@ def parse_json(text: str | bytes) -> Any:
 def check_record(record: object, rules: Mapping[str, Rule], source: Path | str) -> dict[str, Any]:
     """Return `record` if it is an object with exactly these names and each value is accepted, else CheckpointError."""
     if not isinstance(record, dict):
-        raise CheckpointError(f"{source} is damaged: a JSON object is expected, not {cut(record)}")
+        raise CheckpointError(f"{source} is damaged: a JSON object is expected, not {show(record)}")
     if missing := sorted(rules.keys() - record.keys()):
         raise CheckpointError(f"{source} is damaged: {missing[0]} is missing")
     if unknown := sorted(record.keys() - rules.keys()):
-        raise CheckpointError(f"{source} is damaged, or of a newer Quill: {cut(unknown[0])} is not known")
+        raise CheckpointError(f"{source} is damaged, or of a newer Quill: {show(unknown[0])} is not known")
     for name, rule in rules.items():
         if not rule.accepts(record[name]):
-            raise CheckpointError(f"{source} is damaged: {name}={cut(record[name])} should be {rule.words}")
+            raise CheckpointError(f"{source} is damaged: {name}={show(record[name])} should be {rule.words}")
     return record
-
-
-def cut(value: object) -> str:
-    """Return the beginning of a value's representation, short enough for a message of one line."""
-    if isinstance(value, int) and abs(value) >= 10**18:
-        return "a very large number"
-    if isinstance(value, dict | list):
-        return f"a {type(value).__name__} of {len(value)}"
-    text = repr(value[:60] if isinstance(value, str) else value)
-    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -25,6 +25,7 @@ import numpy as np
 
 from quill.checkpoints.schema import parse_json
 from quill.errors import CheckpointError
+from quill.validation import show
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -141,13 +142,13 @@ def _tensor_info(name: str, entry: object, path: Path) -> TensorInfo:
         case {"dtype": str(dtype), "shape": [*sizes], "data_offsets": [int(start), int(end)], **rest} if not rest:
             pass
         case _:
-            raise _truncated(path, f"{name[:80]!r} has no type, shape and offsets")
+            raise _truncated(path, f"{show(name)} has no type, shape and offsets")
     if dtype not in NUMPY_TYPES:
-        raise CheckpointError(f"{path} has {name[:80]!r} of type {dtype[:20]!r}, which Quill does not read")
+        raise CheckpointError(f"{path} has {show(name)} of type {show(dtype)}, which Quill does not read")
     if len(sizes) > MOST_DIMENSIONS or not all(type(size) is int and 0 <= size < 2**63 for size in sizes):
-        raise _truncated(path, f"{name[:80]!r} has an impossible shape")
+        raise _truncated(path, f"{show(name)} has an impossible shape")
     if not 0 <= start <= end or end - start != math.prod(sizes) * np.dtype(NUMPY_TYPES[dtype]).itemsize:
-        raise _truncated(path, f"the size of {name[:80]!r} is not that of its shape")
+        raise _truncated(path, f"the size of {show(name)} is not that of its shape")
     return TensorInfo(dtype, tuple(sizes), start, end)
 
 

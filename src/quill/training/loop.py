@@ -86,7 +86,9 @@ def train(
         model, optimizer, scaler = session.model, session.optimizer, session.scaler
         step, compiled = build_step(session, dataset.train, config, context, warn, check)
         if resume:
-            progress = restore_training(out_dir, model, dataset.tokenizer, optimizer, scaler, device, dataset.sha256)
+            progress = restore_training(
+                out_dir, model, dataset.tokenizer, optimizer, scaler, device, dataset.sha256, config
+            )
         checkpoint = find_checkpoint(out_dir, "last") if resume else None
         report(describe_start(model, config, context, dataset, progress.step, compiled))
 
@@ -109,7 +111,7 @@ def train(
                 return False
 
         def save(best: bool) -> Path:
-            tensors, metadata = training_state(optimizer, scaler, progress, device)
+            tensors, metadata = training_state(optimizer, scaler, progress, device, config)
             val_loss = progress.val_loss if progress.evaluated_step == progress.step else None
             return save_checkpoint(
                 out_dir, model, dataset.tokenizer, step=progress.step, val_loss=val_loss, best=best,

@@ -21,6 +21,8 @@ from quill.errors import CheckpointError, ConfigError
 from quill.model.build import Model
 from quill.optim.optimizer import Optimizer, key_in_format, state_keys, state_shape
 from quill.tokenizers.base import Tokenizer
+from quill.training.config import TrainConfig
+from quill.validation import show
 
 
 @dataclass
@@ -67,6 +69,14 @@ PROGRESS = {
     "best_train_loss": optional(FINITE),
 }
 
+CHANGEABLE = frozenset(
+    {
+        "max_iters", "patience", "eval_interval", "eval_iters", "learning_rate", "min_lr", "warmup_iters",
+        "lr_decay_iters", "weight_decay", "grad_clip",
+    }
+)  # fmt: skip
+"""Fields of TrainConfig that may change when a run is resumed."""
+
 SCALER = {
     "scale": FINITE,
     "growth_factor": FINITE,
@@ -77,7 +87,11 @@ SCALER = {
 
 
 def training_state(
-    optimizer: Optimizer, scaler: torch.amp.GradScaler, progress: Progress, device: torch.device
+    optimizer: Optimizer,
+    scaler: torch.amp.GradScaler,
+    progress: Progress,
+    device: torch.device,
+    config: TrainConfig | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return tensors and JSON metadata that `restore_training` turns back into the state of a run."""
     tensors = {"rng.cpu": torch.get_rng_state()}
@@ -85,9 +99,12 @@ def training_state(
         tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
-            for key, value in optimizer.state[parameter].items():
+            state = optimizer.state.get(parameter, {})
+            for key in state_keys(group["kind"]):  # a weight that never had a gradient has no state yet
+                value = state[key] if key in state else torch.zeros(state_shape(key, parameter))
                 tensors[f"optimizer.{key}.{name}"] = value
-    return tensors, {"progress": asdict(progress), "scaler": scaler.state_dict()}
+    recipe = asdict(config) if config else {}
+    return tensors, {"progress": asdict(progress), "scaler": scaler.state_dict(), "recipe": recipe}
 
 
 def restore_training(
@@ -98,10 +115,11 @@ def restore_training(
     scaler: torch.amp.GradScaler,
     device: torch.device,
     text_sha256: str | None = None,
+    config: TrainConfig | None = None,
 ) -> Progress:
     """Set model, optimizer and random numbers to the run's last checkpoint, and return how far it was.
 
-    A checkpoint of another model or another text is a ConfigError; one without a whole training state is a
+    A checkpoint of another model, text or recipe is a ConfigError; one without a whole training state is a
     CheckpointError. In both cases nothing was changed.
     """
     folder = find_checkpoint(out_dir, "last")
@@ -121,6 +139,8 @@ def restore_training(
     file = folder / STATE
     tensors, metadata = read_tensors(file)
     progress = _read_progress(metadata, checkpoint.step, file)
+    if config is not None:
+        _require_same_recipe(metadata.get("recipe", {}), asdict(config), out_dir)
     moments: dict[tuple[torch.nn.Parameter, str], Tensor] = {}
     groups = optimizer.param_groups if progress.step else []  # before the first step there is no state
     for group in groups:
@@ -130,9 +150,10 @@ def restore_training(
                 stored = f"optimizer.{key_in_format(key, format)}.{name_in_format(name, format)}"
                 value = _expect(tensors, stored, parameter.dtype, state_shape(key, parameter), file)
                 moments[parameter, key] = value.clone().to(device)
+    scaling = check_record(metadata["scaler"], SCALER, file) if metadata["scaler"] else {}
     _restore_random_numbers(tensors, device, file)
-    if scaler.is_enabled() and metadata["scaler"]:
-        scaler.load_state_dict(check_record(metadata["scaler"], SCALER, file))
+    if scaler.is_enabled() and scaling:
+        scaler.load_state_dict(scaling)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.from_numpy(checkpoint.weights[name]))
@@ -150,8 +171,18 @@ def require_same_text(before: str | None, now: str | None, out_dir: str | Path) 
         )
 
 
+def _require_same_recipe(before: dict[str, Any], now: dict[str, Any], out_dir: str | Path) -> None:
+    """Raise ConfigError if a setting that must not change in a run is another one than at its last save."""
+    for name in sorted((before.keys() & now.keys()) - CHANGEABLE):
+        if before[name] != now[name]:
+            raise ConfigError(
+                f"{name}={show(now[name])} is not what {out_dir} was trained with ({name}={show(before[name])}): "
+                f"it cannot change in a run; put it back in config.yaml, or start another run"
+            )
+
+
 def _read_progress(metadata: dict[str, Any], step: int, file: Path) -> Progress:
-    check_record(metadata, {"progress": OBJECT, "scaler": OBJECT}, file)
+    check_record({"recipe": {}} | metadata, {"progress": OBJECT, "scaler": OBJECT, "recipe": OBJECT}, file)
     stored = metadata["progress"]
     if "evaluated_step" not in stored:  # earlier versions completed every evaluation that they began
         stored = {"evaluated_step": stored.get("step"), "train_loss": None, "best_train_loss": None} | stored
