@@ -62,15 +62,49 @@ def means_cpu(name: str) -> bool:
 
 
 def cpu_threads() -> int:
-    """Return how many threads compute on the CPU: as many as PyTorch has or would have."""
+    """Return how many threads compute on the CPU: as many as PyTorch has or would have, at most `usable_cores()`."""
+    cores = usable_cores()
     if "torch" in sys.modules:
-        return sys.modules["torch"].get_num_threads()
+        return min(cores, sys.modules["torch"].get_num_threads())
     with contextlib.suppress(KeyError, ValueError):
-        return max(1, int(os.environ["OMP_NUM_THREADS"].split(",")[0]))
+        return max(1, min(cores, int(os.environ["OMP_NUM_THREADS"].split(",")[0])))
     import psutil
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
+    return max(1, min(cores, psutil.cpu_count(logical=False) or cores))
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Return how many cores this process may use at once: by its affinity, and by the CPU quota of its container."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([allowed, *(int(cores) for cores in _cpu_quotas(root))]))
+
+
+def _cpu_quotas(root: Path) -> list[float]:
+    """Return the cores that each control group of this process allows (Linux, cgroup v2 and v1)."""
+    quotas = []
+    for line in _read_words(root / "proc/self/cgroup", "\n"):
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        base = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        # Inside a container its own group may be mounted at the top, where the path of the host does not exist.
+        own = base / path.strip("/")
+        for folder in [base, *(f for f in (own, *own.parents) if f.is_relative_to(base) and f != base)]:
+            if controllers:
+                words = [*_read_words(folder / "cpu.cfs_quota_us"), *_read_words(folder / "cpu.cfs_period_us")]
+            else:
+                words = _read_words(folder / "cpu.max")  # "max 100000" where there is no limit
+            with contextlib.suppress(ValueError, ZeroDivisionError):
+                quota, period = map(int, words)
+                quotas += [quota / period] if quota > 0 else []
+    return quotas
+
+
+def _read_words(file: Path, separator: str | None = None) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").strip().split(separator)
+    except OSError:
+        return []
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

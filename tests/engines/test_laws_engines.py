@@ -18,7 +18,7 @@ from quill.data.dataset import Dataset, prepare_dataset
 from quill.engines import make as engine_module
 from quill.engines.base import Engine, PrefillInput
 from quill.engines.cuda_engine import CudaEngine
-from quill.engines.make import make_engine
+from quill.engines.make import arrays_of, make_engine
 from quill.engines.numba_engine import NumbaEngine
 from quill.engines.request import BusyError, Request, SamplingConfig, Token
 from quill.engines.sampling import adjust, choose_tokens
@@ -193,14 +193,18 @@ def test_a_request_gets_the_same_bytes_alone_and_in_company(shape: str, name: st
             assert len(tokens) == requests[place].max_new_tokens and written[place] == tokens
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [2, 3])
 @pytest.mark.parametrize("length", [40, 200])  # within the context, and past it
-def test_the_number_of_threads_changes_no_bit(threads: int, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_threads_changes_no_bit(threads: int, length: int) -> None:
     model = random_model(SHAPES["modern"])
     request = Request((1, 2, 3), length, logprobs=2)
     expected = tokens_of(make_engine(model, "numba"), request)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert tokens_of(make_engine(model, "numba"), request) == expected
+    for quantization in (None, "int8"):
+        engines = [
+            NumbaEngine(model.config, arrays_of(model), quantization=quantization, threads=n) for n in (1, threads)
+        ]
+        one, other = (tokens_of(engine, request) for engine in engines)
+        assert one == other and (quantization or one == expected)
 
 
 def test_a_shared_beginning_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

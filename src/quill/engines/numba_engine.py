@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 
@@ -22,13 +21,17 @@ from quill.device import cpu_threads
 from quill.engines.base import PrefillInput, StepOutput
 from quill.engines.numba_step.object_cache import load_step, table_of
 from quill.engines.numba_step.packing import make_work, pack_model, whole_panels
-from quill.engines.numba_step.workspace import PANEL, Call, Everything, Sampler
+from quill.engines.numba_step.workspace import PANEL, SLEEPS, Call, Everything, Sampler
 from quill.engines.random_numbers import uniforms
 from quill.engines.request import Request
+from quill.engines.thread_team import ThreadTeam
 from quill.model.config import ModelConfig
 
 SMALLEST_TEMPERATURE = float(np.finfo(np.float32).tiny)
 ROWS = 256  # tokens of a prompt that are read at once, so that each weight is fetched once for all of them
+WORTH_THREADS = 2**16  # multiplications in a layer: with fewer, threads wait for each other longer than they compute
+SLEEPS_PER_STEP = 2  # more than so many mean that another program has a core
+CALLS_ALONE = 64  # then one thread computes, until the others are tried again
 COMPILING = "compiling for this processor, which takes some seconds the first time"
 
 
@@ -44,12 +47,14 @@ class NumbaEngine:
         *,
         quantization: str | None = None,
         slots: int = 1,
+        threads: int | None = None,
         on_status: Callable[[str], None] | None = None,
     ) -> None:
         self.config, self.slots, self.context = config, slots, config.block_size
         self.rolls = config.rolling_window > 0
         self.shape, self.weights = pack_model(config, arrays, quantization)
-        self.threads = min(cpu_threads(), self.weights.feed_forward_hidden.panels)  # more would only wait
+        most = min(cpu_threads(), self.weights.feed_forward_hidden.panels)  # more would only wait
+        self.threads, self._fixed_threads = threads or most, threads is not None
         self.work = make_work(self.shape, slots + 1, max(ROWS, slots), self.threads)
         V, places = self.config.vocab_size, slots + 1
         self.sampler = Sampler(
@@ -67,16 +72,16 @@ class NumbaEngine:
         )
         self._requests: dict[int, tuple[Request, int]] = {}  # and how many tokens each has chosen
         self._next: dict[int, tuple[int, int]] = {}  # the token chosen last, and its place in the text
-        # The first thread of these is who waits for the others: a Ctrl-C reaches the main thread only, and must never
-        # end one of several threads that wait for each other.
-        self._leader = ThreadPoolExecutor(1, "quill-leader")
-        self._followers = ThreadPoolExecutor(max(1, self.threads - 1), "quill-follower")
+        self._layer_size = 12 * config.n_embd**2
+        self._team = ThreadTeam(self.threads)
+        self._alone = 0  # calls for which one thread is enough, because the others get no core
         state = (self.shape, self.weights, self.work, self.sampler)
         self._state = table_of(state)
-        example = Everything(self._call(np.zeros(0, np.int64), 0, 0), *state)
-        self._write = load_step(quantization or "float32", example, lambda: (on_status or to_stderr)(COMPILING))
+        example = Everything(self._call(np.zeros(0, np.int64), 0, 0, 1), *state)
+        self._step = load_step(quantization or "float32", example, lambda: (on_status or to_stderr)(COMPILING))
 
     def assign(self, slot: int, request: Request) -> None:
+        self._team.wait()
         s, how, V = self.sampler, request.sampling, self.config.vocab_size
         s.temperature_B[slot] = max(how.temperature, SMALLEST_TEMPERATURE) if how.temperature else 0
         s.top_k_B[slot] = min(how.top_k or V, V)
@@ -96,6 +101,7 @@ class NumbaEngine:
 
     # Each row is computed by itself, so what is copied is bit for bit what would be computed again.
     def copy(self, source: int, target: int, length: int) -> None:
+        self._team.wait()
         shape, work = self.shape, self.work
         sizes = (-1, shape.n_layer * shape.n_kv_head)
         panels = whole_panels(length) // PANEL
@@ -159,7 +165,9 @@ class NumbaEngine:
         self, tokens: np.ndarray, slots: np.ndarray, positions: np.ndarray, kept: np.ndarray, steps: int
     ) -> StepOutput:
         work, rows = self.work, len(tokens)
-        call = self._call(kept, steps, rows)
+        self._team.wait()
+        threads = self.threads_for(rows)
+        call = self._call(kept, steps, rows, threads)
         work.tokens[:rows], work.slots[:rows], work.positions[:rows] = tokens, slots, positions
         for column, slot in enumerate(slots[kept].tolist()):
             if slot == self.slots:
@@ -167,19 +175,34 @@ class NumbaEngine:
             request, count = self._requests[slot]
             call.uniforms_TB[:, column] = uniforms(request.seed, [request.row], count, steps)[:, 0]
             self._requests[slot] = (request, count + steps)
-        running = self._leader.submit(self._run_threads, np.concatenate([table_of(call), self._state]))
-        try:
-            running.result()
-        except BaseException:  # Ctrl-C comes here; what runs still writes into the arrays that the next call fills
-            wait([running])
-            raise
+        table = np.concatenate([table_of(call), self._state])
+        address = table.ctypes.data
+        if threads == 1:
+            self._step(0, address)
+            return StepOutput(call.tokens_TB, call.logits_TBV)
+        counters = work.counters.reshape(-1, 8)
+        counters[:, 0] = 0  # what they count up to depends on the number of threads
+        before = counters[1:, SLEEPS].sum()
+        self._team.run(lambda thread: self._step(thread, address))
+        if steps > 1 and counters[1:, SLEEPS].sum() - before > SLEEPS_PER_STEP * steps:
+            self._alone = CALLS_ALONE
         return StepOutput(call.tokens_TB, call.logits_TBV)
 
-    def _call(self, kept: np.ndarray, steps: int, rows: int) -> Call:
+    def threads_for(self, rows: int) -> int:
+        """Return how many threads compute a step of so many rows: one where others would wait more than work."""
+        if not self._fixed_threads:
+            if rows * self._layer_size < WORTH_THREADS:
+                return 1
+            if self._alone > 0:
+                self._alone -= 1
+                return 1
+        return self._team.start()
+
+    def _call(self, kept: np.ndarray, steps: int, rows: int, threads: int) -> Call:
         """Return room for what is to be written."""
         T, B, V = steps, len(kept), self.config.vocab_size
         return Call(
-            threads=self.threads,
+            threads=threads,
             steps=steps,
             rows=rows,
             kept=kept,
@@ -187,15 +210,6 @@ class NumbaEngine:
             tokens_TB=np.zeros((T, B), np.int64),
             logits_TBV=np.zeros((T, B, V), np.float32),
         )
-
-    def _run_threads(self, table: np.ndarray) -> None:
-        address = table.ctypes.data
-        others: list[Future] = [
-            self._followers.submit(self._write, thread, address) for thread in range(1, self.threads)
-        ]
-        self._write(0, address)
-        for other in others:
-            other.result()
 
 
 def to_stderr(message: str) -> None:

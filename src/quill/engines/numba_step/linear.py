@@ -13,21 +13,64 @@ from numba import types
 from numba.extending import overload
 
 from quill.engines.numba_step.sampling import OPTIONS, arithmetic, compiled
-from quill.engines.numba_step.simd import count_up, product_1, product_2, product_4, product_6, read_counter, yield_core
-from quill.engines.numba_step.workspace import ADD, FEW, GELU, PANEL, RELU, RELU_SQUARED, ROWS_AT_ONCE
+from quill.engines.numba_step.simd import (
+    add_to_counter,
+    pause,
+    product_1,
+    product_2,
+    product_4,
+    product_6,
+    read_counter,
+    sleep_while_equal,
+    wake_sleepers,
+)
+from quill.engines.numba_step.workspace import (
+    ADD,
+    ARRIVED,
+    FEW,
+    GELU,
+    LEAST_SPINS,
+    MOST_SPINS,
+    PANEL,
+    PATIENCE,
+    RELU,
+    RELU_SQUARED,
+    ROWS_AT_ONCE,
+    SLEEPING,
+    SLEEPS,
+)
 
 
 @compiled
 def wait(counters, thread, threads):
-    """Wait until all threads are here."""
-    counters[8 * (thread + 1)] += 1
-    goal = counters[8 * (thread + 1)] * threads
-    count_up(counters, 0)
-    spins = 0
-    while read_counter(counters, 0) < goal:
+    """Wait until all threads are here: spin for a while, and then sleep, so that other programs get this core.
+
+    A thread that had to sleep spins half as long the next time.
+    """
+    if threads == 1:
+        return
+    own = 8 * (thread + 1)
+    counters[own] += 1
+    goal = counters[own] * threads
+    if add_to_counter(counters, ARRIVED, 1) == goal:  # the last one
+        if read_counter(counters, SLEEPING) > 0:
+            wake_sleepers(counters, ARRIVED)
+        return
+    spins, most = 0, counters[own + PATIENCE]
+    while read_counter(counters, ARRIVED) < goal:
         spins += 1
-        if spins > 4000:  # some 100 microseconds: another program has the other core
-            yield_core()
+        if spins > most:
+            counters[own + PATIENCE] = max(most // 2, LEAST_SPINS)
+            counters[own + SLEEPS] += 1
+            add_to_counter(counters, SLEEPING, 1)
+            arrived = read_counter(counters, ARRIVED)
+            while arrived < goal:
+                sleep_while_equal(counters, ARRIVED, arrived)
+                arrived = read_counter(counters, ARRIVED)
+            add_to_counter(counters, SLEEPING, -1)
+            return
+        pause()
+    counters[own + PATIENCE] = min(most + most // 8, MOST_SPINS)
 
 
 @arithmetic

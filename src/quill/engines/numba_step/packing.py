@@ -19,7 +19,9 @@ import numpy as np
 from quill.engines.numba_step.workspace import (
     FEW,
     GELU,
+    MOST_SPINS,
     PANEL,
+    PATIENCE,
     RELU,
     RELU_SQUARED,
     ROWS_AT_ONCE,
@@ -147,6 +149,8 @@ def make_work(shape: Shape, slots: int, rows: int, threads: int) -> Work:
     def zeros(*sizes: int, dtype: type = np.float32) -> np.ndarray:
         return np.zeros(math.prod(sizes), dtype)
 
+    counters = np.zeros((threads + 1, 8), np.int64)
+    counters[1:, PATIENCE] = MOST_SPINS
     texts = slots * shape.n_layer * shape.n_kv_head * shape.capacity
     tile = ROWS_AT_ONCE * PANEL
     return Work(
@@ -171,7 +175,7 @@ def make_work(shape: Shape, slots: int, rows: int, threads: int) -> Work:
         sums=zeros(threads, tile),
         whole_sums=zeros(threads, tile, dtype=np.int32),
         attention=zeros(threads * ROWS_AT_ONCE, shape.capacity),
-        counters=zeros(8, threads + 1, dtype=np.int64),
+        counters=counters.ravel(),
     )
 
 

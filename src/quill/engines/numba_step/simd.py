@@ -9,6 +9,7 @@ Reference: LLVM Language Reference Manual, sections "Vector Type", "llvm.fma" an
 
 from __future__ import annotations
 
+import platform
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,8 @@ F32, I32, I8, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(8), ir.IntType(64
 FEATURES = llvm.get_host_cpu_features()
 HAS_AVX512 = bool(FEATURES.get("avx512f"))
 HAS_VNNI = bool(FEATURES.get("avx512vnni"))
+FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine()) if sys.platform == "linux" else None  # its number
+FUTEX_WAIT, FUTEX_WAKE = 128, 129  # FUTEX_PRIVATE_FLAG included: the threads of one process
 
 
 def intrinsic(function: Callable[..., Any]) -> Any:
@@ -176,41 +179,77 @@ def power_of_two(typing, exponent):
 
 
 @intrinsic
-def count_up(typing, counters, at):
-    """Add 1 to a counter that all threads see."""
+def add_to_counter(typing, counters, at, amount):
+    """Add to a counter that all threads see, and return its new value."""
 
     def generate(context, builder, signature, arguments):
         pointer = builder.gep(_data(context, builder, signature, arguments, 0), [arguments[1]])
-        builder.atomic_rmw("add", pointer, I64(1), "acq_rel")
-        return context.get_dummy_value()
+        return builder.add(builder.atomic_rmw("add", pointer, arguments[2], "seq_cst"), arguments[2])
 
-    return types.void(counters, types.int64), generate
+    return types.int64(counters, types.int64, types.int64), generate
 
 
 @intrinsic
 def read_counter(typing, counters, at):
-    """Return a counter that other threads change, after a short pause that lets them."""
+    """Return a counter that other threads change."""
 
     def generate(context, builder, signature, arguments):
-        if "sse2" in FEATURES:
-            pause = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(ir.VoidType(), []), "llvm.x86.sse2.pause"
-            )
-            builder.call(pause, [])
         pointer = builder.gep(_data(context, builder, signature, arguments, 0), [arguments[1]])
-        return builder.load_atomic(pointer, "acquire", 8)
+        return builder.load_atomic(pointer, "seq_cst", 8)
 
     return types.int64(counters, types.int64), generate
 
 
 @intrinsic
-def yield_core(typing):
-    """Let another program have this core for a moment."""
+def pause(typing):
+    """Tell the core that this thread spins, so that it saves power and serves its other hardware thread."""
 
     def generate(context, builder, signature, arguments):
-        name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(I32, []), name)
-        builder.call(function, [])
+        if "sse2" in FEATURES:
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
         return context.get_dummy_value()
 
     return types.void(), generate
+
+
+@intrinsic
+def sleep_while_equal(typing, counters, at, value):
+    """Sleep while a counter has this value, until `wake_sleepers`; return early at will. futex(2) on Linux."""
+
+    def generate(context, builder, signature, arguments):
+        if FUTEX is None:
+            _call_system(builder, "SwitchToThread" if sys.platform == "win32" else "sched_yield", [])
+            _call_system(builder, "Sleep" if sys.platform == "win32" else "usleep", [I32(1)])
+        else:
+            pointer = builder.gep(_data(context, builder, signature, arguments, 0), [arguments[1]])
+            _futex(builder, pointer, FUTEX_WAIT, builder.trunc(arguments[2], I32))
+        return context.get_dummy_value()
+
+    return types.void(counters, types.int64, types.int64), generate
+
+
+@intrinsic
+def wake_sleepers(typing, counters, at):
+    """Wake all threads that sleep at a counter."""
+
+    def generate(context, builder, signature, arguments):
+        if FUTEX is not None:
+            pointer = builder.gep(_data(context, builder, signature, arguments, 0), [arguments[1]])
+            _futex(builder, pointer, FUTEX_WAKE, I32(2**31 - 1))
+        return context.get_dummy_value()
+
+    return types.void(counters, types.int64), generate
+
+
+def _futex(builder, pointer, operation, value):
+    # It compares 32 bits, the low half of a counter: both processors are little-endian.
+    kind = ir.FunctionType(I64, [I64], var_arg=True)
+    syscall = cgutils.get_or_insert_function(builder.module, kind, "syscall")
+    nothing = ir.Constant(I8.as_pointer(), None)
+    builder.call(syscall, [I64(FUTEX), pointer, I32(operation), value, nothing, nothing, I32(0)])
+
+
+def _call_system(builder, name, arguments):
+    kind = ir.FunctionType(I32, [argument.type for argument in arguments])
+    builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)

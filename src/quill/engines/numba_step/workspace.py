@@ -18,6 +18,9 @@ LANES = 16  # numbers in a vector
 PANEL = 64  # outputs that are computed side by side: four vectors
 ROWS_AT_ONCE = 6  # rows that share each weight they load: 24 sums and 4 weights fit the 32 registers of AVX-512
 FEW = 2  # rows that each thread prepares for itself
+ARRIVED, SLEEPING = 0, 1  # counters of all threads
+PATIENCE, SLEEPS = 1, 2  # counters of one thread, behind how often it has waited: its longest spin, how often it slept
+LEAST_SPINS, MOST_SPINS = 60, 4000  # the longest takes some 100 microseconds
 STORE, ADD, GELU, RELU, RELU_SQUARED = range(5)  # what becomes of a product
 
 
@@ -99,7 +102,7 @@ class Work(NamedTuple):
     sums: np.ndarray  # thread: a tile of float32 sums
     whole_sums: np.ndarray  # thread: a tile of int32 sums
     attention: np.ndarray  # thread: the shares of a tile of rows, S each
-    counters: np.ndarray  # thread: how often each has waited; the first is for all
+    counters: np.ndarray  # a cache line of 8 for all threads, and then one for each
 
 
 class Sampler(NamedTuple):
