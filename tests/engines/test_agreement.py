@@ -24,7 +24,7 @@ from quill.engines.make import make_engine
 from quill.engines.numba_engine import NumbaEngine
 from quill.engines.torch_engine import TorchEngine
 from quill.errors import ConfigError
-from quill.generation.batch_generator import generate_tokens
+from quill.generation.generate_tokens import generate_tokens
 from quill.model import gpt, modern
 from quill.model.build import Model, build_model
 from quill.model.cache import KVCache
