@@ -23,8 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     with end_on_signals():
         code = run(argv)
-    if code > 128:
-        _leave_soon(code)
+    if code > 128:  # a signal has asked for it: do not wait for threads, nor run what libraries leave for the end
+        os._exit(code)
     return code
 
 
@@ -33,15 +33,6 @@ def _leave(number: int, frame: FrameType | None) -> None:
     word = {signal.SIGINT: b"interrupted", signal.SIGTERM: b"terminated"}.get(signal.Signals(number), b"hung up")
     os.write(2, b"quill: %s\n" % word)
     os._exit(128 + number)
-
-
-def _leave_soon(code: int) -> None:
-    """End the process in a second, even if its threads are still busy: a signal has asked for that."""
-    import threading
-
-    timer = threading.Timer(1.0, os._exit, (code,))
-    timer.daemon = True
-    timer.start()
 
 
 if __name__ == "__main__":

@@ -22,6 +22,9 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 GRACE = 1.0
 """Seconds in which a command ends by itself after a signal."""
 
+lines_said = 0
+"""Lines that `say` wrote to a terminal. A live display begins a new frame below them."""
+
 received: list[int] = []
 """Signals that stopped the training of this process, oldest first; they decide its exit code."""
 
@@ -113,7 +116,9 @@ def catch_interrupts(announce: Callable[[str], object] | None = None) -> Iterato
 
 def say(text: str) -> None:
     """Write a line to standard error now, from whatever thread, even if it is closed or nobody reads it."""
+    global lines_said
     start = "\n" if _is_terminal(2) else ""  # below the ^C that the terminal shows
+    lines_said += bool(start)
     with contextlib.suppress(OSError):
         os.write(2, f"{start}quill: {text}\n".encode())
 

@@ -30,6 +30,13 @@ def texts(here):
         (["--batch_size=0"], ["batch_size=0", "1 or more"]),
         (["--dropout=1.5"], ["dropout=1.5", "less than 1"]),
         (["--learning_rate=-1"], ["learning_rate=-1"]),
+        (["--log_interval=10000000000"], ["log_interval=10000000000"]),  # U22
+        (["--log_interval=10**10"], ["log_interval='10**10'", "a whole number"]),
+        ([f"--seed={2**70}"], [f"seed={2**70}"]),
+        ([f"--n_embd={10**18}"], [f"n_embd={10**18}"]),
+        ([f"--n_embd={10**400}"], ["n_embd=<a whole number of about 401 digits>"]),
+        (["--batch_size=2000000000"], ["batch_size=2000000000"]),  # T8
+        (["--learning_rate=1e999"], ["learning_rate=inf"]),
         (["--max_iters=-5"], ["max_iters=-5"]),
         (["--dataset="], ["dataset"]),
         (["--dataset=mx.txt"], ["mx.txt", "my.txt"]),

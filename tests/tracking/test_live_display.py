@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
+from quill import process
 from quill.tracking.live_display import SPINNER, LiveDisplay
 from quill.tracking.live_region import LiveRegion
 from quill.tracking.terminal_plot import draw_curve
@@ -200,6 +201,17 @@ def test_lines_that_stay_are_printed_above_the_picture(screen):
     region.print_above(Text("warning: " + "x" * 100))
     region.draw([Text("three"), Text("four")])
     assert screen.lines() == ["warning: " + "x" * 71, "x" * 29, "three", "four"]
+
+
+def test_the_answer_to_a_signal_stands_between_two_pictures(screen, monkeypatch):  # U3
+    region = LiveRegion(console_on(screen))
+    region.draw([Text("one"), Text("two")])
+    monkeypatch.setattr(process, "_is_terminal", lambda descriptor: True)
+    monkeypatch.setattr(process.os, "write", lambda descriptor, data: screen.write(data.decode()))
+    process.say("stopping")
+    for lines in (["three", "four"], ["five", "six"]):
+        region.draw([Text(line) for line in lines])
+        assert screen.lines() == ["one", "two", "quill: stopping", *lines]
 
 
 def test_a_whole_run_leaves_its_last_picture_and_a_line_and_shows_the_cursor(screen, events):

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
+from quill import process
+
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 ERASE_LINE, UP_AND_ERASE = "\r\x1b[2K", "\x1b[1A\x1b[2K"
 
@@ -18,6 +20,7 @@ class LiveRegion:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._widths: list[int] = []  # columns of the lines that are shown now
+        self._lines_said = process.lines_said
 
     def draw(self, lines: Sequence[Text]) -> None:
         """Show these lines, each shorter than the terminal is wide, in place of those before."""
@@ -42,7 +45,8 @@ class LiveRegion:
 
         A terminal that became narrower has wrapped them: they take more rows than there are lines.
         """
-        if not self._widths:
+        said, self._lines_said = self._lines_said, process.lines_said
+        if not self._widths or said != process.lines_said:  # the answer to a signal stands below: leave both there
             return ""
         columns = max(1, self._console.width)
         rows = sum(max(1, -(-width // columns)) for width in self._widths)
