@@ -131,7 +131,7 @@ def state_keys(kind: str) -> tuple[str, ...]:
 
 def state_shape(key: str, weight: Tensor) -> tuple[int, ...]:
     """Return the shape of this part of a parameter's state."""
-    return {"step": (), "row_moments": (weight.size(0), 2)}.get(key, tuple(weight.shape))
+    return {"step": (), "row_moments": (*weight.shape[:1], 2)}.get(key, tuple(weight.shape))
 
 
 def key_in_format(key: str, format: int) -> str:
