@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import math
 import reprlib
 import types
@@ -36,6 +34,8 @@ def require(condition: bool, name: str, value: object, accepted: str) -> None:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" for the known name that is most like this one, or an empty string."""
+    import difflib  # here, because only a mistake needs it
+
     close = difflib.get_close_matches(name[:100], list(known), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
@@ -65,6 +65,8 @@ def check_fields(config: Any) -> None:
 
     A whole number is accepted where a float is expected; True and False are never accepted as numbers.
     """
+    import dataclasses  # here, because `quill --help` does not need it
+
     hints = get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

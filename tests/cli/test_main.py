@@ -22,7 +22,7 @@ def test_help_and_arguments_need_no_heavy_import():
     code = f"""
 import sys, quill, quill.cli.main as front
 front.main(["--help"])
-assert "jsonargparse" not in sys.modules and "yaml" not in sys.modules
+assert not {{"inspect", "bz2", "yaml", "quill.cli.arguments"}} & set(sys.modules)
 front.main(["train", "--help"]), front.main(["generate", "--help"]), front.main(["trian"]), front.main(["train", "--x"])
 print([name for name in {heavy} if name in sys.modules])
 """

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from quill.cli.parsing.flag import Flag
+if TYPE_CHECKING:
+    from quill.cli.parsing.flag import Flag
 
 NARROWEST, WIDEST = 40, 118  # columns
 LONGEST_NAME = 36  # columns of the left side; a flag that is longer has its help below it
@@ -16,8 +17,18 @@ STACKED = 72  # a terminal that is narrower shows all help below the flags
 
 
 def terminal_width() -> int:
-    """Return the columns to write in: those of the terminal (COLUMNS, if set), within what can be read well."""
-    return max(NARROWEST, min(WIDEST, shutil.get_terminal_size(fallback=(WIDEST, 24)).columns))
+    """Return the columns to write in: those of the terminal (COLUMNS, if set), within what can be read well.
+
+    The same as shutil.get_terminal_size, whose module loads compression libraries at its import.
+    """
+    try:
+        columns = int(os.environ.get("COLUMNS", "")) or WIDEST
+    except ValueError:
+        try:
+            columns = os.get_terminal_size(1).columns or WIDEST
+        except OSError:
+            columns = WIDEST
+    return max(NARROWEST, min(WIDEST, columns))
 
 
 def wrap(text: str, width: int, indent: str = "") -> list[str]:
