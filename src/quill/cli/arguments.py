@@ -133,8 +133,8 @@ class Parser:
             if f"--{flag.name}" != typed and typed != "-h":
                 text = values.get(text, text)
                 notes.append(f"{typed} is now called --{flag.name}: use --{flag.name}={text}")
-            if (better := suggest_value(flag.name, text)) and text not in flag.choices:
-                raise ConfigError(f"{typed}={show(text)} cannot be used: did you mean --{flag.name}={better}?")
+            if (advice := suggest_value(flag.name, text)) and text not in flag.choices:
+                raise ConfigError(f"{typed}={show(text)} cannot be used: {advice}")
             yield flag, text
 
     def _flag(self, typed: str) -> tuple[Flag, Mapping[str, str]]:

@@ -61,7 +61,7 @@ _SAME = {
 _INSTEAD = {
     "epochs num_epochs n_epochs num_train_epochs max_epochs":
         "Quill counts steps, not epochs: --max_iters, or --minutes",
-    "init_from from_checkpoint resume_from resume_from_checkpoint": "--resume=True resumes the run in --out_dir",
+    "from_checkpoint resume_from resume_from_checkpoint": "--resume=True resumes the run in --out_dir",
     "eval_only": "quill evaluate measures a run without training",
     "wandb wandb_log wandb_project wandb_run_name use_wandb report_to logger log_with run_name":
         "metrics.jsonl has all metrics, and --tensorboard=True writes them for TensorBoard",
@@ -76,6 +76,11 @@ _VALUES = {
     "dtype": {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"},
     "optimizer": {"adam": "adamw"},
     "lr_schedule": {"warmup_stable_decay": "wsd", "trapezoidal": "wsd"},
+}
+
+_VALUES_INSTEAD = {
+    ("init_from", "resume"): "--resume=True resumes the run in --out_dir",
+    ("init_from", "scratch"): "without --init_from, training starts with random weights",
 }
 
 
@@ -100,8 +105,10 @@ def suggest_flag(name: str, known: Collection[str]) -> str:
 
 
 def suggest_value(flag: str, value: str) -> str:
-    """Return the value that other tools' word stands for, or ""."""
-    return _VALUES.get(flag, {}).get(value.lower(), "")
+    """Return what to use instead of a value that other tools have, or ""."""
+    if better := _VALUES.get(flag, {}).get(value.lower()):
+        return f"did you mean --{flag}={better}?"
+    return _VALUES_INSTEAD.get((flag, value), "")
 
 
 def _did_you_mean(name: str) -> str:
