@@ -1,4 +1,4 @@
-"""The quoted loss is the mean over the whole split, each token once, whatever the batch."""
+"""The loss of a split is the mean over its tokens, each scored once, whatever the batch size."""
 
 import math
 
@@ -24,7 +24,7 @@ def make(vocab_size: int, seed: int = 0) -> GPT:
 
 @pytest.mark.parametrize("length", [2, 8, 9, 10, 61, 65])
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_it_is_the_mean_over_windows_worked_out_one_token_at_a_time(length: int, batch_size: int) -> None:
+def test_it_equals_the_mean_computed_one_token_at_a_time(length: int, batch_size: int) -> None:
     tokenizer = CharTokenizer.from_text("abcdef")
     tokens = np.random.default_rng(0).integers(0, 6, length).astype(np.uint8)
     model = make(6).eval()
@@ -39,12 +39,39 @@ def test_it_is_the_mean_over_windows_worked_out_one_token_at_a_time(length: int,
     assert (found.tokens, found.whole_split) == (length - 1, True)
 
 
-def test_it_repeats_exactly_and_leaves_the_model_as_it_was() -> None:
+def test_it_is_reproducible_and_leaves_mode_and_random_numbers_as_they_were() -> None:
     tokens = np.random.default_rng(0).integers(0, 6, 500).astype(np.uint8)
     model = make(6).train()
     before = torch.get_rng_state()
     first, second = (evaluate_split(model, tokens, CharTokenizer.from_text("abcdef")) for _ in range(2))
     assert first == second and model.training and torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("max_windows", "batches"), [(None, 9), (5, 1), (1000, 9)])
+def test_progress_is_the_share_that_is_done_before_each_batch(max_windows: int | None, batches: int) -> None:  # U16
+    tokens = np.random.default_rng(0).integers(0, 6, 500).astype(np.uint8)
+    shares: list[float] = []
+    tokenizer = CharTokenizer.from_text("abcdef")
+    settings = {"batch_size": 8, "max_windows": max_windows}
+    plain = evaluate_split(make(6), tokens, tokenizer, **settings)
+    assert evaluate_split(make(6), tokens, tokenizer, on_progress=shares.append, **settings) == plain
+    assert len(shares) == batches and shares[0] == 0.0 and shares == sorted(shares) and shares[-1] < 1
+    assert shares == pytest.approx(
+        [min(n * 64, 496) / plain.tokens for n in range(batches)]
+    )  # 62 windows of 8, and 3 tokens
+
+
+def test_an_evaluation_can_be_stopped_between_batches_and_leaves_the_mode_as_it_was() -> None:  # U16
+    model, tokens = make(6).train(), np.zeros(500, np.uint8)
+
+    def stop(share: float) -> None:
+        assert not model.training
+        if share > 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_split(model, tokens, CharTokenizer.from_text("abcdef"), batch_size=8, on_progress=stop)
+    assert all(module.training for module in model.modules())
 
 
 def test_an_estimate_says_so() -> None:

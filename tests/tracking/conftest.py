@@ -45,8 +45,8 @@ class Events:
         return {"event": "warning", "step": number, "message": message}
 
     @staticmethod
-    def plan(number: int, max_iters: int, **more: float) -> Event:
-        return {"event": "plan", "step": number, "max_iters": max_iters, **more}
+    def plan(number: int, max_iters: int) -> Event:
+        return {"event": "plan", "step": number, "max_iters": max_iters}
 
     @staticmethod
     def end(number: int, reason: str = "finished", best: float | None = 2.5) -> Event:

@@ -1,1 +1,1 @@
-"""Loss over a split of the text."""
+"""Losses: of logits, and of a model over a split of the text."""

@@ -1,9 +1,10 @@
-"""How good a model is: its loss over a whole split of the text, every token scored once.
+"""The loss of a model over a whole split of the text, with every token but the first scored once.
 
     loss = - (1/N) Σ ln p(token | the tokens before it in its window)            nats per token
     bits per character = loss · N / (ln 2 · characters)
 
-Consecutive windows of `block_size`, no overlap, no dropout, no randomness: two people get the same figure.
+Windows of `block_size` are consecutive and do not overlap. There is no dropout and no randomness: the result is
+reproducible, and does not depend on the batch size.
 """
 
 from __future__ import annotations
@@ -19,19 +20,20 @@ from torch import Tensor
 from quill.data.windows import evaluation_windows
 from quill.evaluation.loss import cross_entropy
 from quill.model.build import Model
+from quill.model.modes import evaluation_mode
 from quill.tokenizers.base import Tokenizer
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A loss and what it was measured on."""
+    """A loss, and what it was measured on."""
 
     loss: float
     """mean over the scored tokens, in nats per token"""
     bits_per_character: float
-    """the same information per character of text, comparable between tokenizers"""
+    """the same per character of text, which is comparable between tokenizers"""
     tokens: int
-    """how many tokens were scored"""
+    """number of scored tokens"""
     whole_split: bool
     """False for an estimate on evenly spaced windows"""
 
@@ -48,32 +50,32 @@ def evaluate_split(
     forward: Callable[[Tensor], Tensor] | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> Evaluation:
-    """Score a split with the model as it is, in consecutive windows; with `max_windows`, only so many of them.
+    """Return the loss of a model over a split, or over `max_windows` windows spread evenly over it.
 
-    `forward` makes logits_BTV of tokens_BT in the model's stead, for what computes with its weights in another way. The
-    model's device and mode are left as they were. A split shorter than two tokens is a CorpusError.
+    `forward`, if given, is called instead of the model: tokens_BT in, logits_BTV out. `on_progress` is called before
+    each batch with the share that is done, and may raise to stop the evaluation. The model's mode does not change. A
+    split shorter than two tokens is a CorpusError.
     """
     device = model.token_embedding.weight.device
-    was_training = model.training
-    model.eval()
     nats = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
     scored = characters = 0
+    total = len(tokens) - 1 if max_windows is None else min(len(tokens) - 1, max_windows * model.config.block_size)
     windows = evaluation_windows(
         tokens, block_size=model.config.block_size, batch_size=batch_size, max_windows=max_windows
     )
-    for inputs_BT, targets_BT in windows:
-        if on_progress is not None:
-            on_progress(scored / len(tokens))
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            logits_BTV = (forward or model)(torch.from_numpy(inputs_BT).to(device))
-        nats += cross_entropy(logits_BTV, torch.from_numpy(targets_BT).to(device), reduction="sum")
-        scored += targets_BT.size
-        characters += tokenizer.count_characters(targets_BT.ravel())
-    model.train(was_training)
-    total = nats.item()
+    with evaluation_mode(model):
+        for inputs_BT, targets_BT in windows:
+            if on_progress is not None:
+                on_progress(scored / total)
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+                logits_BTV = (forward or model)(torch.from_numpy(inputs_BT).to(device))
+            nats += cross_entropy(logits_BTV, torch.from_numpy(targets_BT).to(device), reduction="sum")
+            scored += targets_BT.size
+            characters += tokenizer.count_characters(targets_BT.ravel())
+    sum_of_nats = nats.item()
     return Evaluation(
-        loss=total / scored,
-        bits_per_character=total / math.log(2) / max(1, characters),
+        loss=sum_of_nats / scored,
+        bits_per_character=sum_of_nats / math.log(2) / max(1, characters),
         tokens=scored,
         whole_split=scored == len(tokens) - 1,
     )

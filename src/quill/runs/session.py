@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -61,15 +62,15 @@ def train_with(
     *,
     resume: bool = False,
     replace: bool = False,
-    stop: Callable[[], str | None] = lambda: None,
+    deadline: float | None = None,
     plan: Callable[[int], int] | None = None,
     mark: str = "",
 ) -> TrainResult:
     """Train with everything that a run leaves behind: config.yaml, metrics, samples, the plot, checkpoints.
 
-    With `replace` an earlier run in the same folder goes once the new one has a checkpoint. `stop` and `plan` are those
-    of `train()`. `mark` is a comment that begins config.yaml. A folder in which another process trains is a
-    ConfigError.
+    With `replace` an earlier run in the same folder goes once the new one has a checkpoint. At `deadline` (a time of
+    time.monotonic) the run is stopped. `plan` is that of `train()`. `mark` is a comment that begins config.yaml. A
+    folder in which another process trains is a ConfigError.
     """
     from quill.planning.limits import check_size, warn_of_long_run
     from quill.planning.out_of_memory import explaining_out_of_memory, foresee_out_of_memory
@@ -84,11 +85,16 @@ def train_with(
     out_dir = context.out_dir
     tensorboard = TensorBoard(out_dir / "tensorboard") if run.tensorboard else None
     initialize = initializer(settings, dataset.tokenizer, observers.warn) if not resume else None
+
+    def stop() -> str | None:
+        late = deadline is not None and time.monotonic() > deadline
+        return observers.reason or ("time" if late else None)
+
     with lock_run(out_dir), replacing_run(out_dir, replace) as begun:
         clean_run_folder(out_dir)
         with observers.trackers(out_dir, resume, tensorboard) as trackers:
             configure = lambda steps: write_config(out_dir, settings | {"max_iters": steps}, mark)  # noqa: E731
-            report = Reporter(trackers, configure, dataset.note, begun)
+            report = Reporter(trackers, configure, dataset.note, begun, deadline)
             observers.attach(report)
             cautions = [warn_of_long_run(planned) if plan is None else None]
             cautions += [foresee_out_of_memory(planned) if context.device.type == "cpu" else None]
@@ -104,7 +110,7 @@ def train_with(
                     sample=sampler(dataset, run.sample_tokens, config.seed),
                     initialize=initialize,
                     resume=resume,
-                    stop=lambda: observers.reason or stop(),
+                    stop=stop,
                     plan=plan,
                 )
 
@@ -113,7 +119,7 @@ class Reporter:
     """Passes events on from the `start` event; until then nothing in the run's folder is touched.
 
     Events before it (a warning about compiling) wait for it. `begin` is called first at the start, and `configure` with
-    the number of steps of the run, at the start and when it changes.
+    the number of steps of the run, at the start and when it changes. The start event says how many seconds are left.
     """
 
     def __init__(
@@ -122,8 +128,10 @@ class Reporter:
         configure: Callable[[int], None],
         note: str,
         begin: Callable[[], None] = lambda: None,
+        deadline: float | None = None,
     ) -> None:
         self._tracker, self._configure, self._note, self._begin = tracker, configure, note, begin
+        self._deadline = deadline
         self._started = False
         self._waiting: list[dict[str, Any]] = []
 
@@ -134,7 +142,8 @@ class Reporter:
             self._configure(event["max_iters"])
         if event["event"] == "start":
             self._started = True
-            self._tracker({"corpus_note": self._note} | event)
+            limit = {"deadline": self._deadline - time.monotonic()} if self._deadline is not None else {}
+            self._tracker({"corpus_note": self._note} | event | limit)
             for earlier in self._waiting:
                 self._tracker(earlier)
         elif self._started:

@@ -167,7 +167,7 @@ def run_for_minutes(
         dataset,
         observers,
         replace=overwrite,
-        stop=lambda: "time" if time.monotonic() > deadline else None,
+        deadline=deadline,
         plan=None if "max_iters" in given else budget,
         mark=mark,
     )

@@ -29,6 +29,7 @@ class RunStatus:
         kind = event["event"]
         if kind == "start":
             self.start, self.step, self._pace = event, {}, []
+            self._deadline = event.get("deadline")
         elif kind == "plan":
             self.start = {**self.start, "max_iters": event["max_iters"]}
         elif kind == "step":
@@ -37,8 +38,6 @@ class RunStatus:
         elif kind == "evaluation":
             self.best = event if event["best"] else self.best
             self.estimate = "" if event["whole_split"] else " (estimate)"
-        if kind in ("start", "plan"):
-            self._deadline = event.get("deadline")
 
     @property
     def steps(self) -> int:
@@ -54,8 +53,8 @@ class RunStatus:
         """Return the seconds that the run will take from the last `step` event on; None before the first one.
 
         The pace is that of the second half of the time so far, so a machine that slows down is noticed. It includes
-        evaluations and samples, which `tokens_per_second` leaves out. A `deadline` (an optional field of `start` and
-        `plan`, in seconds since the start) is never exceeded.
+        evaluations and samples, which `tokens_per_second` leaves out. A deadline (an optional field of `start`, in
+        seconds) is never exceeded.
         """
         if not self.step:
             return None
