@@ -1,12 +1,11 @@
-"""Does `quill estimate` tell the truth? What it predicts beside what then happens, in memory and in time.
+"""Predictions of `quill estimate` against measurements: memory and time of runs that then take place.
 
     python benchmarks/estimate.py --json=estimate.json
 
 Each configuration is estimated in a fresh process and then trained for a few steps by `train()` in another one,
-evaluation and checkpoint included. Memory is the most that the process ever held (its resident set); on CUDA it is
-what PyTorch allocated at most. Exit code 1 if a prediction is further off than 15 %. A busy machine makes times
-differ from one minute to the next, so `--memory` leaves them out of the judgement. The last table says what gradient
-checkpointing saves at the founding size.
+evaluation and checkpoint included. Memory is the peak resident set of the process; on CUDA it is the peak that PyTorch
+allocated. Exit code 1 if a prediction is off by more than 15 %. On a busy machine times vary, so `--memory` judges
+memory only. The last table says what gradient checkpointing saves at full size.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import sys
 import tempfile
 from argparse import SUPPRESS, Namespace
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from measure import argument_parser, describe_hardware, peak_memory, print_table, run_worker, write_json
 
@@ -25,27 +24,30 @@ from quill.data.dataset import open_dataset, prepare_dataset
 from quill.model.config import GPTConfig
 from quill.training.config import TrainConfig
 
+if TYPE_CHECKING:
+    from quill.planning.planned_run import PlannedRun
+
 ALLOWED = 0.15
 LAPTOP = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "dropout": 0.0, "batch_size": 12}
-# name: (settings, steps). The first two steps are not timed: memory is still being gathered.
+# name: (settings, steps). The first two steps are not timed, because the allocator still grows.
 CASES: dict[str, tuple[dict[str, Any], int]] = {
-    "founding, batch 4": ({"batch_size": 4}, 8),
-    "founding, batch 4, dropout 0": ({"batch_size": 4, "dropout": 0.0}, 8),
-    "founding, batch 4, checkpointing": ({"batch_size": 4, "gradient_checkpointing": True}, 8),
-    "founding, batch 4, 4 times a step": ({"batch_size": 4, "gradient_accumulation_steps": 4}, 5),
-    "founding, batch 16": ({"batch_size": 16}, 6),
-    "founding, batch 16, dropout 0": ({"batch_size": 16, "dropout": 0.0}, 6),
-    "founding, batch 16, checkpointing": ({"batch_size": 16, "gradient_checkpointing": True}, 6),
-    "founding, batch 16, both": ({"batch_size": 16, "dropout": 0.0, "gradient_checkpointing": True}, 6),
+    "full size, batch 4": ({"batch_size": 4}, 8),
+    "full size, batch 4, dropout 0": ({"batch_size": 4, "dropout": 0.0}, 8),
+    "full size, batch 4, checkpointing": ({"batch_size": 4, "gradient_checkpointing": True}, 8),
+    "full size, batch 4, 4 times a step": ({"batch_size": 4, "gradient_accumulation_steps": 4}, 5),
+    "full size, batch 16": ({"batch_size": 16}, 6),
+    "full size, batch 16, dropout 0": ({"batch_size": 16, "dropout": 0.0}, 6),
+    "full size, batch 16, checkpointing": ({"batch_size": 16, "gradient_checkpointing": True}, 6),
+    "full size, batch 16, both": ({"batch_size": 16, "dropout": 0.0, "gradient_checkpointing": True}, 6),
     "laptop": (LAPTOP, 100),
     "laptop, batch 128": (LAPTOP | {"batch_size": 128}, 30),
 }
-SAVES = ("founding, batch 16", "founding, batch 16, checkpointing")
+SAVES = ("full size, batch 16", "full size, batch 16, checkpointing")
 
 
 def main() -> int:
     """Predict and train each case, print the tables and write JSON; or be a worker, when `--worker` says so."""
-    parser = argument_parser("What quill estimate predicts, beside what then happens.", runs=1)
+    parser = argument_parser("Predictions of quill estimate against measurements.", runs=1)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (%(default)s)")
     parser.add_argument("--only", default="", help="cases with this in their name")
     parser.add_argument("--memory", action="store_true", help="judge memory only: on a busy machine times vary")
@@ -73,19 +75,19 @@ def main() -> int:
 
 
 def start_worker(what: str, case: str, arguments: Namespace) -> dict[str, Any]:
-    """Run one worker in a fresh process of this script, and return what it found."""
+    """Run one worker in a fresh process of this script, and return its figures."""
     flags = (f"--worker={what}", f"--case={case}", f"--folder={arguments.folder}", f"--device={arguments.device}")
     return run_worker(__file__, *flags)[0]
 
 
-def compare(case: str, predicted: dict[str, Any], happened: dict[str, Any]) -> dict[str, Any]:
-    """Return both sides of a case and their ratios, prediction over truth."""
+def compare(case: str, predicted: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """Return both sides of a case and their ratios, prediction over measurement."""
     return {
         "case": case,
         "predicted": predicted,
-        "measured": happened,
-        "memory_ratio": predicted["peak_bytes"] / happened["peak_bytes"],
-        "time_ratio": predicted["seconds_per_step"] / happened["seconds_per_step"],
+        "measured": measured,
+        "memory_ratio": predicted["peak_bytes"] / measured["peak_bytes"],
+        "time_ratio": predicted["seconds_per_step"] / measured["seconds_per_step"],
     }
 
 
@@ -96,15 +98,15 @@ def report(results: list[dict[str, Any]], *, memory_only: bool) -> bool:
         judged = [result["memory_ratio"]] + ([] if memory_only else [result["time_ratio"]])
         right = all(abs(ratio - 1) <= ALLOWED for ratio in judged)
         good = good and right
-        predicted, happened = result["predicted"], result["measured"]
+        predicted, measured = result["predicted"], result["measured"]
         rows.append(
             [
                 result["case"],
                 f"{predicted['peak_bytes'] / 1e6:,.0f}",
-                f"{happened['peak_bytes'] / 1e6:,.0f}",
+                f"{measured['peak_bytes'] / 1e6:,.0f}",
                 f"{result['memory_ratio']:.2f}",
                 f"{predicted['seconds_per_step']:.3f}",
-                f"{happened['seconds_per_step']:.3f}",
+                f"{measured['seconds_per_step']:.3f}",
                 f"{result['time_ratio']:.2f}",
                 "yes" if right else "NO",
             ]
@@ -117,46 +119,47 @@ def report(results: list[dict[str, Any]], *, memory_only: bool) -> bool:
 
 
 def report_checkpointing(results: dict[str, dict[str, Any]]) -> None:
-    """Print what gradient checkpointing saves at the founding size: in tensors, and in what the process holds."""
+    """Print what gradient checkpointing saves at full size, in tensors and in memory of the process."""
     if not all(name in results for name in SAVES):
         return
     rows = []
     for name in SAVES:
-        predicted, happened = results[name]["predicted"], results[name]["measured"]
-        static = happened["bytes_before"] + predicted["weights_bytes"] + predicted["optimizer_bytes"]
-        rows.append([name, predicted["activations_bytes"] / 1e6, (happened["peak_bytes"] - static) / 1e6])
+        predicted, measured = results[name]["predicted"], results[name]["measured"]
+        static = measured["bytes_before"] + predicted["weights_bytes"] + predicted["optimizer_bytes"]
+        rows.append([name, predicted["activations_bytes"] / 1e6, (measured["peak_bytes"] - static) / 1e6])
     (_, *without), (_, *within) = rows
     shares = (left / right for left, right in zip(within, without, strict=True))
-    rows.append(["share that is left", *(f"{share:.0%}" for share in shares)])
-    columns = ["founding size, batch 16", "activations, MB (traced)", "beyond weights and optimizer, MB (measured)"]
+    rows.append(["share that remains", *(f"{share:.0%}" for share in shares)])
+    columns = ["full size, batch 16", "activations, MB (traced)", "beyond weights and optimizer, MB (measured)"]
     print_table("What gradient checkpointing saves", columns, rows)
 
 
-# What follows runs in the workers.
+# The functions below run in the workers.
 
 
-def configure(arguments: Namespace, out_dir: str) -> tuple[GPTConfig, TrainConfig, int]:
-    """Return the case's configurations and its number of steps."""
+def configure(arguments: Namespace, out_dir: str) -> tuple[PlannedRun, int]:
+    """Return the case's run and its number of steps."""
+    from quill.planning.planned_run import PlannedRun
+    from quill.training.context import resolve_context
+
     settings, steps = CASES[arguments.case]
     vocab_size = open_dataset(arguments.folder).tokenizer.vocab_size
     model = {name: value for name, value in settings.items() if name in GPTConfig.__dataclass_fields__}
     training = {name: value for name, value in settings.items() if name in TrainConfig.__dataclass_fields__}
-    config = TrainConfig(
-        **training, max_iters=steps, eval_interval=steps, eval_iters=1, log_interval=1, sample_tokens=0,
-        device=arguments.device, out_dir=out_dir,
-    )  # fmt: skip
-    return GPTConfig(vocab_size, **model), config, steps
+    config = TrainConfig(**training, max_iters=steps, eval_interval=steps, eval_iters=1)
+    checkpointing = settings.get("gradient_checkpointing", False)
+    context = resolve_context(out_dir, device=arguments.device, gradient_checkpointing=checkpointing, log_interval=1)
+    return PlannedRun(GPTConfig(vocab_size, **model), config, context), steps
 
 
 def predict(arguments: Namespace) -> dict[str, Any]:
     """Estimate the case."""
-    from quill.device import resolve_device
     from quill.planning.estimate import estimate_run
     from quill.process import keep_freed_memory
 
     keep_freed_memory()  # as the command does
-    model_config, config, _ = configure(arguments, "out")
-    return asdict(estimate_run(model_config, config, device=resolve_device(config.device)))
+    run, _ = configure(arguments, "out")
+    return asdict(estimate_run(run))
 
 
 def train_for_real(arguments: Namespace) -> dict[str, Any]:
@@ -164,21 +167,20 @@ def train_for_real(arguments: Namespace) -> dict[str, Any]:
     import psutil
     import torch
 
-    import quill.training.state  # noqa: F401 - loaded before memory is looked at
-    from quill.device import resolve_device
+    import quill.training.state  # noqa: F401 - imported before memory is measured
     from quill.process import keep_freed_memory
     from quill.training.loop import train
     from quill.training.parameter_groups import build_optimizer
 
     keep_freed_memory()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as out_dir:
-        model_config, config, steps = configure(arguments, out_dir)
-        device = resolve_device(config.device)
-        build_optimizer(torch.nn.Linear(1, 1), config)  # loads what an optimizer loads
+        run, steps = configure(arguments, out_dir)
+        device, config = run.context.device, run.config
+        build_optimizer(torch.nn.Linear(1, 1), config)  # imports what an optimizer imports
         before = psutil.Process().memory_info().rss if device.type == "cpu" else 0
         events: list[dict[str, Any]] = []
-        train(model_config, config, open_dataset(arguments.folder), report=events.append)
-    tokens = config.batch_size * config.gradient_accumulation_steps * model_config.block_size
+        train(run.model, config, run.context, open_dataset(arguments.folder), report=events.append)
+    tokens = config.batch_size * config.gradient_accumulation_steps * run.model.block_size
     seconds = [tokens / event["tokens_per_second"] for event in events if event["event"] == "step"][2:]
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
     return {"peak_bytes": peak, "bytes_before": before, "seconds_per_step": sum(seconds) / len(seconds), "steps": steps}

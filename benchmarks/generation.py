@@ -1,22 +1,22 @@
-"""How fast text is written at the founding size: Quill's engines and its peers, in turn in the same process.
+"""Speed of generation at full size: Quill's engines and other projects, in turn in the same process.
 
     python benchmarks/generation.py --nanogpt=PATH --json=generation.json --plot=generation.png
 
-    one        one text of 240 tokens behind a prompt of 16: inside the context of 256
-    long       one text of 500 tokens: Quill reads half a window again now and then, nanoGPT a whole one for each token,
-               and transformers, which cannot go past its positions, gets a longer table of them
+    one        one text of 240 tokens after a prompt of 16: inside the context of 256
+    long       one text of 500 tokens: Quill recomputes half a window now and then, nanoGPT a whole one for each token,
+               and transformers, which cannot exceed its positions, gets a longer table of them
     sixteen    sixteen texts at once, all tokens counted (without nanoGPT, which would take minutes)
-    prefill    a prompt of 255 tokens, until the first token is there
-    shell      from the shell's prompt until a process has written one character and ended, with everything in caches
-    memory     bytes of the weights as each engine reads them, and how fast this machine's memory can be read: no engine
-               can write more tokens a second than its weights can be read in
+    prefill    a prompt of 255 tokens, until the first token
+    shell      the whole process that generates one character, with everything in caches
+    memory     bytes of the weights as each engine reads them, and the speed of memory: no engine can generate more
+               tokens a second than its weights can be read
 
     python benchmarks/generation.py --device=cuda --nanogpt=PATH --json=generation-cuda.json
 
-does `one`, `sixteen` and `prefill` on a GPU instead, with the contestants of gpu_writers.py, and says how often as fast
-as nanoGPT and as gpt-fast's way Quill is. Without a GPU it ends with code 2.
+measures `one`, `sixteen` and `prefill` on a GPU instead, with the contestants of gpu_writers.py, and compares Quill
+with nanoGPT and with a step compiled as in gpt-fast. Without a GPU it ends with exit code 2.
 
-Prompts are drawn anew for each turn, so that nobody can remember one. Peers: transformers where it is installed,
+Each turn has new random prompts, so that no contestant can cache one. transformers takes part where it is installed,
 nanoGPT with --nanogpt, llama.cpp where llama-cpp-python and gguf are installed.
 """
 
@@ -51,10 +51,10 @@ PARTS = {"cpu": (*CASES, "shell", "memory"), "cuda": ("one", "sixteen", "prefill
 
 
 def main() -> int:
-    """Measure what is asked for, print a table each, and write JSON and the picture."""
-    parser = argument_parser("How fast text is written at the founding size.", runs=5)
-    parser.add_argument("--only", help="which parts (all)")
-    parser.add_argument("--device", choices=PARTS, default="cpu", help="who writes where (%(default)s)")
+    """Measure the parts, print a table for each, and write JSON and the picture."""
+    parser = argument_parser("Speed of generation at full size.", runs=5)
+    parser.add_argument("--only", help="parts to measure (all)")
+    parser.add_argument("--device", choices=PARTS, default="cpu", help="cpu or cuda (%(default)s)")
     parser.add_argument("--plot", metavar="FILE", help="also draw the speeds of one text into this PNG")
     arguments = parser.parse_args()
     known = PARTS[arguments.device]
@@ -81,8 +81,8 @@ def measure_cpu(parts: list[str], nanogpt: Path | None, runs: int) -> dict[str, 
     """Print a table of each part on a CPU."""
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        model = writers.founding_model()
-        if "memory" in parts:  # first, while nobody else has filled the caches
+        model = writers.full_size_model()
+        if "memory" in parts:  # first, before others fill the caches
             results["memory"] = measure_memory(model)
         contestants = all_writers(model, nanogpt, Path(folder)) if set(parts) & set(CASES) else {}
         for part in [part for part in CASES if part in parts]:
@@ -93,7 +93,7 @@ def measure_cpu(parts: list[str], nanogpt: Path | None, runs: int) -> dict[str, 
 
 
 def all_writers(model: GPT, nanogpt: Path | None, folder: Path) -> dict[str, Writer]:
-    """Return everybody who is on this machine."""
+    """Return the contestants available here."""
     contestants = {
         "Quill": writers.quill_writer(model, "numba"),
         "Quill, int8": writers.quill_writer(model, "numba", "int8"),
@@ -110,21 +110,21 @@ def all_writers(model: GPT, nanogpt: Path | None, folder: Path) -> dict[str, Wri
 
 
 def measure_gpu(parts: list[str], nanogpt: Path | None, runs: int) -> dict[str, Any]:
-    """Print a table of each part on a GPU, and how often as fast as whom Quill is with one text."""
+    """Print a table of each part on a GPU, and Quill's speed as a multiple of the others' with one text."""
     import gpu_writers
 
     results: dict[str, Any] = {}
-    model = writers.founding_model().to("cuda")
+    model = writers.full_size_model().to("cuda")
     ours = ("Quill", "Quill, compiled")
     for part in parts:
         contestants = gpu_writers.gpu_contestants(model, CASES[part][0], nanogpt)
         results[part] = measure_writing(part, contestants, runs, ours, warm_up=CASES[part][2])
     speeds = {name: figures["tokens_per_second"].median for name, figures in results.get("one", {}).items()}
-    for peer, asked in gpu_writers.ASKED.items():
+    for peer, target in gpu_writers.TARGETS.items():
         if peer in speeds:
             ratios = results[f"× {peer}"] = {name: speeds[name] / speeds[peer] for name in ours}
             reached = ", ".join(f"{name}: {ratio:.2f} ×" for name, ratio in ratios.items())
-            print(f"one text, beside {peer}: {reached} (at least {asked} × is asked for)")
+            print(f"one text, against {peer}: {reached} (target: at least {target} ×)")
     return results
 
 
@@ -135,9 +135,9 @@ def measure_writing(
     ours: Sequence[str] = ("Quill", "Quill, int8"),
     warm_up: int = 8,
 ) -> dict[str, Any]:
-    """Let everybody who can write so, and print tokens a second, or milliseconds to the first token."""
+    """Measure the contestants that support this part; print tokens a second, or milliseconds to the first token."""
     texts, prompt, new_tokens = CASES[part]
-    fits = prompt + new_tokens <= CONFIG.block_size and texts == 1  # what llama.cpp is asked for here
+    fits = prompt + new_tokens <= CONFIG.block_size and texts == 1  # all that llama_writer supports
     work = {
         name: timed(write, texts, prompt, new_tokens, warm_up)
         for name, write in contestants.items()
@@ -151,7 +151,7 @@ def measure_writing(
     for name, speed in speeds.items():
         ratios = [speeds[our].median / speed.median for our in ours]
         rows.append([name, str(speed), *(f"{1 / r if part == 'prefill' else r:.2f}" for r in ratios)])
-    asked = f"{texts} × {new_tokens} new tokens" if part != "prefill" else "the first token behind 255"
+    asked = f"{texts} × {new_tokens} new tokens" if part != "prefill" else "the first token after 255"
     title = f"{part}: {asked}, {CONFIG.n_layer} × {CONFIG.n_embd}, top-k {TOP_K}"
     columns = ["contestant", f"{figure.replace('_', ' ')}: median (range)", "Quill is × as fast", ours[1]]
     print_table(title, columns, rows)
@@ -159,7 +159,7 @@ def measure_writing(
 
 
 def timed(write: Writer, texts: int, prompt: int, new_tokens: int, warm_up: int) -> Callable[[], Figures]:
-    """Return one turn of a contestant: a short warm-up that is not counted, then the work."""
+    """Return one turn of a contestant: a short warm-up that does not count, then the work."""
 
     def prompts(length: int) -> list[list[int]]:
         return [[random.randrange(CONFIG.vocab_size) for _ in range(length)] for _ in range(texts)]
@@ -176,7 +176,7 @@ def timed(write: Writer, texts: int, prompt: int, new_tokens: int, warm_up: int)
 
 
 def measure_memory(model: GPT) -> dict[str, Any]:
-    """Print the bytes of the weights, and how often a second memory can be read through for so many bytes."""
+    """Print the bytes of the weights, and how many times a second that much memory can be read."""
     exact = sum(parameter.numel() * 4 for parameter in model.parameters())
     rows, results = [], {}
     for weights, quantization in (("fp32", None), ("int8", "int8")):
@@ -188,23 +188,23 @@ def measure_memory(model: GPT) -> dict[str, Any]:
             started = time.perf_counter()
             data.sum()
             seconds.append(time.perf_counter() - started)
-        roof = 1 / float(np.median(seconds))
+        limit = 1 / float(np.median(seconds))
         results[weights] = {
             "bytes": engine.weight_bytes,
             "share": engine.weight_bytes / exact,
-            "reads_per_second": roof,
+            "reads_per_second": limit,
         }
-        gigabytes = engine.weight_bytes * roof / 1e9
+        gigabytes = engine.weight_bytes * limit / 1e9
         rows.append(
-            [weights, f"{engine.weight_bytes / 1e6:.2f}", f"{engine.weight_bytes / exact:.3f}", gigabytes, roof]
+            [weights, f"{engine.weight_bytes / 1e6:.2f}", f"{engine.weight_bytes / exact:.3f}", gigabytes, limit]
         )
-    columns = ["weights", "MB", "of fp32", "GB/s that a sum reads", "roof, tokens/s"]
+    columns = ["weights", "MB", "of fp32", "GB/s that a sum reads", "limit, tokens/s"]
     print_table("memory: the weights of one token", columns, rows)
     return results
 
 
 def measure_shell(model: GPT, nanogpt: Path | None, folder: Path, runs: int) -> dict[str, Any]:
-    """Print how long whole processes take until one character is written."""
+    """Print the time of whole processes that generate one character."""
     tokenizer = CharTokenizer("\n" + "".join(map(chr, range(ord(" "), ord(" ") + 64))))
     out_dir = folder / "out"
     save_checkpoint(
@@ -213,7 +213,7 @@ def measure_shell(model: GPT, nanogpt: Path | None, folder: Path, runs: int) -> 
     write = ["generate", f"--out_dir={out_dir}", "--prompt=K", "--max_new_tokens=1"]
     commands = {
         "Quill": [*quill_command(), *write],
-        "Quill, int8": [*quill_command(), *write, "--weights=int8"],
+        "Quill, int8": [*quill_command(), *write, "--quantization=int8"],
         "Quill, torch": [*quill_command(), *write, "--engine=torch"],
     }
     if nanogpt:
@@ -230,16 +230,18 @@ def measure_shell(model: GPT, nanogpt: Path | None, folder: Path, runs: int) -> 
         torch.save(state, theirs / "ckpt.pt")
         flags = [f"--out_dir={theirs}", "--device=cpu", "--num_samples=1", "--max_new_tokens=1", "--start=K"]
         commands["nanoGPT"] = [sys.executable, "sample.py", *flags, "--dtype=float32"]
-    places = {"nanoGPT": nanogpt}
-    turns = {name: shell_turn(command, places.get(name)) for name, command in commands.items()}
+    folders = {"nanoGPT": nanogpt}
+    turns = {name: shell_turn(command, folders.get(name)) for name, command in commands.items()}
     for once in turns.values():
-        once()  # fills caches
+        once()  # fills the caches
     print("shell", file=sys.stderr, flush=True)
     results = alternate(turns, runs, quiet=True)
     ours = results["Quill"]["seconds"].median
     rows = [[name, str(f["seconds"]), f"{f['seconds'].median / ours:.2f}"] for name, f in results.items()]
     print_table(
-        "shell: a process that writes one character", ["command", "seconds: median (range)", "Quill is × as fast"], rows
+        "shell: a process that generates one character",
+        ["command", "seconds: median (range)", "Quill is × as fast"],
+        rows,
     )
     return results
 

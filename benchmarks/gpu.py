@@ -1,20 +1,20 @@
-"""One GPU: how fast a founding-size step is, how far below the GPU's ceiling, and how soon nanoGPT's best is reached.
+"""One GPU: the speed of a full-size step, its share of the GPU's limit, and the time to nanoGPT's best loss.
 
     python benchmarks/gpu.py --nanogpt=PATH --json=gpu.json --plot=gpu.png
 
-Every contestant is a fresh process with empty compiler caches, in turn. nanoGPT trains by its own founding recipe
-(batch 64 × 256, 5,000 steps) in bfloat16, its batches pinned and sent ahead; Quill trains through `train()` itself.
+Every contestant is a fresh process with empty compiler caches, in turn. nanoGPT trains by its own recipe (batch
+64 × 256, 5,000 steps) in bfloat16, its batches pinned and copied ahead; Quill trains through `train()` itself.
 
-    steps       tokens a second, and what part of the ceiling that is: a product of two 8192² bfloat16 matrices,
-                measured in the same run. FLOPs of a token are 6 a weight of a linear map and 12 · layers · width ·
-                context for attention (Chowdhery et al. 2022, "PaLM", appendix B), for all alike
+    steps       tokens a second, and their share of the limit: a product of two 8192² bfloat16 matrices, measured in
+                the same run. FLOPs of a token are 6 for each weight of a linear layer and 12 · layers · width ·
+                context for attention (Chowdhery et al. 2022, "PaLM", appendix B), the same for all
     race        nanoGPT, compiled, to its best loss over the whole validation split; when does a recipe of Quill's pass
-                that, and where does it end? Evaluation is outside both clocks, at the same steps of each run
+                that, and where does it end? Evaluation does not count, and comes at the same steps of each run
 
-Time is told twice. Cold start included: from the start of the process. Excluded: the number of steps times what a step
-takes once it runs (the median between lines of the log), so that compiling, recording and loading do not count.
+Time is given twice. With a cold start: from the start of the process. Without: the number of steps times the usual
+seconds of a step (the median between `step` events), so that compiling, capturing and loading do not count.
 
-Without a GPU it ends at once (exit code 2). `--device=cpu` plays it in miniature, to see that it works.
+Without a GPU it ends at once (exit code 2). `--device=cpu` runs it in miniature, to see that it works.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ import tempfile
 import time
 from argparse import SUPPRESS, Namespace
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import measure
@@ -38,11 +37,10 @@ from time_to_loss import Curve
 from quill.data.dataset import Dataset, open_dataset, prepare_dataset
 from quill.model.config import ModelConfig
 from quill.runs.presets import read_config
-from quill.runs.settings import build_configs
-from quill.runs.time_budget import default_settings
+from quill.runs.settings import RunSettings, build_configs, default_settings
 from quill.training.config import TrainConfig
 
-CEILING = "matrix product"
+LIMIT = "matrix product"
 NANOGPT = "nanoGPT, compiled"
 STEPS = {  # contestant: its preset, and how Quill takes the step
     "nanoGPT, eager": ("shakespeare", ""),
@@ -54,21 +52,21 @@ STEPS = {  # contestant: its preset, and how Quill takes the step
     "Quill modern, graph": ("modern", "graph"),
     "Quill modern, compiled graph": ("modern", "compiled graph"),
 }
-MOST_PARAMETERS, AIM = 10_700_000, 1.43  # of the one model whose best loss is quoted
-AIM_WITH, AIM_WITHOUT = "1/3", "1/8"
+MOST_PARAMETERS, TARGET = 10_700_000, 1.43  # of the one model whose best loss is quoted
+TARGET_WITH, TARGET_WITHOUT = "1/3", "1/8"
 TINY = {"n_layer": 1, "n_head": 2, "n_embd": 32, "block_size": 32, "batch_size": 8, "max_iters": 20}  # --device=cpu
 
 
 def main() -> int:
     """Measure, print both tables and write JSON; or be one of the contestants, if `--worker` says so."""
-    parser = measure.argument_parser("Founding-size training on one GPU against nanoGPT.", runs=3)
+    parser = measure.argument_parser("Full-size training on one GPU against nanoGPT.", runs=3)
     add = parser.add_argument
     add("--seeds", type=int, default=1, help="how many seeds race; medians count (%(default)s)")
-    add("--recipe", default="modern", help="preset or YAML file of Quill's that races (%(default)s)")
-    add("--sprint", type=int, default=500, help="steps of its short run, which decides the time (%(default)s)")
+    add("--recipe", default="modern", help="preset or YAML file for Quill in the race (%(default)s)")
+    add("--sprint", type=int, default=500, help="steps of Quill's short run, which gives the time (%(default)s)")
     add("--steps", type=int, default=200, help="steps of a turn of the first table (%(default)s)")
     add("--eval_interval", type=int, default=50, help="steps between evaluations in the race (%(default)s)")
-    add("--device", default="cuda", help="cuda, cuda:1, …; cpu plays it in miniature (%(default)s)")
+    add("--device", default="cuda", help="cuda, cuda:1, …; cpu runs it in miniature (%(default)s)")
     add("--plot", metavar="FILE", help="also draw the curves of the race into this PNG")
     for hidden in ("--worker", "--folder"):
         add(hidden, help=SUPPRESS)
@@ -80,11 +78,11 @@ def main() -> int:
         print(json.dumps(work(arguments)))
         return 0
     if not arguments.nanogpt or not (arguments.nanogpt / "model.py").is_file():
-        parser.error("--nanogpt=PATH must be a checkout of nanoGPT: it takes two to race")
+        parser.error("--nanogpt=PATH must be a checkout of nanoGPT")
     facts = start("facts", arguments)
     if not facts["device"]:
         missing = f"no GPU here: PyTorch finds no {arguments.device} with bfloat16"
-        print(f"{missing} (--device=cpu plays it in miniature)", file=sys.stderr)
+        print(f"{missing} (--device=cpu runs it in miniature)", file=sys.stderr)
         return 2
 
     tiny = arguments.device == "cpu"
@@ -97,12 +95,12 @@ def main() -> int:
         contestants: dict[str, Callable[[], Figures]] = {
             name: lambda name=name: steps_of(start(name, arguments, max_iters=arguments.steps)) for name in names
         }
-        contestants[CEILING] = lambda: start(CEILING, arguments)
+        contestants[LIMIT] = lambda: start(LIMIT, arguments)
         flops = {name: flops_per_token(name, arguments, dataset) for name in names}
         results = measure.alternate(contestants, arguments.runs)
         curves = race(arguments, NANOGPT if not tiny else "nanoGPT, eager")
     print(measure.describe_hardware())
-    print(f"{facts['device']}{', in miniature: no figure here says anything' if tiny else ''}")
+    print(f"{facts['device']}{', in miniature: these figures mean nothing' if tiny else ''}")
     report_steps(results, flops)
     verdict = report_race(curves)
     if arguments.plot:
@@ -114,7 +112,7 @@ def main() -> int:
 
 
 def start(name: str, arguments: Namespace, **changes: Any) -> dict[str, Any]:
-    """Run one contestant in a fresh process of this script with empty compiler caches, and return what it found."""
+    """Run one contestant in a fresh process of this script with empty compiler caches, and return its figures."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as caches:
         known = ("folder", "device", "nanogpt", "eval_interval", "recipe")
         given = {flag: getattr(arguments, flag) for flag in known} | changes | {"started": time.time()}
@@ -124,7 +122,7 @@ def start(name: str, arguments: Namespace, **changes: Any) -> dict[str, Any]:
 
 
 def race(arguments: Namespace, nanogpt: str) -> dict[str, list[Curve]]:
-    """Let nanoGPT and both runs of Quill's recipe train, seed after seed, and return their curves."""
+    """Train nanoGPT and both runs of Quill's recipe, seed after seed, and return their curves."""
     short = f"Quill {arguments.recipe}, {arguments.sprint} steps"
     curves: dict[str, list[Curve]] = {nanogpt: [], short: [], f"Quill {arguments.recipe}": []}
     for seed in range(TrainConfig().seed, TrainConfig().seed + arguments.seeds):
@@ -137,7 +135,7 @@ def race(arguments: Namespace, nanogpt: str) -> dict[str, list[Curve]]:
 
 
 def steps_of(curve: Curve) -> Figures:
-    """Return what a short run tells of a step."""
+    """Return the figures of a step from a short run."""
     return {
         "tokens_per_second": curve["tokens_per_step"] / steady(curve),
         "cold_start_seconds": cold_start(curve),
@@ -146,17 +144,17 @@ def steps_of(curve: Curve) -> Figures:
 
 
 def steady(curve: Curve) -> float:
-    """Return the seconds of a step once everything runs: the median between lines of the log."""
+    """Return the usual seconds of a step: the median between `step` events."""
     return statistics.median(curve["step_seconds"])
 
 
 def cold_start(curve: Curve) -> float:
-    """Return the seconds from the start of the process that were not steps: importing, compiling, recording."""
+    """Return the seconds from the start of the process that were not steps: importing, compiling, capturing."""
     return curve["startup_seconds"] + curve["seconds"][-1] - curve["steps"][-1] * steady(curve)
 
 
 def without_cold_start(curve: Curve) -> Curve:
-    """Return the same run as if every step had taken as long as a usual one, and nothing before the first."""
+    """Return the same run with the usual seconds for every step, and none before the first."""
     return curve | {"startup_seconds": 0.0, "seconds": [step * steady(curve) for step in curve["steps"]]}
 
 
@@ -180,26 +178,26 @@ def work(arguments: Namespace) -> dict[str, Any]:
     )
     if name == "facts":
         return {"device": describe_device(device) if there else "", "torch": torch.__version__}
-    if name == CEILING:
+    if name == LIMIT:
         from training import multiply_matrices
 
         size = 8192 if device.type == "cuda" else 256
         return {"flops_per_second": multiply_matrices(device, torch.bfloat16, size)}
     dataset = open_dataset(arguments.folder)
     preset, way = (arguments.recipe, "graph") if name == "race" else STEPS[name]
-    shape, recipe = configure(preset, arguments, dataset.tokenizer.vocab_size)
+    shape, recipe, run = configure(preset, arguments, dataset.tokenizer.vocab_size)
     if way:
-        curve = train_quill(shape, recipe, dataset, way, arguments.started)
+        curve = train_quill(shape, recipe, run, dataset, way, arguments.started)
     else:
-        dtype = str(resolve_dtype(recipe.dtype, device)).removeprefix("torch.")
+        dtype = str(resolve_dtype(run.dtype, device)).removeprefix("torch.")
         compiled = name == NANOGPT
         curve = time_to_loss.follow_nanogpt(shape, recipe, dataset, arguments, dtype=dtype, compiled=compiled)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else measure.peak_memory()
     return curve | {"tokens_per_step": recipe.batch_size * shape.block_size, "peak_megabytes": peak / 1e6}
 
 
-def configure(preset: str, arguments: Namespace, vocab_size: int) -> tuple[Any, TrainConfig]:
-    """Return shape and recipe of a preset; of a contestant in the first table without evaluations on its way."""
+def configure(preset: str, arguments: Namespace, vocab_size: int) -> tuple[Any, TrainConfig, RunSettings]:
+    """Return the configurations of a preset; in the first table without evaluations before the end."""
     asked = read_config(preset)[0]
     settings = default_settings(asked.get("architecture", "classic")) | asked
     tiny = TINY if arguments.device == "cpu" else {}
@@ -211,22 +209,24 @@ def configure(preset: str, arguments: Namespace, vocab_size: int) -> tuple[Any, 
     return build_configs(settings, vocab_size=vocab_size)
 
 
-def train_quill(shape: ModelConfig, recipe: TrainConfig, dataset: Dataset, way: str, started: float) -> Curve:
-    """Train through `train()` with its step taken as it is, recorded, or compiled and recorded."""
-    from quill.training import loop
+def train_quill(
+    shape: ModelConfig, recipe: TrainConfig, run: RunSettings, dataset: Dataset, way: str, started: float
+) -> Curve:
+    """Train through `train()` with its plain step, captured, or compiled and captured."""
+    from quill.training import setup
 
     if way == "eager":
-        loop.can_be_recorded = lambda *_: False
-    recipe = replace(recipe, compile=way.startswith("compiled"))
-    return time_to_loss.follow_quill(shape, recipe, dataset, started)
+        setup.can_be_captured = lambda *_: False
+    where = {"device": run.device, "dtype": run.dtype, "compile": way.startswith("compiled")}
+    return time_to_loss.follow_quill(shape, recipe, dataset, started, **where)
 
 
-# What it comes to -----------------------------------------------------------------------------------------------
+# Results -----------------------------------------------------------------------------------------------
 
 
 def flops_per_token(name: str, arguments: Namespace, dataset: Dataset) -> float:
     """Return the floating-point operations of a token's forward and backward pass: PaLM's formula (see the top)."""
-    shape, _ = configure(STEPS[name][0], arguments, dataset.tokenizer.vocab_size)
+    shape, _, _ = configure(STEPS[name][0], arguments, dataset.tokenizer.vocab_size)
     kv_heads = getattr(shape, "n_kv_head", None) or shape.n_head
     maps = 1 + 2 * kv_heads / shape.n_head + 1 + 4 + 4  # of a block, in squares of its width
     weights = shape.n_layer * maps * shape.n_embd**2 + shape.vocab_size * shape.n_embd
@@ -234,8 +234,8 @@ def flops_per_token(name: str, arguments: Namespace, dataset: Dataset) -> float:
 
 
 def report_steps(results: dict[str, dict[str, Summary]], flops: dict[str, float]) -> None:
-    """Print the speed of a step, and what part of the ceiling it uses."""
-    ceiling = results[CEILING]["flops_per_second"].median
+    """Print the speed of a step and its share of the limit."""
+    limit = results[LIMIT]["flops_per_second"].median
     reference = next(name for name in (NANOGPT, "nanoGPT, eager") if name in results)
     theirs = results[reference]["tokens_per_second"].median
     rows = []
@@ -244,15 +244,15 @@ def report_steps(results: dict[str, dict[str, Summary]], flops: dict[str, float]
         speed = figures["tokens_per_second"]
         used = speed.median * per_token
         cold = figures["cold_start_seconds"]
-        row = [name, str(speed), f"{speed.median / theirs:.2f}", f"{used / 1e12:,.3g}", f"{used / ceiling:.2%}"]
+        row = [name, str(speed), f"{speed.median / theirs:.2f}", f"{used / 1e12:,.3g}", f"{used / limit:.2%}"]
         rows.append([*row, str(cold), str(figures["peak_megabytes"])])
-    rows.append([CEILING, "", "", f"{ceiling / 1e12:,.3g}", "100%", "", ""])
-    columns = ["contestant", "tokens/s: median (range)", f"× {reference}", "TFLOP/s", "of the bf16 ceiling"]
+    rows.append([LIMIT, "", "", f"{limit / 1e12:,.3g}", "100%", "", ""])
+    columns = ["contestant", "tokens/s: median (range)", f"× {reference}", "TFLOP/s", "of the bfloat16 limit"]
     measure.print_table("A training step", [*columns, "cold start, s", "peak MB"], rows)
 
 
 def report_race(curves: dict[str, list[Curve]]) -> dict[str, Any]:
-    """Print when each run reached nanoGPT's best loss, and return what the aims come to."""
+    """Print when each run reached nanoGPT's best loss, and return how it compares with the targets."""
     nanogpt, goal = next(iter(curves)), best_of(next(iter(curves.values())))
     times: dict[str, list[float | None]] = {}
     rows = []
@@ -270,8 +270,8 @@ def report_race(curves: dict[str, list[Curve]]) -> dict[str, Any]:
     small = [runs for runs in curves.values() if runs[0]["parameters"] <= MOST_PARAMETERS][1:]
     best = min(map(best_of, small), default=None)
     size = f"{MOST_PARAMETERS / 1e6:.1f} M parameters"
-    print(f"best of one model with at most {size}: {measure.format_number(best) or 'none'} (aim: {AIM})")
-    print(f"time to {goal:.4f}, aims: {AIM_WITH} of nanoGPT's with both cold starts, {AIM_WITHOUT} without")
+    print(f"best of one model with at most {size}: {measure.format_number(best) or 'none'} (target: {TARGET})")
+    print(f"time to {goal:.4f}, targets: {TARGET_WITH} of nanoGPT's with both cold starts, {TARGET_WITHOUT} without")
     return {"goal": goal, "seconds_to_goal": times, "best_loss": best}
 
 
@@ -287,7 +287,7 @@ def step_of_best(curve: Curve) -> int:
 
 
 def one_in(theirs: float | None, ours: float) -> str:
-    """Return how small a part of the other's time this is, as " (1/8.0)"; nothing for the other itself."""
+    """Return this time as a fraction of the other, as " (1/8.0)"; nothing for the other itself."""
     return f" (1/{theirs / ours:.1f})" if theirs and ours and theirs != ours else ""
 
 

@@ -1,9 +1,9 @@
-"""Who can write text on a GPU at the founding size, all in float32 and, where weights can be shared, with the same.
+"""Contestants that generate text on a GPU at full size, in float32, with the same weights where these can be shared.
 
-What gpt-fast does for large models is written here anew, over Quill's own model: a static cache, and a step for one
-token that PyTorch's compiler turns into a CUDA graph of its own (`mode="reduce-overhead"`), sampling included. That is
-the strongest peer, and it gets what Quill gets: the same static twin of the model, and nothing is read back before the
-end. nanoGPT is compiled too; its windows grow with the text, so the compiler takes their length as dynamic.
+One of them works as gpt-fast does for large models, with Quill's own model: a static cache, and a step for one token
+that PyTorch's compiler turns into a CUDA graph (`mode="reduce-overhead"`), sampling included. It is the strongest of
+the others, and it gets what Quill gets: the same static twin of the model, and nothing is read back before the end.
+nanoGPT is compiled too; its windows grow with the text, so the compiler treats their length as dynamic.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from quill.model.cache import KVCache
 from quill.model.gpt import GPT
 
 NANOGPT, STATIC = "nanoGPT, compiled", "static cache, compiled"
-ASKED = {NANOGPT: 10, STATIC: 2}  # times as fast, one text
+TARGETS = {NANOGPT: 10, STATIC: 2}  # times as fast, one text
 
 
 def gpu_contestants(model: GPT, texts: int, nanogpt: Path | None) -> dict[str, Writer]:
-    """Return everybody who is on this machine, ready to write so many texts at once."""
+    """Return the contestants available here, ready to generate so many texts at once."""
     device = model.token_embedding.weight.device
     contestants = {
         "Quill": writers.engine_writer(make_engine(model, "cuda", slots=texts)),
@@ -45,11 +45,11 @@ def gpu_contestants(model: GPT, texts: int, nanogpt: Path | None) -> dict[str, W
 
 
 def static_writer(model: GPT, texts: int) -> Writer:
-    """Return the way of gpt-fast: each token is one call of a compiled step, which replays a CUDA graph."""
+    """Return a writer that works as gpt-fast: each token is one call of a compiled step, which replays a CUDA graph."""
     static = StaticModel(model, texts)
     cache, device = static.cache, model.token_embedding.weight.device
     cache.active_B.fill_(1)
-    # What a graph changes must not move; else the compiler makes none.
+    # Tensors that a graph changes must have fixed addresses; else the compiler makes no graph.
     holders = [*static.twin.parameters(), *static.twin.buffers(), *cache.keys_LBKSE, *cache.values_LBKSE]
     for tensor in (*holders, *(value for value in vars(cache).values() if isinstance(value, Tensor))):
         torch._dynamo.mark_static_address(tensor)
@@ -70,17 +70,17 @@ def static_writer(model: GPT, texts: int) -> Writer:
         cache.positions_B.fill_(read.length)
         written = [tokens_B]
         for _ in range(new_tokens - 1):
-            written.append(compiled(written[-1]).clone())  # the graph writes over its output the next time
+            written.append(compiled(written[-1]).clone())  # the next replay overwrites its output
         tokens_BT = torch.stack(written, dim=1).cpu()
         assert tokens_BT.shape == (texts, new_tokens) and cache.positions_B[0] == read.length + new_tokens - 1
         if skipped := counters["inductor"].pop("cudagraph_skips", 0):
-            print(f"{STATIC}: the compiler left out {skipped} CUDA graphs, this is not its best", file=sys.stderr)
+            print(f"{STATIC}: the compiler skipped {skipped} CUDA graphs, so it is not at its best", file=sys.stderr)
 
     return write
 
 
 def sample(logits_BV: Tensor) -> Tensor:
-    """Return a token of each row: temperature, top-k, and a race of exponential variables, which waits for nothing."""
+    """Return a token of each row: temperature, top-k, and exponential variables, without synchronisation."""
     # argmax of p_i / e_i with e_i ~ Exp(1) is i with probability p_i      Devroye 1986, section V.2
     logits_BV = logits_BV / TEMPERATURE
     last_kept_B1 = logits_BV.topk(min(TOP_K, logits_BV.size(-1)), dim=-1).values[:, -1:]

@@ -1,7 +1,7 @@
-"""What all benchmarks share: contestants in turn, medians, peak memory, one table and one JSON file.
+"""Shared by all benchmarks: contestants in turn, medians, peak memory, tables and JSON.
 
-Nothing here imports PyTorch: the process that measures stays small and leaves the machine to the others.
-A benchmark is a set of contestants, each a function that does the work once and returns its figures:
+This module does not import PyTorch, so the measuring process stays small. A benchmark is a set of contestants, each a
+function that does the work once and returns its figures:
 
     results = alternate({"quill": run_quill, "nanoGPT": run_nanogpt}, runs=5)
     rows = [[name, figures["tokens_per_second"]] for name, figures in results.items()]
@@ -33,12 +33,12 @@ from pathlib import Path
 from typing import IO, Any
 
 Figures = Mapping[str, float]
-LOAD_BEFORE = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None  # ours would be counted later
+LOAD_BEFORE = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None  # later it would include our own
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What several runs of the same thing gave: the median, and how far they lie apart."""
+    """Results of several runs: the median and the range."""
 
     median: float
     low: float
@@ -59,10 +59,9 @@ class Summary:
 def alternate(
     contestants: Mapping[str, Callable[[], Figures]], runs: int, *, quiet: bool = False
 ) -> dict[str, dict[str, Summary]]:
-    """Let the contestants run in turn (A B C A B C …) and return the summaries of each one's figures.
+    """Run the contestants in turn (A B C A B C …) and return summaries of their figures.
 
-    Whatever else the machine does meanwhile then falls on all of them alike. A contestant that does something
-    uncounted first (a warm-up) does so inside its function.
+    Other load on the machine then affects all of them alike. A warm-up is part of the contestant's function.
     """
     figures: dict[str, list[Figures]] = {name: [] for name in contestants}
     for run in range(runs):
@@ -80,11 +79,11 @@ class ProcessResult:
     """A process that has ended."""
 
     seconds: float
-    """from its start to its end, the interpreter's own start included"""
+    """from start to end, the interpreter's start included"""
     peak_memory: int
-    """bytes that it held at most (its resident set)"""
+    """largest resident set, in bytes"""
     output: str
-    """what it wrote to standard output"""
+    """standard output"""
 
 
 def run_process(
@@ -94,10 +93,10 @@ def run_process(
     environment: Mapping[str, str] | None = None,
     input_text: str = "",
 ) -> ProcessResult:
-    """Run a command in a fresh process and return its time, its peak memory and what it printed.
+    """Run a command in a fresh process and return its time, its peak memory and its output.
 
-    `environment` is added to this process's own. A command that fails is a RuntimeError with the end of what
-    it said. The memory is right only while this process is small: on Linux a child begins with its parent's.
+    `environment` is added to that of this process. A command that fails is a RuntimeError with the end of its error
+    output. The memory is right only while this process is small: on Linux a child starts with its parent's memory.
     """
     words = [os.fspath(word) for word in command]
     started = time.perf_counter()
@@ -110,7 +109,7 @@ def run_process(
         stderr=subprocess.PIPE,
     )
     assert process.stdin and process.stdout and process.stderr
-    # Both pipes are read while the process runs, or a full one would stop it.
+    # Both pipes are read while the process runs: a full pipe would stop it.
     said: dict[str, bytes] = {}
 
     def listen(name: str, stream: IO[bytes]) -> None:
@@ -144,7 +143,7 @@ def run_worker(script: str | os.PathLike[str], *arguments: str, **options: Any) 
 
 
 def peak_memory() -> int:
-    """Return the bytes that this process has held at most (its resident set)."""
+    """Return the largest resident set of this process, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():  # ru_maxrss on Linux also counts the parent that this process was forked from; VmHWM does not
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -159,7 +158,7 @@ def peak_memory() -> int:
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Wait for a process and return the bytes that it held at most."""
+    """Wait for a process and return its largest resident set, in bytes."""
     if hasattr(os, "wait4"):
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -179,7 +178,7 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
 
 
 def hardware() -> dict[str, Any]:
-    """Return what the figures depend on: processor, memory, GPU, and the versions of Python and libraries."""
+    """Return processor, memory, GPU, and the versions of Python and libraries."""
     memory = None
     with contextlib.suppress(ImportError):
         import psutil
@@ -206,7 +205,7 @@ def hardware() -> dict[str, Any]:
 
 
 def describe_hardware(facts: Mapping[str, Any] | None = None) -> str:
-    """Return the machine in one line for people; `facts` are those of `hardware()`."""
+    """Return the machine in one line; `facts` are those of `hardware()`."""
     facts = hardware() if facts is None else facts
     vector = {True: ", AVX-512", False: ", no AVX-512", None: ""}[facts["avx512"]]
     parts = [
@@ -221,7 +220,7 @@ def describe_hardware(facts: Mapping[str, Any] | None = None) -> str:
 
 
 def _processor() -> tuple[str, set[str] | None]:
-    """Return the processor's name and its flags (None where the system does not tell)."""
+    """Return the processor's name and its flags (None where they are unknown)."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         fields: dict[str, str] = {}
@@ -247,7 +246,7 @@ def _ask(*command: str) -> str:
 
 
 def format_number(value: object) -> str:
-    """Return a number with as many digits as it deserves (four significant ones); anything else as it is."""
+    """Return a number with four significant digits; anything else as it is."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "" if value is None else str(value)
     if isinstance(value, int) or abs(value) >= 1000:
@@ -278,7 +277,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 
 def write_json(path: str | os.PathLike[str], benchmark: str, results: Any, **facts: Any) -> None:
-    """Write a benchmark's results as JSON, with the machine they were measured on and any further `facts`."""
+    """Write a benchmark's results as JSON, with the machine and any further `facts`."""
     document = {"benchmark": benchmark, "hardware": hardware(), **facts, "results": results}
     text = json.dumps(document, indent=2, ensure_ascii=False, default=_to_json)
     Path(path).write_text(text + "\n", encoding="utf-8")
@@ -291,11 +290,11 @@ def _to_json(value: object) -> Any:
 
 
 def import_file(path: str | os.PathLike[str], name: str) -> types.ModuleType:
-    """Import a Python file from where it lies, under this name: a peer's code, which stays where it is."""
+    """Import a Python file of another project by its path, under this name."""
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not Path(path).is_file():
         raise FileNotFoundError(f"{path} is no Python file")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look modules up there
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look up modules there
     spec.loader.exec_module(module)
     return module
 

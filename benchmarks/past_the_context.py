@@ -1,11 +1,11 @@
-"""What a modern model loses past its context: windows that roll, are read again now and then, or for every token.
+"""Loss of a modern model past its context: windows that roll, or are recomputed now and then, or for every token.
 
     python benchmarks/past_the_context.py out-modern --tokens=40000
 
-The first tokens of the validation split are one text; the loss of each token behind the context is compared on the same
-tokens. Rolling is computed by a mask over chunks of the whole text, as tests/generation/test_laws_rolling.py does, so
-that other windows than that of `ModernConfig.rolling_window` can be tried, and such as keep the first tokens of all
-("attention sinks", Xiao et al. 2023, section 3.2: they stay at the far end of the window). Results: docs/log.md.
+The first tokens of the validation split are one text; the losses of the tokens past the context are compared. Rolling
+is computed by a mask over chunks of the whole text, as in tests/engines/test_laws_rolling.py. So windows other than
+`ModernConfig.rolling_window` can be measured, and windows that keep the first tokens ("attention sinks", Xiao et al.
+2023, section 3.2: they stay at the far end of the window). Results: docs/log.md.
 
 Shapes: T queries, S keys, H heads, E size of a head; one text.
 """
@@ -41,9 +41,9 @@ def main() -> int:
     text = torch.from_numpy(dataset.val[: options.tokens + 1].astype("int64"))
     W = model.config.block_size
     with torch.inference_mode():
-        half = again(model, text, W // 2)
-        losses = {"half of it read again when it is full": half, "three quarters": again(model, text, 3 * W // 4)}
-        losses["all read again, some tokens"] = always(model, text, every=max(4, W // 16))
+        half = recomputed(model, text, W // 2)
+        losses = {"half of it recomputed when it is full": half, "three quarters": recomputed(model, text, 3 * W // 4)}
+        losses["all recomputed, some tokens"] = recomputed_for_each(model, text, every=max(4, W // 16))
         for eighths in (4, 5, 6, 7, 8, 12):
             losses[f"rolling, {eighths}/8 of the context"] = rolling(model, text, eighths * W // 8)
         for sinks in (1, 4):
@@ -61,8 +61,8 @@ def losses_of(logits_TV: Tensor, targets_T: Tensor) -> Tensor:
     return F.cross_entropy(logits_TV, targets_T, reduction="none")
 
 
-def again(model: ModernGPT, text: Tensor, keep: int) -> Tensor:
-    """Return loss_T where the last `keep` tokens are read again whenever the window is full; NaN behind the last."""
+def recomputed(model: ModernGPT, text: Tensor, keep: int) -> Tensor:
+    """Return loss_T where the last `keep` tokens are recomputed whenever the window is full; NaN after the last."""
     W, loss_T = model.config.block_size, torch.full((len(text) - 1,), math.nan)
     for start in range(0, len(text) - W, W + 1 - keep):
         first = keep - 1 if start else 0
@@ -71,8 +71,8 @@ def again(model: ModernGPT, text: Tensor, keep: int) -> Tensor:
     return loss_T
 
 
-def always(model: ModernGPT, text: Tensor, every: int) -> Tensor:
-    """Return loss_T where the whole window is read for each token; NaN for those between each `every`-th."""
+def recomputed_for_each(model: ModernGPT, text: Tensor, every: int) -> Tensor:
+    """Return loss_T of each `every`-th token, with the whole window recomputed; NaN for the tokens between."""
     W, loss_T = model.config.block_size, torch.full((len(text) - 1,), math.nan)
     for ends_B in torch.arange(W, len(text) - 1, every).split(64):
         windows_BT = text[ends_B[:, None] - W + 1 + torch.arange(W)]
@@ -81,18 +81,18 @@ def always(model: ModernGPT, text: Tensor, every: int) -> Tensor:
 
 
 def rolling(model: ModernGPT, text: Tensor, window: int, sinks: int = 0) -> Tensor:
-    """Return loss_T where each token sees the last `window`, `sinks` of which are the first tokens of all."""
+    """Return loss_T where each token attends to the last `window` tokens; `sinks` of them are the first of the text."""
     c, tokens = model.config, text[None, :-1]
     x_TD = model.embedding_norm(model.ngram_embedding(model.token_embedding(tokens), tokens))[0]
-    held: list[tuple[Tensor, Tensor] | None] = [None] * c.n_layer
+    cached: list[tuple[Tensor, Tensor] | None] = [None] * c.n_layer
     losses = []
     for start in range(0, x_TD.size(0), CHUNK):
         y_TD = x0_TD = x_TD[start : start + CHUNK]
-        for layer, (block, reminder) in enumerate(zip(model.blocks, model.embedding_skip, strict=True)):
+        for layer, (block, scale) in enumerate(zip(model.blocks, model.embedding_skip, strict=True)):
             assert isinstance(block, Block)
-            y_TD = y_TD + reminder * x0_TD
+            y_TD = y_TD + scale * x0_TD
             normed_TD = block.attention_norm(y_TD)
-            heads_TD, held[layer] = look(block.attention, normed_TD, start, held[layer], window, sinks)
+            heads_TD, cached[layer] = attend(block.attention, normed_TD, start, cached[layer], window, sinks)
             y_TD = y_TD + block.attention.output(heads_TD)
             y_TD = y_TD + block.feed_forward(block.feed_forward_norm(y_TD))
         logits_TV = model.head(model.final_norm(y_TD))
@@ -102,30 +102,32 @@ def rolling(model: ModernGPT, text: Tensor, window: int, sinks: int = 0) -> Tens
     return torch.cat(losses)
 
 
-def look(
-    attention: Attention, x_TD: Tensor, start: int, held: tuple[Tensor, Tensor] | None, window: int, sinks: int
+def attend(
+    attention: Attention, x_TD: Tensor, start: int, cached: tuple[Tensor, Tensor] | None, window: int, sinks: int
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Return heads_TD of tokens from `start` on, and the keys (not turned) and values of all up to here, shapes HSE."""
+    """Return heads_TD of tokens from `start` on, and keys (not rotated) and values of all so far, shapes HSE."""
     T, H, K = len(x_TD), attention.n_head, attention.n_kv_head
     qkv_HTE = attention.query_key_value(x_TD).view(T, H + 2 * K, -1).transpose(0, 1)
     q_HTE, k_HTE = attention.query_key_norm(qkv_HTE[: H + K]).split([H, K])
     k_HTE, v_HTE = (x_HTE.repeat_interleave(H // K, 0) for x_HTE in (k_HTE, qkv_HTE[H + K :]))
-    k_HSE, v_HSE = (k_HTE, v_HTE) if held is None else (torch.cat((held[0], k_HTE), 1), torch.cat((held[1], v_HTE), 1))
-    first = max(0, start - window)  # of the keys that anybody here may see
+    k_HSE, v_HSE = (
+        (k_HTE, v_HTE) if cached is None else (torch.cat((cached[0], k_HTE), 1), torch.cat((cached[1], v_HTE), 1))
+    )
+    first = max(0, start - window)  # key that any token here attends to
     near_S, far_S = torch.arange(first, start + T), torch.arange(min(sinks, start + T))
     queries_T = torch.arange(start, start + T)
     back_TS = queries_T[:, None] - near_S
-    near_HTS = turned(q_HTE, queries_T) @ turned(k_HSE[:, first:], near_S).mT
+    near_HTS = rotated(q_HTE, queries_T) @ rotated(k_HSE[:, first:], near_S).mT
     near_HTS.masked_fill_((back_TS < 0) | (back_TS >= window - sinks) | (near_S < sinks), -math.inf)
-    far_HTS = turned(q_HTE, queries_T.clamp(max=window - 1)) @ turned(k_HSE[:, : len(far_S)], far_S).mT
+    far_HTS = rotated(q_HTE, queries_T.clamp(max=window - 1)) @ rotated(k_HSE[:, : len(far_S)], far_S).mT
     far_HTS.masked_fill_(far_S > queries_T[:, None], -math.inf)
     shares_HTS = (torch.cat((far_HTS, near_HTS), 2) * attention.scale).softmax(2)
     heads_HTE = shares_HTS @ torch.cat((v_HSE[:, : len(far_S)], v_HSE[:, first:]), 1)
     return heads_HTE.transpose(0, 1).flatten(1), (k_HSE, v_HSE)
 
 
-def turned(x_HTE: Tensor, positions_T: Tensor) -> Tensor:
-    """Return queries or keys turned to these positions."""
+def rotated(x_HTE: Tensor, positions_T: Tensor) -> Tensor:
+    """Return queries or keys rotated to these positions."""
     angles_TE = positions_T[:, None].double() * torch.tensor(rotary_frequencies(x_HTE.size(2))).double()
     turns_TE = torch.polar(torch.ones_like(angles_TE), angles_TE).to(torch.complex64)
     pairs_HTE = torch.view_as_complex(x_HTE.unflatten(2, (-1, 2)).contiguous())

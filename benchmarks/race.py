@@ -1,18 +1,18 @@
-"""The race: nanoGPT's own CPU headline against `quill train --minutes=…`, on the same cores, text and split.
+"""The race: nanoGPT's own example for CPUs against `quill train --minutes=…`, on the same cores, text and split.
 
     python benchmarks/race.py --nanogpt=PATH --seeds=3 --json=race.json --plot=race.png
 
 nanoGPT runs the command that its README gives for CPUs (4 layers, 4 heads, 128 wide, context 64, batch 12, 2000 steps,
-learning rate 0.001). Quill runs laps, each with a time to spend and the recipe that its dial picks for that time:
+learning rate 0.001). Quill runs laps, each with a given time and the recipe that `--minutes` chooses for it:
 
     sprint      a ninth of nanoGPT's time: how soon is its last loss reached?
     even        nanoGPT's own time: how much lower does Quill end?
     twelve      12 minutes
     hour        60 minutes
 
-Each contestant is a fresh process, in turn for each seed. Two clocks are kept as in time_to_loss.py: start-up, which
-for Quill includes measuring the machine, and training. Evaluation, samples and checkpoints are outside both. Losses
-are those over the whole validation split, in consecutive windows of each model's own context, every token scored once.
+Each contestant is a fresh process, in turn for each seed. Two times are measured as in time_to_loss.py: start-up, which
+for Quill includes measuring the machine, and training. Evaluation, samples and checkpoints do not count. Losses are
+those over the whole validation split, in consecutive windows of each model's own context, each token scored once.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from quill.training.config import TrainConfig
 LAPS = ("sprint", "even", "twelve", "hour")
 MINUTES = {"twelve": 12.0, "hour": 60.0}
 NANOGPT = "nanoGPT"
-LEARNING_RATE = 1e-3  # nanoGPT's own, of its README's command; Quill's preset of that shape has another
+LEARNING_RATE = 1e-3  # of the command in nanoGPT's README; Quill's preset of that shape has another
 
 
 def main() -> int:
-    """Let them race, print the table, and write JSON and the picture; or be one of them."""
-    parser = measure.argument_parser("nanoGPT's CPU headline against quill train --minutes=…", runs=None)
+    """Run the race, print the table, and write JSON and the picture; or be one of the contestants."""
+    parser = measure.argument_parser("nanoGPT's CPU example against quill train --minutes=…", runs=None)
     add = parser.add_argument
     add("--seeds", type=int, default=1, help="how many seeds; medians count (%(default)s)")
     add("--laps", default="sprint,even", help=f"which laps, of {','.join(LAPS)} (%(default)s)")
     add("--loss", help="the losses to reach, commas between them; nanoGPT's last one if not given")
-    add("--dataset", default="shakespeare", help="what to train on, as in quill train (%(default)s)")
+    add("--dataset", default="shakespeare", help="text, as in quill train (%(default)s)")
     add("--sprint", type=float, default=9.0, help="the sprint has nanoGPT's time divided by this (%(default)s)")
     add("--device", default="cpu", help="where to train (%(default)s)")
     add("--plot", metavar="FILE", help="also draw the curves into this PNG")
@@ -69,7 +69,7 @@ def main() -> int:
     if unknown := [lap for lap in laps if lap not in LAPS]:
         parser.error(f"--laps: there is no {unknown[0]!r}, only {', '.join(LAPS)}")
     if not arguments.nanogpt or not (arguments.nanogpt / "model.py").is_file():
-        parser.error("--nanogpt=PATH must be a checkout of nanoGPT: it takes two to race")
+        parser.error("--nanogpt=PATH must be a checkout of nanoGPT")
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         dataset = prepare_dataset(arguments.dataset, data_dir=folder)
@@ -120,7 +120,7 @@ def minutes_of(lap: str, nanogpt: list[Curve], sprint: float) -> float:
 
 
 def whole_time(run: Curve) -> float:
-    """Return the seconds from the start of the process to the last step, evaluation left out."""
+    """Return the seconds from the start of the process to the last step, without evaluation."""
     return run["startup_seconds"] + run["seconds"][-1]
 
 
@@ -134,19 +134,19 @@ def start(name: str, arguments: Namespace, seed: int, minutes: float | None) -> 
 
 
 def race_nanogpt(arguments: Namespace) -> Curve:
-    """Train nanoGPT by its own headline."""
+    """Train nanoGPT by the command of its README."""
     configure = time_to_loss.configure
 
-    def headline(*given: Any) -> Any:
+    def example(*given: Any) -> Any:
         shape, recipe = configure(*given)
         return shape, replace(recipe, learning_rate=LEARNING_RATE)
 
-    time_to_loss.configure = headline
+    time_to_loss.configure = example
     return time_to_loss.train_nanogpt(arguments)
 
 
 def race_quill(arguments: Namespace) -> Curve:
-    """Train with the recipe that the dial picks for these minutes; its events carry both clocks."""
+    """Train with the recipe that --minutes chooses; the events give both times."""
     from quill.runs.settings import build_configs
     from quill.runs.time_budget import fit_to_minutes
 
@@ -156,13 +156,14 @@ def race_quill(arguments: Namespace) -> Curve:
     settings, _ = fit_to_minutes(dataset, left / 60, {"device": arguments.device}, evaluations=0)
     settings |= {"seed": arguments.seed, "sample_tokens": 0}
     settings["eval_interval"] = max(1, settings["max_iters"] // 12)
-    shape, recipe = build_configs(settings, vocab_size=dataset.tokenizer.vocab_size)
-    seconds = arguments.minutes * 60
-    return time_to_loss.follow_quill(shape, recipe, dataset, arguments.started, seconds) | {"settings": settings}
+    shape, recipe, run = build_configs(settings, vocab_size=dataset.tokenizer.vocab_size)
+    where = {"device": run.device, "dtype": run.dtype, "compile": run.compile, "log_interval": run.log_interval}
+    curve = time_to_loss.follow_quill(shape, recipe, dataset, arguments.started, arguments.minutes * 60, **where)
+    return curve | {"settings": settings}
 
 
 def loss_at(seconds: float, run: Curve) -> float:
-    """Return the loss at the last evaluation that is not later, start-up included."""
+    """Return the loss at the last evaluation within so many seconds, start-up included."""
     return next(
         loss
         for at, loss in zip(reversed(run["seconds"]), reversed(run["losses"]), strict=True)

@@ -1,11 +1,11 @@
-"""How long a command takes before it does anything: whole processes, from start to end, in turn.
+"""Start-up time of commands: whole processes, from start to end, in turn.
 
     python benchmarks/startup.py --runs=10 [--run=out] [--nanogpt=PATH] [--json=startup.json]
 
-`quill --help` must feel instant (under 0.4 s), so it must not import PyTorch. An empty Python is the floor; importing
-torch, or transformers' GPT-2, is what any tool pays that begins with it. nanoGPT has no help text: what stands for it
-are the imports that its sampling script does before it reads a flag. With `--run`, the time until a trained model
-has written one character.
+`quill --help` should feel instant (under 0.4 s), so it must not import PyTorch. An empty Python is the lower limit;
+importing torch, or transformers' GPT-2, is the cost of any tool that begins with it. nanoGPT has no help text; the
+imports of its sampling script, before it reads a flag, take its place. With `--run`, also the time until a trained
+model has generated one character.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ def main() -> int:
 
 
 def quill_command() -> list[str]:
-    """Return what starts Quill: the command beside this Python, or the package where it is not installed."""
+    """Return the command that starts Quill: beside this Python, or the package where it is not installed."""
     command = shutil.which("quill", path=str(Path(sys.executable).parent))
     return [command] if command else [sys.executable, "-m", "quill"]
 
 
 def turn(command: list[str], folder: Path | None = None) -> Callable[[], Figures]:
-    """Return what runs a command once, in `folder`, and gives its time and its memory."""
+    """Return a function that runs a command once in `folder` and returns its time and memory."""
 
     def once() -> Figures:
         result = measure.run_process(command, cwd=folder)

@@ -1,11 +1,11 @@
-"""How long it takes to learn: nanoGPT's own CPU headline, trained by Quill's preset `laptop` and by nanoGPT.
+"""Time to a loss: nanoGPT's own example for CPUs, trained by Quill's preset `laptop` and by nanoGPT.
 
     python benchmarks/time_to_loss.py --nanogpt=PATH --json=time_to_loss.json --plot=time_to_loss.png
 
 Both train the same model by the same recipe on the same token files, each in a fresh process, in turn for each seed.
-Two clocks are kept: start-up (from the start of the process to the first step) and training (the steps themselves).
-Evaluation, samples and checkpoints are outside both. The loss is that over the whole validation split, every token
-scored once (Quill's `evaluate_split`, and the same windows and formula for nanoGPT).
+Two times are measured: start-up (from the start of the process to the first step) and training (the steps themselves).
+Evaluation, samples and checkpoints do not count. The loss is that over the whole validation split, each token scored
+once (Quill's `evaluate_split`, and the same windows and formula for nanoGPT).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ COLORS = ("#1f5fa8", "#c2571a", "#3a8a4d", "#8a3a84", "#6b6b6b")
 TITLE = "The same small model and recipe on {cores} CPU cores: Quill and nanoGPT"
 Curve = dict[str, Any]
 """One run: `startup_seconds`, and lists of equal length: `steps`, `seconds` of training, `losses`; then
-`parameters`, and `step_seconds`: those of a step, between one line of the log and the next."""
+`parameters`, and `step_seconds`: the seconds of a step, averaged between two `step` events."""
 
 
 def main() -> int:
@@ -85,10 +85,9 @@ def main() -> int:
 
 
 def configure(arguments: Namespace, dataset: Dataset, seed: int) -> tuple[GPTConfig, TrainConfig]:
-    """Return the preset's shape and recipe, which all contestants get."""
+    """Return the preset's shape and recipe, which all contestants use."""
     settings, _ = read_config(PRESET)
-    settings |= {"seed": seed, "device": arguments.device, "eval_interval": arguments.eval_interval}
-    settings |= {"sample_tokens": 0, "patience": 0}
+    settings |= {"seed": seed, "eval_interval": arguments.eval_interval, "patience": 0}
     if arguments.max_iters is not None:
         settings["max_iters"] = arguments.max_iters
     shape = {field.name: settings[field.name] for field in fields(GPTConfig) if field.name in settings}
@@ -109,17 +108,24 @@ def train_quill(arguments: Namespace) -> Curve:
     """Train with Quill's loop."""
     dataset = open_dataset(arguments.folder)
     shape, recipe = configure(arguments, dataset, arguments.seed)
-    return follow_quill(shape, recipe, dataset, arguments.started)
+    return follow_quill(shape, recipe, dataset, arguments.started, device=arguments.device)
 
 
 def follow_quill(
-    shape: ModelConfig, recipe: TrainConfig, dataset: Dataset, started: float, time_given: float | None = None
+    shape: ModelConfig,
+    recipe: TrainConfig,
+    dataset: Dataset,
+    started: float,
+    time_given: float | None = None,
+    **where: Any,
 ) -> Curve:
-    """Train by this recipe in a folder that is thrown away; the events of the loop carry both clocks.
+    """Train by this recipe in a temporary folder; the events of the loop give both times.
 
     With `time_given`, in seconds from the start, the number of steps follows the pace, as in `quill train --minutes`.
+    `where` holds device, dtype, compile and the like for `resolve_context`.
     """
-    from quill.runs.time_budget import Pace
+    from quill.runs.time_budget import TimeBudget
+    from quill.training.context import resolve_context
     from quill.training.loop import train
 
     curve: Curve = {"startup_seconds": 0.0, "steps": [], "seconds": [], "losses": [], "step_seconds": []}
@@ -132,7 +138,7 @@ def follow_quill(
                 curve["startup_seconds"] = time.time() - started
                 tokens_per_step = event["tokens_per_step"]
                 curve["parameters"] = event["parameters"]
-            case "step":  # its speed is that of the steps alone, evaluation left out
+            case "step":  # tokens_per_second counts the steps alone, without evaluation
                 curve["step_seconds"].append(tokens_per_step / event["tokens_per_second"])
                 seconds += (event["step"] - step) * curve["step_seconds"][-1]
                 step = event["step"]
@@ -146,8 +152,10 @@ def follow_quill(
         windows = len(dataset.val) // shape.block_size + 1
         whole = max(recipe.eval_iters, -(-windows // recipe.batch_size))
         clock = lambda: curve["startup_seconds"] + seconds  # noqa: E731
-        plan = Pace(0.0, time_given, recipe.max_iters, look=0.0, clock=clock) if time_given else None
-        train(shape, replace(recipe, out_dir=out_dir, eval_iters=whole), dataset, report=report, plan=plan)
+        pace = {"steps": recipe.max_iters, "eval_interval": recipe.eval_interval, "evaluation": 0.0, "clock": clock}
+        plan = TimeBudget(0.0, time_given, **pace) if time_given else None
+        context = resolve_context(out_dir, **where)
+        train(shape, replace(recipe, eval_iters=whole), context, dataset, report=report, plan=plan)
     return curve
 
 
@@ -169,13 +177,18 @@ def follow_nanogpt(
 ) -> Curve:
     """Train nanoGPT's model with the steps, schedule and batches of its training script.
 
-    On a GPU batches are pinned and sent while it computes, and TF32 is on, as there.
+    On a GPU batches are pinned and copied while it computes, and TF32 is on, as in that script.
     """
     import torch
 
-    from quill.training.schedule import learning_rate_at
+    from quill.training.context import RunContext
+    from quill.training.schedule import learning_rate_schedule
 
-    device = torch.device(recipe.device)
+    device, rate_at, log_interval = (
+        torch.device(arguments.device),
+        learning_rate_schedule(recipe),
+        RunContext.log_interval,
+    )
     gpu = device.type == "cuda"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     module = measure.import_file(arguments.nanogpt / "model.py", "nanogpt_model")
@@ -199,7 +212,7 @@ def follow_nanogpt(
 
     def evaluate() -> float:
         with autocast:
-            return evaluate_nanogpt(model, dataset, recipe.device)
+            return evaluate_nanogpt(model, dataset, arguments.device)
 
     curve: Curve = {"startup_seconds": time.time() - arguments.started}
     curve |= {"steps": [0], "seconds": [0.0], "losses": [evaluate()], "step_seconds": []}
@@ -208,7 +221,7 @@ def follow_nanogpt(
     batch = draw_batch()
     for step in range(1, recipe.max_iters + 1):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step - 1, recipe)
+            group["lr"] = rate_at(step - 1)
         with autocast:
             loss = forward(*batch)[1]
         batch = draw_batch()
@@ -217,7 +230,7 @@ def follow_nanogpt(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         evaluating = step % recipe.eval_interval == 0 or step == recipe.max_iters
-        if not evaluating and step - logged < recipe.log_interval:
+        if not evaluating and step - logged < log_interval:
             continue
         loss.item()  # as often as Quill reads its loss
         if gpu:
@@ -251,7 +264,7 @@ def evaluate_nanogpt(model: Any, dataset: Dataset, device: str) -> float:
 
 
 def seconds_to(loss: float, curve: Curve) -> float | None:
-    """Return when a run reached a loss, start-up included, on straight lines between evaluations; None if never."""
+    """Return the seconds to a loss, start-up included, interpolated between evaluations; None if never reached."""
     points = list(zip(curve["seconds"], curve["losses"], strict=True))
     for (before, higher), (after, lower) in itertools.pairwise(points):
         if higher > loss >= lower:

@@ -1,11 +1,11 @@
-"""How fast text becomes tokens and tokens become text: Quill and its peers, in turn in the same process.
+"""Speed of encoding and decoding: Quill and other tokenizers, in turn in the same process.
 
     python benchmarks/tokenization.py [--megabytes=4] [--runs=5] [--json=FILE]
 
-Figures are megabytes of UTF-8 text a second, medians. Peers: a dictionary in a Python loop, as nanoGPT's
-`data/shakespeare_char/prepare.py` has it, and `ByT5Tokenizer` of transformers (byte level, needs no download), which
-gets a smaller piece of the same text, or one would wait for minutes. Vocabularies are built outside the clock, and
-every contestant must give back the text that it was given.
+Figures are megabytes of UTF-8 text a second, medians. The others are a dictionary in a Python loop, as in nanoGPT's
+`data/shakespeare_char/prepare.py`, and `ByT5Tokenizer` of transformers (byte level, needs no download), which gets a
+smaller part of the same text, because it would take minutes. Building a vocabulary does not count, and every
+contestant must return the text that it was given.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def texts(size: int) -> dict[str, str]:
 
 
 def contestants(text: str) -> dict[str, Callable[[], Figures]]:
-    """Return everyone's turn on this text, by name."""
+    """Return the turn of each contestant on this text, by name."""
     characters, in_bytes = CharTokenizer.from_text(text), ByteTokenizer()
     turns = {
         "Quill, characters": turn(partial(characters.encode, compact=True), characters.decode, text),
@@ -83,7 +83,7 @@ def contestants(text: str) -> dict[str, Callable[[], Figures]]:
 
 
 def dictionary_loop(text: str) -> tuple[Callable[[str], np.ndarray], Callable[[Sequence[int] | np.ndarray], str]]:
-    """Return nanoGPT's way: a dictionary lookup a character, into the array of uint16 that training wants."""
+    """Return nanoGPT's method: one dictionary lookup a character, into the uint16 array that training needs."""
     characters = sorted(set(text))
     numbers = {character: number for number, character in enumerate(characters)}
 
@@ -97,7 +97,7 @@ def dictionary_loop(text: str) -> tuple[Callable[[str], np.ndarray], Callable[[S
 
 
 def turn(encode: Callable[[str], Any], decode: Callable[[Any], str], text: str) -> Callable[[], Figures]:
-    """Return what encodes and decodes a text once and gives the speeds."""
+    """Return a function that encodes and decodes a text once and returns the speeds."""
     megabytes = len(text.encode()) / 1e6
 
     def once() -> Figures:
@@ -107,7 +107,7 @@ def turn(encode: Callable[[str], Any], decode: Callable[[Any], str], text: str) 
         back = decode(tokens)
         end = time.perf_counter()
         if back != text:
-            raise RuntimeError("a tokenizer did not give its text back: its speed means nothing")
+            raise RuntimeError("a tokenizer did not return its text, so its speed means nothing")
         return {
             "megabytes": megabytes,
             "encode_mb_per_s": megabytes / (middle - start),

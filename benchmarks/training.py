@@ -1,13 +1,13 @@
-"""How fast and how lean a training step is at the founding size: Quill, nanoGPT and transformers, in turn.
+"""Speed and memory of a training step at full size: Quill, nanoGPT and transformers, in turn.
 
     python benchmarks/training.py --nanogpt=PATH --json=training.json
 
-Every turn is a fresh process: it builds the model, takes warm-up steps that are not counted, then others that are.
-Quill is measured through `train()` itself, the drawing of batches included. The others get the same batches for
-nothing, and take the steps of their own training scripts: forward and backward pass, gradient clipping at 1.0, AdamW
-(fused where the contestant asks for it). Memory is the most that the process ever held (its resident set) and the
-part of it that came after the libraries; on CUDA it is what PyTorch allocated at most. The ceiling is a product of
-two 4096 × 4096 matrices. GFLOP/s count what one forward and backward pass needs, for all alike.
+Every turn is a fresh process: it builds the model, takes warm-up steps that do not count, then steps that do. Quill is
+measured through `train()` itself, which includes cutting its batches. The others get the same batches for free, and
+take the steps of their own training scripts: forward and backward pass, gradient clipping at 1.0, AdamW (fused where
+the contestant asks for it). Memory is the peak resident set of the process, and the part of it used after the
+libraries were loaded; on CUDA it is the peak that PyTorch allocated. The limit is the speed of a product of two
+4096 × 4096 matrices. GFLOP/s count the operations of one forward and backward pass, the same for all.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ if TYPE_CHECKING:  # the process that measures stays without PyTorch
 
     Peer = tuple[Any, Any, Callable[[Any, Tensor, Tensor], Tensor]]
 
-CEILING = "matrix product"
+LIMIT = "matrix product"
 SEED = 1337
 
 
 def main() -> int:
     """Measure the contestants in turn, print tables and write JSON; or be one of them, if `--worker` says so."""
-    description = "Training throughput and peak memory of the classic model at the founding size."
+    description = "Training throughput and peak memory of the classic model at full size."
     parser = measure.argument_parser(description)
     add = parser.add_argument
     add("--batch_size", type=int, default=16, help="windows of 256 tokens a step (%(default)s)")
@@ -81,9 +81,9 @@ def main() -> int:
 
 
 def contestants(arguments: Namespace, *, compiled: bool, bfloat16: bool) -> list[str]:
-    """Return who takes part, in the order of their turns.
+    """Return the contestants in the order of their turns.
 
-    `bfloat16` adds Quill with its products in that format: not the same arithmetic, but what this processor can do.
+    `bfloat16` adds Quill with its products in that format, which is other arithmetic.
     """
     names = ["Quill"]
     if arguments.nanogpt:
@@ -92,16 +92,16 @@ def contestants(arguments: Namespace, *, compiled: bool, bfloat16: bool) -> list
         names.append("transformers")
     if compiled:
         names += [f"{name}, compiled" for name in names]
-    return [*names, *["Quill, bfloat16"] * bfloat16, "Quill, gradient checkpointing", CEILING]
+    return [*names, *["Quill, bfloat16"] * bfloat16, "Quill, gradient checkpointing", LIMIT]
 
 
 def turn(name: str, arguments: Namespace) -> Callable[[], Figures]:
-    """Return what runs a contestant once, in a process of its own."""
+    """Return a function that runs a contestant once, in a process of its own."""
     return lambda: start_worker(name, arguments)
 
 
 def start_worker(name: str, arguments: Namespace) -> dict[str, Any]:
-    """Run this script as a worker in a fresh process, and return what it found."""
+    """Run this script as a worker in a fresh process, and return its figures."""
     names = ("batch_size", "steps", "device", "dtype", "folder", "interval", "nanogpt")
     flags = [f"--{flag}={getattr(arguments, flag)}" for flag in names if getattr(arguments, flag) is not None]
     return measure.run_worker(__file__, f"--worker={name}", *flags)[0]
@@ -109,29 +109,29 @@ def start_worker(name: str, arguments: Namespace) -> dict[str, Any]:
 
 def report(results: dict[str, dict[str, Summary]], facts: dict[str, Any], batch_size: int) -> None:
     """Print speed and memory, with Quill's as multiples of each other contestant's."""
-    ours, ceiling = results["Quill"], results[CEILING]["flops_per_second"].median
+    ours, limit = results["Quill"], results[LIMIT]["flops_per_second"].median
     speeds, memories = [], []
     for name, figures in results.items():
-        if name == CEILING:
+        if name == LIMIT:
             continue
         speed, peak = figures["tokens_per_second"], figures["peak_megabytes"]
         ratio = ours["tokens_per_second"].median / speed.median
         flops = speed.median * facts["flops_per_token"]
         loss = f"{figures['first_loss'].median:.3f}"
-        speeds.append([name, str(speed), f"{ratio:.2f}", f"{flops / 1e9:,.0f}", f"{flops / ceiling:.0%}", loss])
+        speeds.append([name, str(speed), f"{ratio:.2f}", f"{flops / 1e9:,.0f}", f"{flops / limit:.0%}", loss])
         ratio = ours["peak_megabytes"].median / peak.median
         own = peak.median - figures["megabytes_before"].median
         memories.append([name, str(peak), f"{own:,.0f}", f"{ratio:.2f}", int(figures["parameters"].median)])
-    speeds.append([f"{CEILING}, 4096³", "", "", f"{ceiling / 1e9:,.0f}", "100%", ""])
+    speeds.append([f"{LIMIT}, 4096³", "", "", f"{limit / 1e9:,.0f}", "100%", ""])
     what = f"batch {batch_size} × 256, {facts['device']}, {facts['dtype']}"
-    columns = ["contestant", "tokens/s: median (range)", "Quill is × as fast", "GFLOP/s", "of ceiling"]
+    columns = ["contestant", "tokens/s: median (range)", "Quill is × as fast", "GFLOP/s", "of the limit"]
     uniform = f"first loss (ln V = {math.log(facts['vocab_size']):.3f})"
     measure.print_table(f"Training step, {what}", [*columns, uniform], speeds)
     columns = [
         "contestant",
         "peak MB: median (range)",
         "after libraries",
-        "Quill takes × of it",
+        "Quill uses × of it",
         "parameters",
     ]
     measure.print_table(f"Peak memory, {what}", columns, memories)
@@ -155,7 +155,7 @@ def work(arguments: Namespace) -> dict[str, Any]:
             "flops_per_token": flops_per_token(vocab_size),
             "may_use_bfloat16": device.type == "cpu" and dtype == torch.float32 and multiplies_bfloat16(),
         }
-    if name == CEILING:
+    if name == LIMIT:
         return {"flops_per_second": multiply_matrices(device, dtype)}
     if name == "Quill":
         return train_quill(arguments, vocab_size, device, variant)
@@ -172,6 +172,7 @@ def work(arguments: Namespace) -> dict[str, Any]:
 def train_quill(arguments: Namespace, vocab_size: int, device: torch.device, variant: str) -> dict[str, float]:
     """Train with Quill's own loop for a few steps, and return speed and memory from its events."""
     from quill.process import keep_freed_memory
+    from quill.training.context import resolve_context
     from quill.training.loop import train
 
     keep_freed_memory()  # as `quill train` does
@@ -184,16 +185,17 @@ def train_quill(arguments: Namespace, vocab_size: int, device: torch.device, var
             max_iters=steps,
             eval_interval=steps,
             eval_iters=1,
-            log_interval=arguments.interval,
-            sample_tokens=0,
             seed=SEED,
+        )
+        context = resolve_context(
+            out_dir,
             device=arguments.device,
             dtype="bfloat16" if variant == "bfloat16" else arguments.dtype,
             compile=variant == "compiled",
             gradient_checkpointing=variant == "gradient checkpointing",
-            out_dir=out_dir,
+            log_interval=arguments.interval,
         )
-        train(GPTConfig(vocab_size), config, open_dataset(arguments.folder), report=events.append)
+        train(GPTConfig(vocab_size), config, context, open_dataset(arguments.folder), report=events.append)
     speeds = [event["tokens_per_second"] for event in events if event["event"] == "step"][1:]
     return {
         "tokens_per_second": len(speeds) / sum(1 / speed for speed in speeds),
@@ -238,7 +240,7 @@ def train_peer(
 
 
 def build_nanogpt(module: Any, vocab_size: int, device: torch.device) -> Peer:
-    """Return nanoGPT's model of the founding size, the optimizer that it configures, and its loss."""
+    """Return nanoGPT's full-size model, the optimizer that it configures, and its loss."""
     shape, recipe = GPTConfig(vocab_size), TrainConfig()
     names = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
     with contextlib.redirect_stdout(io.StringIO()):
@@ -249,7 +251,7 @@ def build_nanogpt(module: Any, vocab_size: int, device: torch.device) -> Peer:
 
 
 def build_transformers(library: Any, vocab_size: int, device: torch.device) -> Peer:
-    """Return transformers' GPT-2 of the founding size, random weights and all its biases, and fused AdamW."""
+    """Return transformers' GPT-2 at full size, with random weights and all its biases, and fused AdamW."""
     from quill.evaluation.loss import cross_entropy
     from quill.training.parameter_groups import build_optimizer
 
@@ -285,7 +287,7 @@ PEERS: dict[str, tuple[Callable[[Namespace], Any], Callable[..., Peer]]] = {
 
 
 def draw_batches(arguments: Namespace, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches that Quill's loop draws: the warm-up's, then the counted ones."""
+    """Yield the batches of Quill's loop: those of the warm-up, then the counted ones."""
     import torch
 
     tokens, shape = open_dataset(arguments.folder).train, GPTConfig(1)
@@ -324,7 +326,7 @@ def multiply_matrices(device: torch.device, dtype: torch.dtype, size: int = 4096
 
 
 def now(device: torch.device) -> float:
-    """Return the time in seconds, once the device has done what it was told."""
+    """Return the time in seconds after the device has finished its work."""
     import torch
 
     if device.type != "cpu":
@@ -333,7 +335,7 @@ def now(device: torch.device) -> float:
 
 
 def peak_megabytes(device: torch.device) -> float:
-    """Return what was held at most so far, in units of 10⁶ bytes: on CUDA by tensors, else by the process."""
+    """Return the peak memory so far in units of 10⁶ bytes: on CUDA of tensors, else of the process."""
     import torch
 
     return (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else measure.peak_memory()) / 1e6

@@ -1,8 +1,8 @@
-"""Who can write text at the founding size: Quill's engines, transformers, nanoGPT and llama.cpp, all of one shape.
+"""Contestants that generate text at full size: Quill's engines, transformers, nanoGPT and llama.cpp, all of one shape.
 
-A writer takes token numbers and writes on with its own sampler (top-k 40, temperature 0.8), each in the way its own
-users would call it: from tokens to tokens, without a tokenizer. llama.cpp reads the weights from a GGUF file that is
-made here, in float32 or in its own 8 bits (Q8_0); the name of its GPT-2 and of its tensors are the published format's.
+A writer takes token ids and continues them with its own sampler (top-k 40, temperature 0.8), called as its own users
+would call it: from tokens to tokens, without a tokenizer. llama.cpp reads the weights from a GGUF file that is made
+here, in float32 or in its own 8 bits (Q8_0); the names of its GPT-2 and of its tensors are those of the format.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from quill.model.config import GPTConfig
 from quill.model.gpt import GPT
 
 TOP_K, TEMPERATURE = 40, 0.8
-CONFIG = GPTConfig(vocab_size=65, dropout=0.0)  # the founding size, on Tiny Shakespeare's characters
+CONFIG = GPTConfig(vocab_size=65, dropout=0.0)  # full size, on Tiny Shakespeare's characters
 
 Writer = Callable[[list[list[int]], int], None]
-"""Writes this many new tokens behind each of these prompts, which are equally long."""
+"""Generates so many new tokens after each of these prompts, which have equal length."""
 
 
-def founding_model() -> GPT:
-    """Return a model of the founding size with random weights; speed does not depend on them."""
+def full_size_model() -> GPT:
+    """Return a full-size model with random weights; speed does not depend on them."""
     torch.manual_seed(0)
     return GPT(CONFIG).eval()
 
 
 def quill_writer(model: GPT, engine: str, quantization: str | None = None) -> Writer:
-    """Return one of Quill's engines, made by its name."""
+    """Return one of Quill's engines by name."""
     return engine_writer(make_engine(model, engine, quantization=quantization, slots=16))
 
 
@@ -66,7 +66,7 @@ def transformers_writer(model: GPT, positions: int) -> Writer:
     c = model.config
     config = GPT2Config(
         vocab_size=c.vocab_size,
-        n_positions=max(c.block_size, positions),  # it cannot go past them
+        n_positions=max(c.block_size, positions),  # it cannot exceed them
         n_embd=c.n_embd,
         n_layer=c.n_layer,
         n_head=c.n_head,
@@ -88,14 +88,14 @@ def transformers_writer(model: GPT, positions: int) -> Writer:
 
 
 def nanogpt_model(checkout: Path) -> Any:
-    """Return nanoGPT's model of the founding size, from where its file lies."""
+    """Return nanoGPT's full-size model from a checkout."""
     module = import_file(checkout / "model.py", "nanogpt_model")
     with contextlib.redirect_stdout(io.StringIO()):
         return module.GPT(module.GPTConfig(**nanogpt_shape())).eval()
 
 
 def nanogpt_shape() -> dict[str, Any]:
-    """Return the founding size in nanoGPT's names."""
+    """Return the full size in nanoGPT's names."""
     shape = {name: getattr(CONFIG, name) for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")}
     return {**shape, "dropout": 0.0, "bias": False}
 
@@ -104,7 +104,7 @@ def nanogpt_writer(checkout: Path, device: str = "cpu", compiled: bool = False) 
     """Return the `generate` of a nanoGPT checkout."""
     model = nanogpt_model(checkout).to(device)
     if compiled:
-        model.compile()  # the module itself, because `generate` calls itself past what torch.compile(model) returns
+        model.compile()  # the module itself: `generate` would bypass what torch.compile(model) returns
 
     def write(prompts: list[list[int]], new_tokens: int) -> None:
         prompt_BT = torch.tensor(prompts, device=device)
@@ -121,9 +121,9 @@ def has_llama() -> bool:
 
 def llama_writer(model: GPT, kind: str, folder: Path, threads: int) -> Writer:
     """Return llama.cpp with this model's weights, `kind` F32 or Q8_0; one text at a time, inside the context."""
-    llama_cpp: Any = importlib.import_module("llama_cpp")  # it is compiled where it is installed, so few have it
+    llama_cpp: Any = importlib.import_module("llama_cpp")  # optional: installing it needs a compiler
 
-    file = write_gguf(model, kind, folder / f"founding-{kind}.gguf")
+    file = write_gguf(model, kind, folder / f"full-size-{kind}.gguf")
     settings = llama_cpp.llama_context_default_params()
     settings.n_ctx = settings.n_batch = settings.n_ubatch = model.config.block_size
     settings.n_threads = settings.n_threads_batch = threads
@@ -152,7 +152,7 @@ def llama_writer(model: GPT, kind: str, folder: Path, threads: int) -> Writer:
 
 
 def write_gguf(model: GPT, kind: str, file: Path) -> Path:
-    """Write a classic model as a GPT-2 in GGUF; what it has no biases for gets zeros, which llama.cpp asks for."""
+    """Write a classic model as a GPT-2 in GGUF; missing biases, which llama.cpp needs, are zeros."""
     gguf: Any = importlib.import_module("gguf")
 
     c = model.config
@@ -167,7 +167,7 @@ def write_gguf(model: GPT, kind: str, file: Path) -> Path:
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([chr(ord("!") + i) for i in range(c.vocab_size)])
     writer.add_token_types([gguf.TokenType.NORMAL] * c.vocab_size)
-    writer.add_token_merges(["! !"])  # it reads no vocabulary without merges
+    writer.add_token_merges(["! !"])  # a vocabulary without merges is refused
     q8 = gguf.GGMLQuantizationType.Q8_0
 
     def add(name: str, weight: torch.Tensor, small: bool = False) -> None:
