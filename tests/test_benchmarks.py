@@ -13,8 +13,6 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 MINIATURES = {
     "estimate.py": (["--only=laptop, batch 128", "--memory"], "Predicted and measured"),
     "generation.py": (["--runs=1", "--only=prefill,memory"], "memory: the weights of one token"),
-    "minutes.py": (["{text}", "--minutes=0.01"], "modern-laptop"),
-    "startup.py": (["--runs=1"], "quill --help"),
     "time_to_loss.py": (["--dataset={text}", "--max_iters=4", "--eval_interval=2"], "Time to loss, 1 seed"),
     "tokenization.py": (["--runs=1", "--megabytes=0.01"], "Quill, characters"),
     "training.py": (["--runs=1", "--steps=1", "--batch_size=1"], "Training step, batch 1"),
