@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import runpy
+import signal
 import sys
 from pathlib import Path
 
 import pytest
+
+from quill.process import SIGNALS
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def script(monkeypatch, capsys, changed):
-    """Run a script of the repository's root as `python NAME ARGV...` would; (exit code, standard output)."""
+    """Run a script of the repository's root as `python NAME ARGV...` would; (exit code, standard output).
+
+    A script is a program: it keeps its own handling of signals to its end.
+    """
 
     def run(name: str, *argv: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", [name, *changed(argv)])
@@ -21,7 +27,10 @@ def script(monkeypatch, capsys, changed):
             runpy.run_path(str(ROOT / name), run_name="__main__")
         return int(ended.value.code or 0), capsys.readouterr().out
 
-    return run
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield run
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_train_and_generate_as_printed(script, here, tiny):
