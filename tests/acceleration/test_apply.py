@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from quill.acceleration.apply import apply_acceleration
 from quill.acceleration.replacement import as_subclass
+from quill.engines.agreement import is_built_in
 from quill.model import gpt, modern
 from quill.model.build import Model, build_model
 from quill.model.config import GPTConfig, ModelConfig, ModernConfig
@@ -71,6 +72,16 @@ def test_applying_it_twice_is_applying_it_once(config: ModelConfig) -> None:
     accelerate(model, gradient_checkpointing=True)
     once = repr(model)
     assert accelerate(model, gradient_checkpointing=True) == [] and repr(model) == once
+
+
+@each_model
+def test_engines_take_an_accelerated_model_for_what_it_is(config: ModelConfig) -> None:
+    """A run samples from its accelerated model: fast engines need not compare a whole context each time."""
+    model = build_model(config)
+    accelerate(model)
+    assert is_built_in(model)
+    setattr(model.final_norm, "forward", lambda x: x)  # noqa: B010
+    assert not is_built_in(model)
 
 
 @each_model

@@ -100,9 +100,12 @@ def difference(model: Model, logits: Logits) -> str:
 
 
 def is_built_in(model: Model) -> bool:
-    """Say whether a model consists of nothing but unchanged objects of Quill's and PyTorch's own classes."""
+    """Say whether a model consists of nothing but unchanged objects of Quill's and PyTorch's own classes.
+
+    The modules of acceleration/ are among them: each was compared with the class that it replaces.
+    """
     return all(
-        type(module).__module__.startswith(("quill.model.", "torch.nn."))
+        type(module).__module__.startswith(("quill.model.", "quill.acceleration.", "torch.nn."))
         and not vars(module).keys() & {"forward", "attend", "project"}
         for module in model.modules()
     )

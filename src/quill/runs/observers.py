@@ -9,14 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quill.errors import ConfigError
+from quill.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from quill.training.events import Event
-
-    Tracker = Callable[[Event], object]
-else:
-    Tracker = Callable
-
 
 SECONDS_BETWEEN_LINES = 2.0
 
