@@ -1,8 +1,9 @@
 """Quill: a GPT from scratch that people can read, run, look inside and trust.
 
-import quill
-print(quill.load("out").generate("KING", max_new_tokens=100, seed=1))
+    import quill
+    print(quill.load("out").generate("KING", max_new_tokens=100, seed=1))
 
+Public names are imported at their first use.
 """
 
 from __future__ import annotations
@@ -10,15 +11,27 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from quill.errors import QuillError
+from quill.errors import (
+    CheckpointError,
+    ConfigError,
+    CorpusError,
+    MissingDependencyError,
+    QuillError,
+    TokenizerError,
+    TrainingError,
+)
 
 if TYPE_CHECKING:
-    from quill.data.dataset import prepare_dataset
-    from quill.evaluation.split_loss import evaluate_split
-    from quill.generation.language_model import LanguageModel, load
+    from quill.data.dataset import Dataset, prepare_dataset
+    from quill.engines.request import SamplingConfig
+    from quill.evaluation.split_loss import Evaluation, evaluate_split
+    from quill.generation.completion import Completion
+    from quill.generation.language_model import LanguageModel, load, save
+    from quill.model.build import build_model
     from quill.model.cache import KVCache
-    from quill.model.config import GPTConfig
+    from quill.model.config import GPTConfig, ModernConfig
     from quill.model.gpt import GPT
+    from quill.model.modern import ModernGPT
     from quill.runs.settings import RunSettings
     from quill.runs.start import Run, run
     from quill.tokenizers.byte import ByteTokenizer
@@ -33,39 +46,61 @@ __all__ = [
     "GPT",
     "ByteTokenizer",
     "CharTokenizer",
+    "CheckpointError",
+    "Completion",
+    "ConfigError",
+    "CorpusError",
+    "Dataset",
+    "Evaluation",
     "GPTConfig",
     "KVCache",
     "LanguageModel",
+    "MissingDependencyError",
+    "ModernConfig",
+    "ModernGPT",
     "QuillError",
     "Run",
     "RunContext",
     "RunSettings",
+    "SamplingConfig",
+    "TokenizerError",
     "TrainConfig",
+    "TrainingError",
+    "build_model",
     "evaluate_split",
     "load",
     "prepare_dataset",
     "resolve_context",
     "run",
+    "save",
     "train",
 ]
 
 _HOMES = {
-    "GPT": "model.gpt",
-    "GPTConfig": "model.config",
-    "KVCache": "model.cache",
-    "ByteTokenizer": "tokenizers.byte",
-    "CharTokenizer": "tokenizers.char",
+    "Dataset": "data.dataset",
     "prepare_dataset": "data.dataset",
-    "TrainConfig": "training.config",
+    "SamplingConfig": "engines.request",
+    "Evaluation": "evaluation.split_loss",
     "evaluate_split": "evaluation.split_loss",
-    "RunContext": "training.context",
-    "resolve_context": "training.context",
+    "Completion": "generation.completion",
+    "LanguageModel": "generation.language_model",
+    "load": "generation.language_model",
+    "save": "generation.language_model",
+    "build_model": "model.build",
+    "KVCache": "model.cache",
+    "GPTConfig": "model.config",
+    "ModernConfig": "model.config",
+    "GPT": "model.gpt",
+    "ModernGPT": "model.modern",
     "RunSettings": "runs.settings",
     "Run": "runs.start",
     "run": "runs.start",
+    "ByteTokenizer": "tokenizers.byte",
+    "CharTokenizer": "tokenizers.char",
+    "TrainConfig": "training.config",
+    "RunContext": "training.context",
+    "resolve_context": "training.context",
     "train": "training.loop",
-    "LanguageModel": "generation.language_model",
-    "load": "generation.language_model",
 }
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import signal
+import subprocess
 import sys
 
 import pytest
 
 import quill as library
+from quill.model.config import GPTConfig
+from quill.model.gpt import GPT
 
 LENGTH = "--max_new_tokens=20"
 
@@ -59,10 +63,17 @@ def test_every_engine_writes_the_same_text(write):
 
 
 def test_int8_writes_a_text_and_torch_says_that_it_has_none(write):
-    code, out, _ = write("--prompt=KING", LENGTH, "--seed=2", "--weights=int8")
+    code, out, _ = write("--prompt=KING", LENGTH, "--seed=2", "--quantization=int8")
     assert code == 0 and len(out.rstrip("\n")) > 10
-    code, out, error = write("--prompt=KING", "--engine=torch", "--weights=int8")
+    code, out, error = write("--prompt=KING", "--engine=torch", "--quantization=int8")
     assert (code, out) == (2, "") and "quantization='int8' cannot be used: the torch engine does not have it" in error
+
+
+def test_the_flag_of_earlier_versions_works_with_advice(write):
+    for old, new in (("--weights=int8", "--quantization=int8"), ("--weights=fp32", "--quantization=None")):
+        code, out, notes = write("--prompt=KING", LENGTH, "--seed=2", old)
+        assert (code, out) == write("--prompt=KING", LENGTH, "--seed=2", new)[:2]
+        assert f"--weights is now called --quantization: use {new}\n" in notes
 
 
 def test_the_engine_for_gpus_says_where_it_can_be_had(write):
@@ -87,7 +98,7 @@ def test_without_any_prompt_it_begins_a_line(write):
 
 def test_several_samples_are_separated_and_the_first_is_the_single_one(write, model):
     _, out, _ = write("--prompt=KING", LENGTH, "--seed=5", "--num_samples=3")
-    texts = model.generate_many("KING", num_samples=3, max_new_tokens=20, seed=5, temperature=0.8)
+    texts = model.generate("KING", num_samples=3, max_new_tokens=20, seed=5, temperature=0.8)
     lines = out.splitlines()
     assert [line for line in lines if line.startswith("──── sample")] == [
         f"──── sample {n} of 3 ────" for n in (1, 2, 3)
@@ -128,3 +139,62 @@ def test_a_terminal_is_not_given_control_characters(monkeypatch):
     assert shown("\x1b[2Jä\n") == "\x1b[2Jä\n"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     assert shown("\x1b[2Jä\n\t") == "·[2Jä\n\t"
+
+
+def test_a_stop_text_may_be_a_line_break_as_a_shell_types_it(write, model):
+    # W16: the two characters could never match, and nothing said so
+    whole = model.generate("KING", max_new_tokens=300, seed=5, temperature=0.8)
+    line = whole[: whole.index("\n")]
+    _, out, notes = write("--prompt=KING", "--max_new_tokens=300", "--seed=5", r"--stop=\n")
+    assert out == f"KING{line}\n"
+    assert r"--stop=\n is read as '\n'; \\ is a backslash" in notes
+
+
+def test_a_stop_text_that_the_model_cannot_generate_is_named(write):
+    # W16
+    _, out, notes = write("--prompt=KING", LENGTH, "--seed=1", r"--stop=\\n", "--stop=€", "--stop=KI")
+    assert out == write("--prompt=KING", LENGTH, "--seed=1")[1]
+    assert r"--stop=\\n is read as '\\n'" in notes
+    assert "will never hold '€', because the vocabulary lacks '€'" in notes
+    assert notes.count("never hold") == 2
+
+
+def test_a_prompt_beyond_the_context_is_cut_with_a_note(write):
+    # W16
+    _, out, notes = write("--prompt=KING KING KING", LENGTH, "--seed=1")
+    assert out.startswith("KING KING KING")
+    assert "the prompt has 14 tokens, and the model reads the last 8 of them" in notes
+
+
+@pytest.fixture(scope="module")
+def byte_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bytes")
+    config = GPTConfig(256, block_size=16, n_layer=1, n_head=2, n_embd=16)
+    library.save(library.LanguageModel(GPT(config), library.ByteTokenizer()), folder / "m")
+    return folder / "m"
+
+
+def test_bytes_that_are_no_text_are_echoed_as_they_decode(byte_run):
+    # W16: a prompt of invalid UTF-8 was echoed as "?"
+    model, prompt = library.load(byte_run, device="cpu"), b"a\xff\xe6\xbc"
+    done = subprocess.run(
+        [sys.executable, "-m", "quill", "generate", f"--out_dir={byte_run}", "--device=cpu", LENGTH, "--seed=3"],
+        input=prompt, capture_output=True, check=True,
+    )  # fmt: skip
+    text = prompt.decode("utf-8", "surrogateescape")
+    expected = model.generate(text, max_new_tokens=20, seed=3, temperature=0.8, echo=True)
+    assert expected.startswith("a\ufffd") and done.stdout.decode().removesuffix("\n") == expected.removesuffix("\n")
+
+
+def test_ctrl_c_ends_a_hundred_thousand_samples(trained):
+    # R16: leaving the queue took over 90 seconds
+    command = ["generate", f"--out_dir={trained.out}", "--device=cpu", "--prompt=KING", "--num_samples=100000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "quill", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    while "KING" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, notes = process.communicate(timeout=300)  # ends a hang and measures nothing
+    assert process.returncode == 130 and "interrupted" in notes and "Traceback" not in notes

@@ -39,7 +39,7 @@ def test_joined_pieces_are_the_text(language_model: LanguageModel):
         options: GenerateOptions = {"max_new_tokens": 60, "seed": 4, **request}
         text = language_model.generate("bad", **options)
         assert "".join(language_model.stream("bad", **options)) == text
-        [first, second] = language_model.generate_many("bad", num_samples=2, **options)
+        [first, second] = language_model.generate("bad", num_samples=2, **options)
         assert first == text
         assert second != text or options.get("temperature") == 0
 
@@ -76,9 +76,9 @@ def test_a_stop_string_in_the_prompt_stops_nothing():
 def test_writing_ends_when_every_row_has_stopped():
     model, passes = tiny(), []
     model.model.register_forward_pre_hook(lambda *_: passes.append(1))
-    whole = model.generate_many("a", num_samples=3, max_new_tokens=200, seed=3)
+    whole = model.generate("a", num_samples=3, max_new_tokens=200, seed=3)
     passes.clear()
-    stopped = model.generate_many("a", num_samples=3, max_new_tokens=200, seed=3, stop="b")
+    stopped = model.generate("a", num_samples=3, max_new_tokens=200, seed=3, stop="b")
     assert stopped == [text[: text.index("b")] for text in whole]
     assert len(set(map(len, stopped))) > 1
     assert len(passes) == 1 + sum(map(len, stopped))  # a text that has ended costs nothing more
@@ -88,10 +88,10 @@ def test_rows_of_a_stream_are_the_samples():
     model = tiny()
     options: GenerateOptions = {"max_new_tokens": 50, "seed": 3, "stop": "bc"}
     rows = ["", "", ""]
-    for row, piece in model.stream_many("a", num_samples=3, **options):
+    for row, piece in model.stream("a", num_samples=3, **options):
         assert piece
         rows[row] += piece
-    assert rows == model.generate_many("a", num_samples=3, **options)
+    assert rows == model.generate("a", num_samples=3, **options)
 
 
 def test_without_a_seed_texts_differ():
@@ -101,7 +101,7 @@ def test_without_a_seed_texts_differ():
 
 def test_no_new_tokens_is_no_text(language_model: LanguageModel):
     assert language_model.generate("a", max_new_tokens=0) == ""
-    assert language_model.generate_many("a", num_samples=2, max_new_tokens=0) == ["", ""]
+    assert language_model.generate("a", num_samples=2, max_new_tokens=0) == ["", ""]
 
 
 def test_unknown_characters_are_an_error_or_skipped():
@@ -132,7 +132,7 @@ def test_unknown_characters_are_an_error_or_skipped():
 def test_a_bad_request_is_one_line_at_the_call_before_any_token(options: dict[str, Any]):
     with pytest.raises(ConfigError, match=next(iter(options))) as caught:
         request: Any = {"prompt": "a", **options}
-        tiny().stream_many(**request)
+        tiny().stream(**request)
     assert "\n" not in str(caught.value)
 
 
@@ -185,7 +185,7 @@ def test_a_loaded_model_writes_what_the_saved_one_wrote(tmp_path: Path, monkeypa
     loaded = load(tmp_path / "out", device="cpu")
     assert loaded.generate("a", seed=0, max_new_tokens=30) == text
     assert loaded.checkpoint is not None and loaded.checkpoint.step == 10
-    newest = load(tmp_path / "out", which="last")
+    newest = load(tmp_path / "out", checkpoint="last")
     assert newest.generate("a", seed=0, max_new_tokens=30) == last.generate("a", seed=0, max_new_tokens=30) != text
     monkeypatch.chdir(tmp_path)
     assert quill.load(device="cpu").generate("a", seed=0, max_new_tokens=30) == text
@@ -198,8 +198,8 @@ def test_loading_nothing_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for path in (None, "absent"):
         with pytest.raises(CheckpointError):
             load(path)
-    with pytest.raises(ConfigError, match="which"):
-        load("absent", which="first")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match="checkpoint"):
+        load("absent", checkpoint="first")  # pyright: ignore[reportArgumentType]
 
 
 def test_a_completion_knows_its_tokens_and_why_it_ended():

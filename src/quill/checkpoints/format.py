@@ -98,7 +98,19 @@ def write_checkpoint(
     training_metadata: Mapping[str, Any],
 ) -> None:
     """Write the three files of a checkpoint into an existing empty folder, durably. Errors are the system's OSError."""
-    about = {
+    about = describe_model(model, tokenizer, step=step, val_loss=val_loss, text_sha256=text_sha256)
+    digests = {
+        WEIGHTS: write_tensor_file(folder / WEIGHTS, weights_of(model), about),
+        STATE: write_tensor_file(folder / STATE, training_tensors, training_metadata),
+    }
+    write_manifest(folder, Manifest(step, digests))
+
+
+def describe_model(
+    model: Model, tokenizer: Tokenizer, *, step: int, val_loss: float | None, text_sha256: str | None
+) -> dict[str, Any]:
+    """Return the JSON object in the header of a weights file: enough to build the model and its tokenizer."""
+    return {
         "format": FORMAT,
         "architecture": architecture_of(model.config),
         "model": asdict(model.config),
@@ -107,11 +119,6 @@ def write_checkpoint(
         "val_loss": val_loss,
         "text_sha256": text_sha256,
     }
-    digests = {
-        WEIGHTS: write_tensor_file(folder / WEIGHTS, weights_of(model), about),
-        STATE: write_tensor_file(folder / STATE, training_tensors, training_metadata),
-    }
-    write_manifest(folder, Manifest(step, digests))
 
 
 def weights_of(model: Model) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
-"""`quill generate`: a trained model writes on from a prompt, and the text appears as it is written.
+"""`quill generate`: a trained model continues a prompt, and the text appears as it is generated.
 
-Only the text goes to standard output; what is said about it goes to standard error, so the text can be piped.
+Only the text goes to standard output, so that it can be piped; notes go to standard error.
 """
 
 from __future__ import annotations
@@ -8,102 +8,74 @@ from __future__ import annotations
 import argparse
 import secrets
 import sys
-from pathlib import Path
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 from quill.cli.arguments import Parser
 from quill.errors import ConfigError
+from quill.files import expand_home
 from quill.generation.sample import opening
-from quill.validation import require
+from quill.validation import require, show
 
 if TYPE_CHECKING:
     from quill.generation.language_model import LanguageModel
 
+ESCAPES = {"\\n": "\n", "\\t": "\t"}
+"""How a shell can give a character that is hard to type, in --stop."""
+
 
 def add_arguments(parser: Parser) -> None:
-    """Give the parser what `quill generate` takes."""
-    parser.take_bare_word("prompt")
+    """Give the parser the flags of `quill generate`."""
     add = parser.add_argument
-    add(
-        "--prompt",
-        type=str,
-        help="text to continue; without it standard input is read, if something is piped in",
-    )
+    add("--prompt", type=str, help="text to continue; without it standard input is read, if something is piped in")
     add("--prompt_file", type=str, help="file with the text to continue (its last line end does not count)")
-    add(
-        "--max_new_tokens",
-        type=int,
-        default=500,
-        help="how much to write; characters, with the char tokenizer",
-    )
+    add("--max_new_tokens", type=int, default=500, help="tokens to generate; characters, with the char tokenizer")
     add(
         "--temperature",
         type=float,
         default=0.8,
-        help="0 always takes the likeliest, 1 is as learnt, above 1 is wilder",
+        help="0 takes the likeliest token, 1 keeps the model's own probabilities, above 1 evens them out",
     )
-    add("--top_k", type=int | None, help="choose among the k likeliest tokens only")
-    add(
-        "--top_p",
-        type=float | None,
-        help="choose among the likeliest tokens that together have this probability",
-    )
-    add(
-        "--min_p",
-        type=float | None,
-        help="choose among tokens at least this fraction as likely as the likeliest",
-    )
-    add("--presence_penalty", type=float, default=0.0, help="taken from the score of a token that was written before")
+    add("--top_k", type=int | None, help="keep only the k likeliest tokens")
+    add("--top_p", type=float | None, help="keep only the likeliest tokens that together have this probability")
+    add("--min_p", type=float | None, help="keep only tokens at least this fraction as likely as the likeliest")
+    add("--presence_penalty", type=float, default=0.0, help="subtracted from the logit of tokens generated before")
     add(
         "--frequency_penalty",
         type=float,
         default=0.0,
-        help="taken from a token's score for each time that it was written before",
+        help="subtracted from the logit of a token for each time it was generated before",
     )
-    add("--repetition_penalty", type=float, default=1.0, help="divides scores of tokens in the prompt or the text")
-    add("--num_samples", type=int, default=1, help="how many texts to write, together as one batch")
-    add(
-        "--seed",
-        type=int | None,
-        help="the same seed writes the same text; without one each call writes another",
-    )
+    add("--repetition_penalty", type=float, default=1.0, help="divides logits of tokens in the prompt or the text")
+    add("--num_samples", type=int, default=1, help="texts to generate, together as one batch")
+    add("--seed", type=int | None, help="the same seed gives the same text; without one each call gives another")
     add(
         "--stop",
         type=str,
         action="append",
         default=[],
-        help="end before this text is written (may be repeated)",
+        help=r"end before this text (may be repeated); \n in it is a line break, \t a tab",
     )
-    add(
-        "--unknown",
-        type=Literal["error", "skip"],
-        default="error",
-        help="prompt characters that the model never saw",
-    )
-    add("--out_dir", type=str, help="the run to write with; without it the newest run in this folder")
-    add(
-        "--checkpoint",
-        type=Literal["best", "last"],
-        default="best",
-        help="best has the lowest validation loss",
-    )
+    add("--unknown", type=Literal["error", "skip"], default="error", help="prompt characters outside the vocabulary")
+    add("--out_dir", type=str, help="run to load; without it the newest run in this folder")
+    add("--checkpoint", type=Literal["best", "last"], default="best", help="best has the lowest validation loss")
     add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     add(
         "--engine",
         type=Literal["auto", "torch", "numba", "cuda"],
         default="auto",
-        help="what computes: cuda is the quickest on a GPU, numba on a CPU, torch runs anywhere",
+        help="what computes: cuda is the fastest on a GPU, numba on a CPU, torch runs anywhere",
     )
     add(
-        "--weights",
-        type=Literal["fp32", "int8"],
-        default="fp32",
-        help="int8 takes a quarter of the memory, is quicker, and a little less exact",
+        "--quantization",
+        type=Literal["int8"] | None,
+        help="int8 uses a quarter of the memory and is faster, with a slightly higher loss",
     )
+    parser.accept_old_name("weights", "quantization", {"fp32": "None"})
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write: the prompt, and what the model makes of it."""
+    """Print the prompt and the text that continues it."""
     from quill.generation.language_model import load
 
     require(arguments.num_samples >= 1, "num_samples", arguments.num_samples, "1 or more")
@@ -111,16 +83,16 @@ def run(arguments: argparse.Namespace) -> int:
     model = load(
         arguments.out_dir,
         device=arguments.device,
-        which=arguments.checkpoint,
+        checkpoint=arguments.checkpoint,
         engine=arguments.engine,
-        weights=arguments.weights,
+        quantization=arguments.quantization,
         on_status=note,
     )
     seed = secrets.randbelow(1_000_000) if arguments.seed is None else arguments.seed
-    prompt = known_prompt(prompt, model, arguments.unknown)
-    # Asked before anything is written, so that a bad flag leaves standard output empty.
-    pieces = model.stream_many(
-        prompt,
+    stop = [read_stop(text, model) for text in arguments.stop]
+    # Everything is checked before anything is printed, so that a bad flag leaves standard output empty.
+    pieces = model.stream(
+        known_prompt(prompt, model, arguments.unknown),
         num_samples=arguments.num_samples,
         max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature,
@@ -131,15 +103,16 @@ def run(arguments: argparse.Namespace) -> int:
         frequency_penalty=arguments.frequency_penalty,
         repetition_penalty=arguments.repetition_penalty,
         seed=seed,
-        stop=arguments.stop,
+        stop=stop,
+        echo=True,
     )
     vocab_size = model.tokenizer.vocab_size
     if arguments.top_k is not None and arguments.top_k > vocab_size:
-        note(f"top_k={arguments.top_k} is more than the {vocab_size} tokens there are: all of them stay")
+        note(f"top_k={arguments.top_k} is more than the {vocab_size} tokens of the vocabulary: all are kept")
     if model.checkpoint is not None:
         again = "" if arguments.seed is not None else f"; --seed={seed} writes the same again"
         note(f"{model.checkpoint.path}{again}")
-    write(pieces, prompt, arguments.num_samples)
+    write(pieces, arguments.num_samples)
     return 0
 
 
@@ -151,12 +124,14 @@ def read_prompt(arguments: argparse.Namespace) -> str | None:
         return arguments.prompt
     if arguments.prompt_file is not None:
         try:
-            # Bytes that are no text reach the byte tokenizer as they are.
-            text = Path(arguments.prompt_file).read_text(encoding="utf-8-sig", errors="surrogateescape")
+            # The byte tokenizer takes bytes that are not UTF-8 as they are.
+            text = expand_home(arguments.prompt_file).read_text(encoding="utf-8-sig", errors="surrogateescape")
         except OSError as error:
-            raise ConfigError(f"--prompt_file={arguments.prompt_file!r} cannot be read: {error.strerror}") from error
+            raise ConfigError(
+                f"--prompt_file={show(arguments.prompt_file)} cannot be read: {error.strerror}"
+            ) from error
         if not text:
-            raise ConfigError(f"--prompt_file={arguments.prompt_file!r} is empty: give it a text to continue")
+            raise ConfigError(f"--prompt_file={show(arguments.prompt_file)} is empty: give it a text to continue")
         return text.removesuffix("\n") or text
     if sys.stdin is None or sys.stdin.isatty():
         return None
@@ -165,7 +140,7 @@ def read_prompt(arguments: argparse.Namespace) -> str | None:
 
 
 def known_prompt(prompt: str | None, model: LanguageModel, unknown: str) -> str:
-    """Return the prompt as the model will read it, without the characters it never saw if they may be skipped."""
+    """Return the prompt as the model reads it: without characters outside the vocabulary, if they may be skipped."""
     if prompt is None:
         return opening(model.tokenizer)
     dropped = model.tokenizer.unknown_characters(prompt) if unknown == "skip" else []
@@ -173,25 +148,41 @@ def known_prompt(prompt: str | None, model: LanguageModel, unknown: str) -> str:
         return prompt
     known = model.tokenizer.drop_unknown(prompt)
     if not known:
-        raise ConfigError(f"the prompt {prompt!r} has no character that the model knows: give another prompt")
-    note(f"skipped, because the model never saw them: {' '.join(repr(c) for _, c in dropped[:10])}")
+        raise ConfigError(f"the prompt {show(prompt)} has no character of the vocabulary: give another prompt")
+    note(f"skipped, because the vocabulary lacks them: {' '.join(repr(c) for _, c in dropped[:10])}")
     return known
 
 
-def write(pieces, prompt: str, num_samples: int) -> None:
-    """Print the first text as it is written, the others after it, each under a line with its number."""
-    texts = [prompt] * num_samples
+def read_stop(typed: str, model: LanguageModel) -> str:
+    """Return the stop string that was typed, with its escapes replaced, and say what it is where that may surprise."""
+    text = "\\".join(_replace_escapes(part) for part in typed.split("\\\\"))
+    if text != typed:
+        note(rf"--stop={typed} is read as {text!r}; \\ is a backslash")
+    if text and (unknown := model.tokenizer.unknown_characters(text)):
+        note(f"the text will never hold {text!r}, because the vocabulary lacks {unknown[0][1]!r}")
+    return text
+
+
+def _replace_escapes(text: str) -> str:
+    for escape, character in ESCAPES.items():
+        text = text.replace(escape, character)
+    return text
+
+
+def write(pieces: Iterable[tuple[int, str]], num_samples: int) -> None:
+    """Print the first text as it is generated, the others after it, each under a line with its number."""
+    texts: list[list[str]] = [[] for _ in range(num_samples)]
     if num_samples > 1:
         print(f"──── sample 1 of {num_samples} ────")
-    print(shown(prompt), end="", flush=True)
     for row, piece in pieces:
-        texts[row] += piece
+        texts[row].append(piece)
         if row == 0:
             print(shown(piece), end="", flush=True)
-    print(end="" if texts[0].endswith("\n") else "\n")
+    print(end="" if texts[0] and texts[0][-1].endswith("\n") else "\n")
     for number, text in enumerate(texts[1:], start=2):
+        whole = "".join(text)
         print(f"──── sample {number} of {num_samples} ────")
-        print(shown(text), end="" if text.endswith("\n") else "\n")
+        print(shown(whole), end="" if whole.endswith("\n") else "\n")
 
 
 def shown(text: str) -> str:
@@ -204,5 +195,5 @@ def shown(text: str) -> str:
 
 
 def note(text: str) -> None:
-    """Say something that is not part of the text."""
+    """Print a note that is not part of the text."""
     print(f"quill: {text}", file=sys.stderr, flush=True)

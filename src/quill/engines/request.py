@@ -1,6 +1,7 @@
-"""What is asked of an engine, and what it answers: plain data, for every engine and for the scheduler.
+"""What an engine is asked for and what comes back: plain data for every engine and for the scheduler.
 
-On the way text → tokens → model → training → generation → people this is the form that a wish takes once it is tokens.
+Values are checked here once, and rounded to what float32 arithmetic can hold (`for_engine`), so that all engines are
+given the same numbers.
 
 Reference: Yu et al. 2022, "Orca: A Distributed Serving System for Transformer-Based Generative Models", section 3.
 """
@@ -9,12 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+import numpy as np
 
 from quill.engines.random_numbers import SEEDS
-from quill.errors import QuillError
-from quill.validation import check_fields, require
+from quill.errors import ConfigError, QuillError
+from quill.validation import check_fields, require, show
+
+LARGEST = float(np.finfo(np.float32).max)
+SMALLEST = float(np.finfo(np.float32).tiny)
+
+# Limits of the numbers that engines compute with. Beyond them nothing changes in the choice of a token, but sums and
+# products of several could overflow. A forbidden token stays forbidden after any penalty.
+LIMIT, LARGEST_FACTOR, FORBIDDEN = 1e30, 1e7, -1e38
 
 
 class BusyError(QuillError):
@@ -23,38 +33,54 @@ class BusyError(QuillError):
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How the next token is chosen; an impossible value is a ConfigError."""
+    """How the next token is chosen; an impossible value is a ConfigError. Numbers of NumPy are accepted."""
 
     temperature: float = 1.0
-    """0 takes the likeliest token; below 1 is bolder towards it, above 1 more even."""
+    """divides the logits: 0 takes the likeliest token, 1 keeps the model's probabilities, above 1 evens them out"""
     top_k: int | None = None
-    """Keep only the k likeliest tokens (more than the vocabulary keeps all)."""
+    """keep only the k likeliest tokens (more than the vocabulary keeps all)"""
     top_p: float | None = None
-    """Keep only the likeliest tokens that together hold this much probability."""
+    """keep only the likeliest tokens that together have this probability"""
     min_p: float | None = None
-    """Keep only tokens at least this fraction as likely as the likeliest one."""
+    """keep only tokens at least this fraction as likely as the likeliest one"""
     presence_penalty: float = 0.0
-    """Subtracted from the score of every token that was written before; below 0 repetition is welcome."""
+    """subtracted from the logit of every token that was generated before; below 0 it favours repetition"""
     frequency_penalty: float = 0.0
-    """Subtracted for each time that the token was written before."""
+    """subtracted from the logit of a token for each time that it was generated before"""
     repetition_penalty: float = 1.0
-    """Divides positive scores of tokens in the prompt or the text, and multiplies negative ones; 1 changes nothing."""
+    """divides positive logits of tokens in the prompt or the text, and multiplies negative ones; 1 changes nothing"""
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            object.__setattr__(self, each.name, python_number(getattr(self, each.name)))
         check_fields(self)
+        temperature, repetition = self.temperature, self.repetition_penalty
         require(
-            math.isfinite(self.temperature) and self.temperature >= 0,
+            is_float32(temperature) and temperature >= 0,
             "temperature",
-            self.temperature,
-            "a number of at least 0 (0 takes the likeliest token)",
+            temperature,
+            "a number of at least 0 within float32 (0 takes the likeliest token)",
         )
         require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "a whole number of at least 1")
         require(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
         require(self.min_p is None or 0 <= self.min_p < 1, "min_p", self.min_p, "at least 0 and below 1")
         for name in ("presence_penalty", "frequency_penalty"):
-            require(math.isfinite(getattr(self, name)), name, getattr(self, name), "a finite number")
-        repetition = self.repetition_penalty
-        require(0 < repetition < math.inf, "repetition_penalty", repetition, "a number above 0")
+            value = getattr(self, name)
+            require(is_float32(value), name, value, "a finite number within float32")
+        in_range = is_float32(repetition) and repetition >= SMALLEST
+        require(in_range, "repetition_penalty", repetition, "a number above 0 within float32")
+
+    def for_engine(self) -> SamplingConfig:
+        """Return these rules with numbers within the limits, which choose the same tokens."""
+        limited = {
+            "temperature": min(self.temperature, LIMIT),
+            "top_p": None if self.top_p is None else max(self.top_p, SMALLEST),  # 0 would keep no token
+            "presence_penalty": max(-LIMIT, min(self.presence_penalty, LIMIT)),
+            "frequency_penalty": max(-LIMIT, min(self.frequency_penalty, LIMIT)),
+            "repetition_penalty": max(1 / LARGEST_FACTOR, min(self.repetition_penalty, LARGEST_FACTOR)),
+        }
+        changed = {name: value for name, value in limited.items() if value != getattr(self, name)}
+        return replace(self, **changed) if changed else self
 
 
 @dataclass(frozen=True)
@@ -72,19 +98,35 @@ class Request:
     row: int = 0
     """which of several texts of one seed this is"""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    """what is added to the scores of these tokens before all else"""
+    """added to the logits of these tokens before all else; infinity allows no other token"""
     logprobs: int | None = None
-    """ask for the log-probability of each token, and of this many of the likeliest (None: not even of the token)"""
+    """return the log-probability of each token, and of this many of the likeliest (None: of none)"""
 
     def __post_init__(self) -> None:
         require(len(self.prompt) > 0, "prompt", [], "at least one token, there is nothing to continue otherwise")
-        for name, value, least in (("max_new_tokens", self.max_new_tokens, 0), ("row", self.row, 0)):
-            require(_is_whole(value) and value >= least, name, value, f"a whole number of at least {least}")
-        require(
-            _is_whole(self.seed) and 0 <= self.seed < SEEDS, "seed", self.seed, "a whole number from 0 to 2**64 - 1"
-        )
-        n = self.logprobs
-        require(n is None or (_is_whole(n) and n >= 0), "logprobs", n, "None or a whole number of at least 0")
+        for name in ("max_new_tokens", "row"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least=0))
+        seed = python_number(self.seed)
+        require(is_whole(seed) and 0 <= seed < SEEDS, "seed", seed, "a whole number from 0 to 2**64 - 1")
+        object.__setattr__(self, "seed", seed)
+        n = python_number(self.logprobs)
+        require(n is None or (is_whole(n) and n >= 0), "logprobs", n, "None or a whole number of at least 0")
+        object.__setattr__(self, "logprobs", n)
+        object.__setattr__(self, "logit_bias", checked_biases(self.logit_bias))
+
+    def for_engine(self, vocab_size: int) -> Request:
+        """Return this request with numbers within the limits, which gives the same tokens.
+
+        Where a bias is infinite, every other token of the vocabulary is forbidden.
+        """
+        sampling, biases = self.sampling.for_engine(), self.logit_bias
+        if forced := {token for token, bias in biases.items() if bias == math.inf}:
+            biases = {token: FORBIDDEN for token in range(vocab_size) if token not in forced}
+        elif any(abs(bias) > LIMIT for bias in biases.values()):
+            biases = {token: max(-LIMIT, min(bias, LIMIT)) for token, bias in biases.items()}
+        if sampling is self.sampling and biases is self.logit_bias:
+            return self
+        return replace(self, sampling=sampling, logit_bias=biases)
 
 
 @dataclass(frozen=True)
@@ -100,14 +142,59 @@ class Token:
 
 @dataclass(frozen=True)
 class TokenEvent:
-    """What happened to a request: a token was written, or it ended, or both."""
+    """What happened to a request: a token was generated, or it ended, or both."""
 
     request_id: int
-    """the number that `Batch.add` gave it"""
+    """the id that `BatchGenerator.add` returned"""
     token: Token | None
     finish_reason: Literal["length", "cancelled"] | None = None
-    """why it ended; None while it goes on"""
+    """why it ended; None while it continues"""
 
 
-def _is_whole(value: object) -> bool:
+def checked_biases(biases: object) -> dict[int, float]:
+    """Return biases as a dict from token ids to floats; what they cannot be is a ConfigError.
+
+    Each is finite within float32, or infinity.
+    """
+    accepted = "a mapping from tokens to numbers"
+    if not isinstance(biases, Mapping):
+        raise ConfigError(f"logit_bias={show(biases)} cannot be used: logit_bias must be {accepted}")
+    checked: dict[int, float] = {}
+    for key, value in biases.items():
+        token, bias = python_number(key), python_number(value)
+        if not is_whole(token):
+            raise ConfigError(f"logit_bias={show(biases)} cannot be used: the key {show(key)} is not a token id")
+        if not (is_number(bias) and (bias == math.inf or is_float32(bias))):
+            raise ConfigError(
+                f"logit_bias={show(biases)} cannot be used: the bias {show(value)} of {show(key)} must be a finite "
+                "number within float32, or float('inf'), which allows no other token"
+            )
+        checked[token] = float(bias)
+    return checked
+
+
+def whole_number(name: str, value: object, least: int) -> int:
+    """Return a whole number, Python's or NumPy's, as an int; ConfigError unless it is one of at least `least`."""
+    number: Any = python_number(value)
+    require(is_whole(number) and number >= least, name, value, f"a whole number of at least {least}")
+    return number
+
+
+def python_number(value: Any) -> Any:
+    """Return a number of NumPy as one of Python's, and anything else as it is."""
+    return value.item() if isinstance(value, np.integer | np.floating) else value
+
+
+def is_whole(value: object) -> bool:
+    """Return whether this is a whole number; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Return whether this is a number; True and False are none."""
+    return isinstance(value, float) or is_whole(value)
+
+
+def is_float32(number: float) -> bool:
+    """Return whether a number is finite in float32."""
+    return -LARGEST <= number <= LARGEST  # False for NaN; a whole number of any size is compared exactly

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from quill.engines.base import Engine, PrefillInput, StepOutput
-from quill.engines.request import Request, Token, TokenEvent
+from quill.engines.request import Request, Token, TokenEvent, is_whole, python_number
 from quill.errors import CheckpointError
 from quill.generation.logprobs import with_logprobs
 from quill.generation.scheduler import Admission, RunningSequence, Scheduler
@@ -125,13 +125,14 @@ class BatchGenerator:
         if inbox is not None:
             inbox.rows[request_id] = row
             self._inboxes[request_id] = inbox
-        self.scheduler.add(request_id, request)
+        self.scheduler.add(request_id, request.for_engine(self.engine.config.vocab_size))
         return request_id
 
     def _check(self, request: Request) -> None:
         vocab_size = self.engine.config.vocab_size
         for token in (*request.prompt, *request.logit_bias):
-            require(0 <= token < vocab_size, "token", token, f"from 0 to {vocab_size - 1}")
+            valid = is_whole(python_number(token)) and 0 <= token < vocab_size
+            require(valid, "token", token, f"a whole number from 0 to {vocab_size - 1}")
 
     def cancel(self, request_id: int) -> None:
         """End a request before the next step, whether it writes or waits; one that has ended stays as it is."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from quill.engines.base import Engine
-from quill.engines.request import Request, SamplingConfig, TokenEvent
+from quill.engines.request import Request, SamplingConfig, TokenEvent, whole_number
 from quill.generation.batch_generator import BatchGenerator
-from quill.validation import require
 
 
 def generate_tokens(
     engine: Engine,
-    prompt: Sequence[int],
+    prompt: Sequence[int] | np.ndarray,
     *,
     max_new_tokens: int,
     num_samples: int = 1,
@@ -25,9 +26,8 @@ def generate_tokens(
     Row r draws from its own random stream of (seed, r), so it does not depend on how many rows are written. Impossible
     values are a ConfigError.
     """
-    whole = isinstance(num_samples, int) and not isinstance(num_samples, bool)
-    require(whole and num_samples >= 1, "num_samples", num_samples, "a whole number of at least 1")
-    token_ids = tuple(int(token) for token in prompt)
+    num_samples = whole_number("num_samples", num_samples, least=1)
+    token_ids = tuple(prompt.tolist() if isinstance(prompt, np.ndarray) else prompt)
     how = sampling or SamplingConfig()
     events = BatchGenerator(engine).follow(
         [Request(token_ids, max_new_tokens, how, seed, row) for row in range(num_samples)]

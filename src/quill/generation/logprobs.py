@@ -1,9 +1,11 @@
 """Log-probabilities of tokens, from the model's own scores.
 
-Shapes: V vocabulary.
+Shapes: T tokens, V vocabulary.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -19,3 +21,19 @@ def with_logprobs(token_id: int, logits_V: np.ndarray, top: int | None) -> Token
     logprobs_V -= np.log(np.exp(logprobs_V).sum())
     likeliest = np.argsort(-logprobs_V, kind="stable")[:top].tolist()
     return Token(token_id, float(logprobs_V[token_id]), tuple((i, float(logprobs_V[i])) for i in likeliest))
+
+
+def prompt_tokens(
+    token_ids: Sequence[int], context: int, top: int | None, logits: Callable[[Sequence[int]], np.ndarray]
+) -> list[Token]:
+    """Return the tokens of a prompt with the log-probabilities that were asked for, by logits_TV of the last `context`.
+
+    The first token of these, and any before them, have none.
+    """
+    if top is None:
+        return [Token(token_id) for token_id in token_ids]
+    read = token_ids[-context:]
+    scored = [
+        with_logprobs(token_id, logits_V, top) for token_id, logits_V in zip(read[1:], logits(read), strict=False)
+    ]
+    return [*(Token(token_id) for token_id in token_ids[: len(token_ids) - len(scored)]), *scored]

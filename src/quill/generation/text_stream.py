@@ -1,16 +1,18 @@
 """From tokens to pieces of text that can be shown at once, ending exactly before a stop string.
 
-On the way text → tokens → model → training → generation → people this is generation's last step. What goes out never
-has to be taken back: a character is given only when it is whole, and text that may be the beginning of a stop string is
-held back until the next tokens decide.
+What comes out is never taken back: a character comes out only when it is whole, and text that may be the beginning of a
+stop string is held back until the next tokens decide.
 
 Reference: Aho & Corasick, "Efficient String Matching" (1975), for the longest end that is a beginning of a pattern.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 
 from quill.errors import ConfigError
 from quill.tokenizers.base import Tokenizer
+from quill.validation import show
 
 
 def as_stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -18,23 +20,42 @@ def as_stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     strings = () if stop is None else (stop,) if isinstance(stop, str) else stop
     if not isinstance(strings, Sequence) or not all(isinstance(string, str) and string for string in strings):
         raise ConfigError(
-            f"stop={stop!r} cannot be used: stop must be text of at least one character, or a list of such"
+            f"stop={show(stop)} cannot be used: stop must be text of at least one character, or a list of such"
         )
     return tuple(strings)
 
 
+def decode_prompt(tokenizer: Tokenizer, tokens: Sequence[int]) -> tuple[str, list[int]]:
+    """Return the text of a prompt without a character that it leaves unfinished, and the tokens of that character.
+
+    Fed to the TextStream of what follows, these tokens complete the character there.
+    """
+    decoder = tokenizer.stream_decoder()
+    text = "".join(map(decoder.feed, tokens))
+    unfinished = decoder.flush()
+    for count in range(len(tokens) + 1 if unfinished else 0):
+        tail = list(tokens[len(tokens) - count :])
+        if not any([decoder.feed(token) for token in tail]) and decoder.flush() == unfinished:
+            return text, tail
+        decoder.flush()
+    return text + unfinished, []
+
+
 class TextStream:
-    """Text of one row, token by token; `stopped` turns true when a stop string was written.
+    """Text of one row, token by token; `stopped` turns true when a stop string was generated.
 
     The text is cut before the stop string that is complete first (the longest of those complete at the same
-    character), which is the same wherever the pieces happen to end. The stop string itself is never given out.
+    character), wherever the pieces happen to end. The stop string itself never comes out. `unfinished` are the tokens
+    of a character that the prompt began.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str] = (), unfinished: Sequence[int] = ()) -> None:
         self._decoder = tokenizer.stream_decoder()
         self._stop_strings = tuple(stop_strings)
         self._held = ""
         self.stopped = False
+        for token in unfinished:
+            self._decoder.feed(token)
 
     def feed(self, token: int) -> str:
         """Take a token and return the text that is certain now, possibly none."""
