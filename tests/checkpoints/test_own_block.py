@@ -42,6 +42,7 @@ def edit(source: str) -> str:
     return before + CLASS + feed_forward.replace(FORWARD, WEIGHTS + FORWARD, 1).replace(HIDDEN, GATED)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("module", ["gpt", "modern"])
 def test_a_model_with_new_weights_trains_resumes_writes_and_is_inspected(module: str, tmp_path: Path) -> None:  # U0
     package = tmp_path / "src" / "quill"

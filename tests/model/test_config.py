@@ -20,6 +20,12 @@ from quill.model.config import GPTConfig, ModernConfig
         ({"bias": 1}, ["bias=1", "True or False"]),
         ({"dropout": 1.0}, ["dropout=1.0", "less than 1"]),
         ({"dropout": float("nan")}, ["dropout=nan"]),
+        ({"n_layer": 10**9}, ["n_layer=1000000000", "at most 4,096"]),  # R7, R17, U22
+        ({"n_embd": 10**18}, ["n_embd=1000000000000000000", "at most 65,536"]),
+        ({"n_embd": 10**400}, ["n_embd=", "at most 65,536"]),
+        ({"block_size": 10**9}, ["block_size=1000000000", "at most 1,048,576"]),
+        ({"vocab_size": 10**9}, ["vocab_size=1000000000", "at most 16,777,216"]),
+        ({"dropout": 10**400}, ["dropout=", "less than 1"]),
         ({"activation": "swish"}, ["activation='swish'", "'gelu' or 'relu'"]),
     ],
 )
@@ -37,6 +43,11 @@ def test_an_impossible_value_is_named_with_what_would_do(wrong: dict, words: lis
         ({"n_kv_head": 4}, ["n_kv_head=4", "a divisor of n_head=6"]),
         ({"n_kv_head": 0}, ["n_kv_head=0"]),
         ({"n_embd": 90}, ["n_embd=90", "even number"]),
+        ({"ngram": 10**9}, ["ngram=1000000000", "at most 32"]),  # R7, U22
+        ({"ngram_rows": 10**9}, ["ngram_rows=1000000000", "at most 268,435,456"]),
+        ({"ngram": 0}, ["ngram=0", "1 or more"]),
+        ({"logit_softcap": 10**400}, ["logit_softcap=", "at most 1e30"]),
+        ({"logit_softcap": float("nan")}, ["logit_softcap=nan"]),
         ({"logit_softcap": -1.0}, ["logit_softcap=-1.0", "0 or more"]),
     ],
 )
@@ -53,3 +64,13 @@ def test_a_configuration_cannot_change() -> None:
 
 def test_a_whole_number_is_accepted_as_a_number() -> None:
     assert GPTConfig(vocab_size=65, dropout=0).dropout == 0
+
+
+def test_both_configurations_know_their_key_and_value_heads() -> None:
+    assert GPTConfig(vocab_size=65).kv_heads == ModernConfig(vocab_size=65).kv_heads == 6
+    assert ModernConfig(vocab_size=65, n_kv_head=2).kv_heads == 2
+
+
+def test_ngram_tables_have_a_row_for_each_ngram_or_as_many_as_are_allowed() -> None:
+    assert ModernConfig(vocab_size=3, ngram=4, ngram_rows=100).ngram_sizes == [16, 64, 100]
+    assert ModernConfig(vocab_size=3, ngram=1).ngram_sizes == []
