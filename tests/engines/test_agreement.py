@@ -273,8 +273,23 @@ def test_a_checkpoint_is_written_with_by_the_source_that_there_is(edit: str, tmp
         assert len(said) == 1 and said[0].startswith("writing with PyTorch, which is slower: the model was edited")
 
 
-def test_a_run_with_an_edited_source_writes_as_it_was_trained(tmp_path: Path) -> None:
-    package = edited_package(tmp_path / "src", SOURCE_EDITS["an activation"])
+GATE = [
+    (
+        "gpt",
+        "self.output_dropout = nn.Dropout(config.dropout)\n\n    def forward(self, x_BTD: Tensor) -> Tensor:\n",
+        "self.output_dropout = nn.Dropout(config.dropout)\n"
+        "        self.gate = nn.Linear(config.n_embd, 4 * config.n_embd)\n\n"
+        "    def forward(self, x_BTD: Tensor) -> Tensor:\n",
+    ),
+    ("gpt", "self.activation(self.hidden(x_BTD))", "self.activation(self.hidden(x_BTD)) * self.gate(x_BTD)"),
+]
+
+
+@pytest.mark.parametrize("edits", [[SOURCE_EDITS["an activation"]], GATE], ids=["another activation", "a new weight"])
+def test_a_run_with_an_edited_source_writes_as_it_was_trained(
+    edits: list[tuple[str, str, str]], tmp_path: Path
+) -> None:
+    package = edited_package(tmp_path / "src", *edits)
     (tmp_path / "my.txt").write_text("now is the winter of our discontent\n" * 60, encoding="utf-8")
     places = [f"--dataset={tmp_path / 'my.txt'}", f"--data_dir={tmp_path / 'data'}", f"--out_dir={tmp_path / 'out'}"]
     size = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4", "--device=cpu"]

@@ -99,6 +99,15 @@ def test_a_forked_child_writes_with_threads_of_its_own(used: str, run: Path) -> 
     assert (process.returncode, process.stdout) == (0, "True True 2\n"), process.stderr
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_writes_with_the_torch_engine_too(run: Path) -> None:  # W4
+    code = (LOAD + FORKED).replace('engine="numba"', 'engine="torch"').replace("model.batch.engine.threads_for(1)", "1")
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, str(run), "used"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert (process.returncode, process.stdout) == (0, "True True 1\n"), process.stderr
+
+
 # ── the team ──
 
 

@@ -9,6 +9,7 @@ Shapes: B texts, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -25,6 +26,10 @@ from quill.model.cache import KVCache
 from quill.model.modes import evaluation_mode
 
 UNIFORMS_AT_ONCE = 256  # tokens
+
+if hasattr(os, "register_at_fork"):
+    # A forked child lacks the threads of OpenMP that its parent started, and would wait for them forever.
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 @dataclass
