@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -202,3 +203,24 @@ def test_an_announcement_goes_where_it_is_wanted():
             pass
     assert interrupted() == signal.SIGINT and told == ["stopping after this step; press Ctrl-C again to leave at once"]
     process.received.clear()
+
+
+WAITING = """
+import os, sys
+from quill.cli.main import main
+assert "GOMP_SPINCOUNT" not in os.environ or len(sys.argv) > 1
+main(["--version"])
+print(os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+)
+def test_a_command_lets_threads_sleep_that_wait_for_long(variables: dict[str, str], expected: str) -> None:  # T5
+    known = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {name: value for name, value in os.environ.items() if name not in known} | variables
+    command = [sys.executable, "-c", WAITING, *variables]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[1] == f"{expected} False"  # before PyTorch reads it

@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = [words[1], "--help"]
     command = words[0] if words and words[0] in COMMANDS else ""
     process.received.clear()
+    process.spin_briefly()
     with standard_streams(optional_output=command in _TRAINING):
         try:
             code = _run(command, words)
