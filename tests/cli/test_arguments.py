@@ -17,7 +17,7 @@ from quill.errors import ConfigError
 from quill.model.build import build_model
 from quill.model.config import ModernConfig
 from quill.runs.presets import parse_config, preset_names, read_config
-from quill.runs.settings import MODEL_FIELDS, TRAIN_FIELDS, build_configs, check_settings
+from quill.runs.settings import FIELDS, build_configs, check_settings
 from quill.validation import require
 
 
@@ -93,7 +93,7 @@ def test_a_flag_that_cannot_be_used_is_named_with_what_would_do(argv, message):
         # U8: other tools' names
         (["--lr=1"], r"unknown flag --lr \(did you mean '--learning_rate'\?\)"),
         (["--epochs=3"], r"steps, not epochs: --max_iters, or --minutes"),
-        (["--init_from=resume"], r"--resume=True resumes"),
+        (["--resume_from=x"], r"--resume=True resumes"),
         (["--eval_only"], r"quill evaluate"),
         (["--wandb_log=True"], r"metrics.jsonl.*--tensorboard=True"),
         (["--num_steps=3"], r"did you mean '--max_iters'"),
@@ -224,7 +224,7 @@ def test_flags_go_on_top_of_the_file_wherever_it_stands(tmp_path, monkeypatch, o
 def test_every_preset_is_a_whole_valid_configuration(name):
     settings = settings_of(read(f"--config={name}"))
     build_configs(settings)
-    assert set(read_config(name)[0]) <= {*MODEL_FIELDS, *TRAIN_FIELDS}
+    assert set(read_config(name)[0]) <= set(FIELDS)
 
 
 def test_presets_are_the_recipes_they_promise():

@@ -88,12 +88,12 @@ def test_training_without_network_or_text_says_where_it_looked(refused, here, mo
 
 
 def test_a_full_disk_is_named_in_one_line(quill, here, monkeypatch, tiny):
-    from quill.runs import start
+    from quill.runs import session
 
     def full(*args: object):
         raise OSError(errno.ENOSPC, "No space left on device", "out/.config.yaml.draft")
 
-    monkeypatch.setattr(start, "write_config", full)
+    monkeypatch.setattr(session, "write_config", full)
     code, _, error = quill("train", *tiny, "--dataset=my.txt")
     assert code == 2 and error.count("\n") == 1 and "No space left on device" in error
 

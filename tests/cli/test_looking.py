@@ -8,6 +8,7 @@ import re
 import shutil
 
 import pytest
+import yaml
 
 import quill as library
 
@@ -40,7 +41,8 @@ def test_a_text_that_changed_is_not_measured_as_if_it_were_the_same(refused, her
     shutil.copytree(trained.out, here / "out")
     (here / "other.txt").write_text("abc\n" * 100, encoding="utf-8")
     config = here / "out" / "config.yaml"
-    config.write_text("dataset: other.txt\ntokenizer: char\ndata_dir: data\n", encoding="utf-8")
+    stored = yaml.safe_load(config.read_text(encoding="utf-8"))
+    config.write_text(yaml.safe_dump(stored | {"dataset": "other.txt", "data_dir": "data"}), encoding="utf-8")
     from quill.data.dataset import prepare_dataset
 
     prepare_dataset("other.txt")

@@ -68,7 +68,7 @@ def test_a_signal_saves_and_the_command_that_is_named_goes_on(here, tiny, enviro
     rest, error = process.communicate()
     assert (process.returncode, error) == (128 + number, f"{ACKNOWLEDGED}\n"), rest + error
     stopped = int(re.search(r"interrupted at step (\d+)", rest)[1])  # type: ignore[index]
-    go_on = re.search(r"go on with: quill (.+)", rest)
+    go_on = re.search(r"resume with: quill (.+)", rest)
     assert go_on is not None and "--resume=True" in go_on[1]
     assert main([*go_on[1].split(), f"--max_iters={stopped + 2}"]) == 0
     assert f"finished at step {stopped + 2}" in capsys.readouterr().out

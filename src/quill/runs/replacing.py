@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from quill.checkpoints.run_folder import holds_run, remove_run
@@ -17,15 +17,17 @@ WRITTEN = ("checkpoints", "last", "best", "metrics.jsonl", "samples.txt", "loss.
 
 
 @contextlib.contextmanager
-def replacing_run(out_dir: Path, replace: bool) -> Iterator[Callable[[], None]]:
-    """Give a function that makes room for the new run; call it once nothing can go wrong before the first step.
+def replacing_run(out_dir: Path, replace: bool) -> Iterator[None]:
+    """Move an earlier run in this folder aside for the block, if it is to be replaced.
 
-    The earlier run is moved aside. At the end of the block it is deleted if the new run has saved a checkpoint, and
-    comes back if not. What a crash left aside comes back first, unless a newer run has saved a checkpoint.
+    At the end of the block it is deleted if the new run has saved a checkpoint, and comes back if not. What a crash
+    left aside comes back first, unless a newer run has saved a checkpoint.
     """
     settle(out_dir)
     try:
-        yield (lambda: move_aside(out_dir)) if replace else (lambda: None)
+        if replace:
+            move_aside(out_dir)
+        yield
     finally:
         settle(out_dir)
 

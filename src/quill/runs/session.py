@@ -90,11 +90,11 @@ def train_with(
         late = deadline is not None and time.monotonic() > deadline
         return observers.reason or ("time" if late else None)
 
-    with lock_run(out_dir), replacing_run(out_dir, replace) as begun:
+    with lock_run(out_dir), replacing_run(out_dir, replace):
         clean_run_folder(out_dir)
         with observers.trackers(out_dir, resume, tensorboard) as trackers:
             configure = lambda steps: write_config(out_dir, settings | {"max_iters": steps}, mark)  # noqa: E731
-            report = Reporter(trackers, configure, dataset.note, begun, deadline)
+            report = Reporter(trackers, configure, dataset.note, deadline)
             observers.attach(report)
             cautions = [warn_of_long_run(planned) if plan is None else None]
             cautions += [foresee_out_of_memory(planned) if context.device.type == "cpu" else None]
@@ -118,8 +118,8 @@ def train_with(
 class Reporter:
     """Passes events on from the `start` event; until then nothing in the run's folder is touched.
 
-    Events before it (a warning about compiling) wait for it. `begin` is called first at the start, and `configure` with
-    the number of steps of the run, at the start and when it changes. The start event says how many seconds are left.
+    Events before it (a warning about compiling) wait for it. `configure` is called with the number of steps of the run,
+    at the start and when it changes. The start event says how many seconds are left.
     """
 
     def __init__(
@@ -127,17 +127,14 @@ class Reporter:
         tracker: Callable[[Event], object],
         configure: Callable[[int], None],
         note: str,
-        begin: Callable[[], None] = lambda: None,
         deadline: float | None = None,
     ) -> None:
-        self._tracker, self._configure, self._note, self._begin = tracker, configure, note, begin
+        self._tracker, self._configure, self._note = tracker, configure, note
         self._deadline = deadline
         self._started = False
         self._waiting: list[dict[str, Any]] = []
 
     def __call__(self, event: Event) -> None:
-        if event["event"] == "start":
-            self._begin()
         if event["event"] in ("start", "plan"):
             self._configure(event["max_iters"])
         if event["event"] == "start":

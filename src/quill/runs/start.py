@@ -100,7 +100,7 @@ def run(
         chosen = resumed_settings(Path(given.get("out_dir", RunSettings.out_dir)), given)
         with lock_run(chosen["out_dir"]):
             clean_run_folder(chosen["out_dir"])
-        if resume is True and (done := finished_run(chosen)) is not None:
+        if resume is True and "dataset" not in given and (done := finished_run(chosen)) is not None:
             observers.status(
                 f"nothing left to do: the run in {done.out_dir} has finished its {done.step} steps "
                 f"(for more: --resume=True --max_iters={2 * done.step})"

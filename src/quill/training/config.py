@@ -67,10 +67,10 @@ class TrainConfig:
         check_fields(self)
         for name in ("batch_size", "gradient_accumulation_steps", "max_iters", "eval_interval", "eval_iters"):
             value = getattr(self, name)
-            require(1 <= value <= LARGEST_COUNT, name, value, f"from 1 to {LARGEST_COUNT}")
+            require(1 <= value <= LARGEST_COUNT, name, value, f"1 or more, and at most {LARGEST_COUNT}")
         for name in ("warmup_iters", "patience"):
             value = getattr(self, name)
-            require(0 <= value <= LARGEST_COUNT, name, value, f"from 0 to {LARGEST_COUNT}")
+            require(0 <= value <= LARGEST_COUNT, name, value, f"0 or more, and at most {LARGEST_COUNT}")
         require(0 <= self.seed < 2**63, "seed", self.seed, "from 0 to 2**63 - 1")
         for name in (
             "learning_rate", "embedding_learning_rate", "muon_learning_rate", "ngram_learning_rate", "min_lr",
