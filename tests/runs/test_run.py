@@ -79,7 +79,7 @@ def test_progress_trackers_and_a_callback_receive_the_events_and_a_callback_ends
     settings = TINY | {"progress": progress.append}
     run = quill.run(dataset="my.txt", tracker=[one.append, other.append], callback=callback, **settings)
     assert (run.reason, run.step) == ("good enough", 4)
-    assert [e["event"] for e in one][0] == "start" and one[-1]["event"] == "end" and one == other
+    assert one[0]["event"] == "start" and one[-1]["event"] == "end" and one == other
     assert [e for e in progress if e["event"] != "status"] == one
     assert [e["step"] for e in seen] == [0, 3, 4] and all(e["event"] == "evaluation" for e in seen)
     with pytest.raises(ConfigError, match="callable"):
@@ -288,7 +288,7 @@ def test_a_run_is_resumed_from_another_folder_where_the_text_is_the_same_and_ref
 
 def test_a_run_that_diverged_can_be_resumed_from_its_best_checkpoint(here):  # R11
     quill.run(dataset="my.txt", **(TINY | {"max_iters": 3}))
-    with pytest.raises(quill.QuillError, match="finite|diverged"):
+    with pytest.raises(quill.QuillError, match=r"finite|diverged"):
         quill.run(resume=True, max_iters=20, learning_rate=1e38, min_lr=0.0, grad_clip=0.0, progress=False)
     run = quill.run(resume="best", max_iters=8, learning_rate=1e-3, progress=False)
     assert run.step == 8 and run.val_loss is not None and math.isfinite(run.val_loss)

@@ -26,7 +26,8 @@ class Observers:
         tracker: Tracker | Iterable[Tracker] | None = None,
         callback: Callable[[Event], str | None] | None = None,
     ) -> None:
-        given = [] if tracker is None else [tracker] if callable(tracker) else list(tracker)
+        several = isinstance(tracker, Iterable) and not callable(tracker)
+        given: list[Any] = [] if tracker is None else list(tracker) if several else [tracker]
         for each in (*given, *([callback] if callback is not None else [])):
             if not callable(each):
                 raise ConfigError(f"{each!r} cannot be a tracker or callback: it must be callable with one event")

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from quill.checkpoints.lock import lock_run
 from quill.checkpoints.run_folder import holds_run, remove_run
 
 ASIDE = ".replaced"
@@ -30,6 +31,13 @@ def replacing_run(out_dir: Path, replace: bool) -> Iterator[None]:
         yield
     finally:
         settle(out_dir)
+
+
+def bring_back(out_dir: Path) -> None:
+    """Settle what a crash left aside, if anything, so that a run that was not replaced is found again."""
+    if (out_dir / ASIDE).is_dir():
+        with lock_run(out_dir):
+            settle(out_dir)
 
 
 def move_aside(out_dir: Path) -> None:

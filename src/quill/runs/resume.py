@@ -10,15 +10,13 @@ from quill.checkpoints.run_folder import holds_run
 from quill.errors import CheckpointError, ConfigError, QuillError
 from quill.runs.presets import read_config
 from quill.runs.settings import Settings, check_settings, resolve_settings
+from quill.training.config import FREE_ON_RESUME
 
 # What may change when a run is resumed: its length, speed, observation and place; never the model or its text.
-RESUMABLE = frozenset(
-    {
-        "out_dir", "data_dir", "dataset", "max_iters", "patience", "eval_interval", "eval_iters", "log_interval",
-        "sample_tokens", "learning_rate", "min_lr", "warmup_iters", "lr_decay_iters", "weight_decay", "grad_clip",
-        "device", "dtype", "compile", "gradient_checkpointing", "tensorboard",
-    }
-)  # fmt: skip
+RESUMABLE = FREE_ON_RESUME | {
+    "out_dir", "data_dir", "dataset", "log_interval", "sample_tokens", "device", "dtype", "compile",
+    "gradient_checkpointing", "tensorboard",
+}  # fmt: skip
 
 
 def resumed_settings(out_dir: Path, given: Mapping[str, Any]) -> Settings:

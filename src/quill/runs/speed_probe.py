@@ -57,7 +57,7 @@ def probe_speed(settings: Settings, dataset: Dataset, probe_seconds: float, *, e
         Evaluator(dataset, config.batch_size, limit, context.dtype, silent, sample, silent)(
             session.model, Progress(), time.perf_counter
         )
-        tensors, metadata = training_state(session.optimizer, session.scaler, Progress(), device)
+        tensors, metadata = training_state(session.optimizer, session.scaler, Progress(), device, config)
         with tempfile.TemporaryDirectory(prefix="quill-", ignore_cleanup_errors=True) as folder:
             save_checkpoint(
                 folder, session.model, dataset.tokenizer, step=0, val_loss=None, best=True, training_tensors=tensors,

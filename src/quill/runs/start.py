@@ -16,6 +16,7 @@ from quill.process import keep_freed_memory
 from quill.runs.init_from import with_shape
 from quill.runs.observers import Observers, Tracker
 from quill.runs.presets import read_settings
+from quill.runs.replacing import bring_back
 from quill.runs.resume import refuse_existing_run, refuse_foreign_files, resumed_settings
 from quill.runs.session import open_text, train_with
 from quill.runs.settings import RunSettings, Settings, check_settings, resolve_settings
@@ -92,6 +93,7 @@ def run(
     settings = {name: expand_user(name, value) for name, value in settings.items()}
     file, source = read_settings(config) if config is not None else ({}, "")
     observers = Observers(progress, tracker, callback)
+    bring_back(Path(settings.get("out_dir", file.get("out_dir", RunSettings.out_dir))))
     if minutes is not None:
         require(0 < minutes < float("inf"), "minutes", minutes, "a number above 0")
         return run_for_minutes(minutes, file | check_settings(settings), observers, overwrite=overwrite, text=text)

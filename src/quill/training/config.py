@@ -91,6 +91,15 @@ class TrainConfig:
         )  # fmt: skip
 
 
+FREE_ON_RESUME = frozenset(
+    {
+        "max_iters", "patience", "eval_interval", "eval_iters", "learning_rate", "min_lr", "warmup_iters",
+        "lr_decay_iters", "weight_decay", "grad_clip",
+    }
+)  # fmt: skip
+"""Fields of the recipe that may change when a run is resumed: its length, its rates, and how it is observed."""
+
+
 def tokens_per_step(model_config: ModelConfig, config: TrainConfig) -> int:
     """Return how many tokens one optimizer step trains on."""
     return config.batch_size * config.gradient_accumulation_steps * model_config.block_size
