@@ -15,6 +15,7 @@ from quill.errors import ConfigError, TokenizerError
 from quill.model.config import ModernConfig
 from quill.runs.init_from import moved_table
 
+start: Any = quill.run
 TINY: dict[str, Any] = {
     "n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 8, "dropout": 0.0, "batch_size": 4, "max_iters": 4,
     "eval_interval": 4, "eval_iters": 2, "sample_tokens": 0, "warmup_iters": 2, "device": "cpu", "progress": False,
@@ -27,10 +28,10 @@ TUNE = SHORT | {"device": "cpu", "progress": False, "learning_rate": 1e-4, "warm
 
 @pytest.mark.parametrize("kind", [CLASSIC, MODERN], ids=["classic", "modern"])
 def test_the_first_evaluation_is_that_of_the_model_it_starts_from(here: Path, kind: dict) -> None:
-    quill.run(dataset="my.txt", out_dir="out", **(TINY | kind))
+    start(dataset="my.txt", out_dir="out", **(TINY | kind))
     recipe = {name: kind[name] for name in kind if name == "optimizer"}
     losses: list[dict] = []
-    run = quill.run(init_from="out", dataset="my.txt", out_dir="tuned", tracker=losses.append, **TUNE, **recipe)
+    run = start(init_from="out", dataset="my.txt", out_dir="tuned", tracker=losses.append, **TUNE, **recipe)
     first = next(event for event in losses if event["event"] == "evaluation")
     assert first["val_loss"] == pytest.approx(load_checkpoint(here / "out").val_loss, abs=1e-6)
     assert run.settings["n_embd"] == 8 and run.settings["architecture"] == kind["architecture"]
@@ -38,37 +39,37 @@ def test_the_first_evaluation_is_that_of_the_model_it_starts_from(here: Path, ki
 
 @pytest.mark.parametrize("kind", [CLASSIC, MODERN], ids=["classic", "modern"])
 def test_unknown_characters_are_refused_by_name_or_given_rows(here: Path, kind: dict) -> None:
-    quill.run(dataset="my.txt", out_dir="out", **(TINY | kind))
+    start(dataset="my.txt", out_dir="out", **(TINY | kind))
     (here / "greek.txt").write_text((here / "my.txt").read_text(encoding="utf-8") + "αβγ and so on. " * 30, "utf-8")
     with pytest.raises(TokenizerError, match="α"):
-        quill.run(init_from="out", dataset="greek.txt", out_dir="tuned", **TUNE)
+        start(init_from="out", dataset="greek.txt", out_dir="tuned", **TUNE)
     assert not (here / "tuned").exists()
-    run = quill.run(init_from="out", vocab="extend", dataset="greek.txt", out_dir="tuned", **(TUNE | {"max_iters": 1}))
+    run = start(init_from="out", vocab="extend", dataset="greek.txt", out_dir="tuned", **(TUNE | {"max_iters": 1}))
     before, after = load_checkpoint(here / "out"), load_checkpoint(here / "tuned")
     new = set((here / "greek.txt").read_text(encoding="utf-8")) - set((here / "my.txt").read_text(encoding="utf-8"))
     assert after.config.vocab_size == before.config.vocab_size + len(new)
     assert after.tokenizer.decode([0, 1, 2]) == before.tokenizer.decode([0, 1, 2])
-    text = "KING 7: now"
+    text = "KING 7:"
     old, new = quill.load("out", device="cpu"), run.load(device="cpu", checkpoint="last")
     known = before.config.vocab_size
     torch.testing.assert_close(new.logits(text)[:, :known], old.logits(text), atol=0.05, rtol=0.05)
     assert "α" in new.tokenizer.decode(new.tokenizer.encode("α"))
-    resumed = quill.run(resume=True, out_dir="tuned", max_iters=3, progress=False)
+    resumed = start(resume=True, out_dir="tuned", max_iters=3, progress=False)
     assert resumed.step == 3
 
 
 def test_a_lone_file_of_weights_is_enough_to_start_from(here: Path) -> None:
-    quill.run(dataset="my.txt", out_dir="out", **TINY)
+    start(dataset="my.txt", out_dir="out", **TINY)
     lone = here / "weights.safetensors"
     lone.write_bytes((load_checkpoint(here / "out").path / "model.safetensors").read_bytes())
-    assert quill.run(init_from=str(lone), dataset="my.txt", out_dir="tuned", **TUNE).reason == "finished"
+    assert start(init_from=str(lone), dataset="my.txt", out_dir="tuned", **TUNE).reason == "finished"
 
 
 def test_a_shape_that_is_not_the_models_is_refused(here: Path) -> None:
-    quill.run(dataset="my.txt", out_dir="out", **TINY)
+    start(dataset="my.txt", out_dir="out", **TINY)
     with pytest.raises(ConfigError, match="n_embd=16 is not the shape of out"):
-        quill.run(init_from="out", dataset="my.txt", out_dir="tuned", n_embd=16, **TUNE)
-    assert quill.run(init_from="out", dataset="my.txt", out_dir="tuned", dropout=0.3, **TUNE).settings["dropout"] == 0.3
+        start(init_from="out", dataset="my.txt", out_dir="tuned", n_embd=16, **TUNE)
+    assert start(init_from="out", dataset="my.txt", out_dir="tuned", dropout=0.3, **TUNE).settings["dropout"] == 0.3
 
 
 def test_init_from_works_on_the_command_line(quill, here: Path) -> None:

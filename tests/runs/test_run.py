@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 import textwrap
@@ -23,6 +22,7 @@ from quill.runs.replacing import ASIDE
 from quill.runs.settings import RunSettings, default_settings, resolve_settings
 from quill.tracking.jsonl import read_events
 
+start: Any = quill.run
 TINY: dict[str, Any] = {
     "n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 8, "dropout": 0.0, "batch_size": 4, "max_iters": 6,
     "eval_interval": 3, "eval_iters": 2, "log_interval": 2, "sample_tokens": 12, "warmup_iters": 2, "device": "cpu",
@@ -48,7 +48,7 @@ def folder_of(out_dir: Path) -> dict[str, Any]:
 )
 def test_a_run_from_python_leaves_the_folder_that_the_command_leaves(here, more):  # D2
     settings = TINY | more
-    quill.run(dataset="my.txt", **settings)
+    start(dataset="my.txt", **settings)
     first = folder_of(here / "out")
     (here / "out").rename(here / "from-python")
     flags = [f"--{name}={value}" for name, value in settings.items() if name != "progress"]
@@ -60,7 +60,7 @@ def test_a_run_from_python_leaves_the_folder_that_the_command_leaves(here, more)
 
 
 def test_a_run_says_how_it_ended_and_loads_its_model(here):
-    run = quill.run(dataset="my.txt", **TINY)
+    run = start(dataset="my.txt", **TINY)
     assert (run.reason, run.step, run.out_dir) == ("finished", 6, Path("out"))
     assert run.checkpoint == find_checkpoint("out", "last") and run.best_val_loss is not None
     assert run.settings["n_embd"] == 8 and run.settings["dataset"] == "my.txt"
@@ -77,22 +77,22 @@ def test_progress_trackers_and_a_callback_receive_the_events_and_a_callback_ends
         return "good enough" if event["step"] >= 3 else None
 
     settings = TINY | {"progress": progress.append}
-    run = quill.run(dataset="my.txt", tracker=[one.append, other.append], callback=callback, **settings)
+    run = start(dataset="my.txt", tracker=[one.append, other.append], callback=callback, **settings)
     assert (run.reason, run.step) == ("good enough", 4)
     assert one[0]["event"] == "start" and one[-1]["event"] == "end" and one == other
     assert [e for e in progress if e["event"] != "status"] == one
     assert [e["step"] for e in seen] == [0, 3, 4] and all(e["event"] == "evaluation" for e in seen)
     with pytest.raises(ConfigError, match="callable"):
-        quill.run(dataset="my.txt", tracker=3, **TINY)
+        start(dataset="my.txt", tracker=3, **TINY)
 
 
 def test_a_text_itself_can_be_trained_on(here):  # U13
     text = (here / "my.txt").read_text(encoding="utf-8")
-    from_text = quill.run(text=text, out_dir="a", **TINY)
-    from_file = quill.run(dataset="my.txt", out_dir="b", **TINY)
+    from_text = start(text=text, out_dir="a", **TINY)
+    from_file = start(dataset="my.txt", out_dir="b", **TINY)
     assert from_text.val_loss == from_file.val_loss
     with pytest.raises(CorpusError, match="text=") as caught:
-        quill.run(dataset=text, out_dir="c", **TINY)
+        start(dataset=text, out_dir="c", **TINY)
     assert len(str(caught.value)) < 300
 
 
@@ -139,7 +139,7 @@ def test_a_setting_that_has_its_effect_is_accepted():  # D4
 def test_a_size_that_cannot_be_had_is_refused_before_the_first_tensor(here, settings):  # U22, T8
     text = "".join(chr(97 + i % 26) for i in range(1_200_000))
     with pytest.raises(ConfigError) as caught:
-        quill.run(text=text, device="cpu", progress=False, **settings)
+        start(text=text, device="cpu", progress=False, **settings)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
     assert any(character.isdigit() for character in str(caught.value))
     assert not (here / "out").exists()
@@ -148,11 +148,11 @@ def test_a_size_that_cannot_be_had_is_refused_before_the_first_tensor(here, sett
 @pytest.mark.parametrize("settings", [{"log_interval": 10**10}, {"seed": 2**70}, {"sample_tokens": 10**7}], ids=str)
 def test_a_number_beyond_its_bounds_is_refused_with_them(here, settings):  # U22
     with pytest.raises(ConfigError, match=next(iter(settings))):
-        quill.run(dataset="my.txt", progress=False, **settings)
+        start(dataset="my.txt", progress=False, **settings)
 
 
 def test_a_long_log_interval_takes_no_memory(here):  # U22
-    assert quill.run(dataset="my.txt", **(TINY | {"log_interval": 10**9, "eval_interval": 10**9})).reason == "finished"
+    assert start(dataset="my.txt", **(TINY | {"log_interval": 10**9, "eval_interval": 10**9})).reason == "finished"
 
 
 HOLDER = """
@@ -170,51 +170,50 @@ def test_a_second_trainer_in_one_folder_is_refused_with_the_process_id_of_the_fi
     ) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         with pytest.raises(ConfigError, match=f"in use: process {process.pid}"):
-            quill.run(dataset="my.txt", **TINY)
+            start(dataset="my.txt", **TINY)
         process.kill()  # the lock ends with its process
-    assert quill.run(dataset="my.txt", **TINY).reason == "finished"
+    assert start(dataset="my.txt", **TINY).reason == "finished"
 
 
 def test_a_finished_run_that_was_killed_before_its_end_event_is_finished_when_it_is_resumed(here):  # R2
-    quill.run(dataset="my.txt", **TINY)
+    start(dataset="my.txt", **TINY)
     metrics = here / "out" / "metrics.jsonl"
     lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
     metrics.write_text("".join(line for line in lines if '"end"' not in line), encoding="utf-8")
     (here / "out" / "loss.png").unlink()
     (here / "out" / "checkpoints" / "step-000001").mkdir()
     (here / "out" / "checkpoints" / "step-000001" / "model.safetensors").write_bytes(b"left by a crash")
-    run = quill.run(resume=True, progress=False)
+    run = start(resume=True, progress=False)
     assert (run.reason, run.step) == ("finished", 6)
     assert read_events(metrics)[-1]["event"] == "end" and (here / "out" / "loss.png").is_file()
     assert not (here / "out" / "checkpoints" / "step-000001").exists()
 
 
 def test_a_folder_that_a_kill_left_before_the_first_checkpoint_can_be_trained_in_again(here):  # R15
-    quill.run(dataset="my.txt", **TINY)
+    start(dataset="my.txt", **TINY)
     for file in ("last", "best"):
         (here / "out" / file).unlink()
     import shutil
 
     shutil.rmtree(here / "out" / "checkpoints")
     with pytest.raises(CheckpointError, match="no run to resume"):
-        quill.run(resume=True, progress=False)
-    assert quill.run(dataset="my.txt", **TINY).reason == "finished"
+        start(resume=True, progress=False)
+    assert start(dataset="my.txt", **TINY).reason == "finished"
 
 
 def test_overwriting_deletes_the_earlier_run_only_once_the_new_one_has_a_checkpoint(here, monkeypatch):  # R15, T6
-    quill.run(dataset="my.txt", **TINY)
+    start(dataset="my.txt", **TINY)
     before = folder_of(here / "out")
 
     def fail(*arguments: Any, **options: Any) -> None:
         raise RuntimeError("the machine caught fire")
 
-    monkeypatch.setattr("quill.training.loop.save_checkpoint", fail)
-    with pytest.raises(RuntimeError, match="fire"):
-        quill.run(dataset="my.txt", overwrite=True, **(TINY | {"n_embd": 16}))
+    with monkeypatch.context() as patch:
+        patch.setattr("quill.training.loop.save_checkpoint", fail)
+        with pytest.raises(RuntimeError, match="fire"):
+            start(dataset="my.txt", overwrite=True, **(TINY | {"n_embd": 16}))
     assert folder_of(here / "out") == before
-    monkeypatch.undo()
-    os.chdir(here)
-    assert quill.run(dataset="my.txt", overwrite=True, **(TINY | {"n_embd": 16})).reason == "finished"
+    assert start(dataset="my.txt", overwrite=True, **(TINY | {"n_embd": 16})).reason == "finished"
     assert yaml.safe_load((here / "out" / "config.yaml").read_text(encoding="utf-8"))["n_embd"] == 16
     assert not (here / "out" / ASIDE).exists()
 
@@ -228,13 +227,13 @@ quill.run(dataset="my.txt", overwrite=True, progress=False, **{settings})
 
 
 def test_a_run_killed_while_it_overwrites_gives_the_earlier_run_back(here):  # R15
-    quill.run(dataset="my.txt", **TINY)
+    start(dataset="my.txt", **TINY)
     before = folder_of(here / "out")
     settings = {name: value for name, value in TINY.items() if name != "progress"} | {"n_embd": 16}
     code = textwrap.dedent(KILLED).replace("{settings}", repr(settings))
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
     assert (here / "out" / ASIDE).is_dir()
-    run = quill.run(resume=True, max_iters=6, progress=False)
+    run = start(resume=True, max_iters=6, progress=False)
     assert run.step == 6 and run.settings["n_embd"] == 8
     after = folder_of(here / "out")
     assert after["config.yaml"] == before["config.yaml"] and set(after) == set(before)
@@ -246,34 +245,34 @@ def test_files_of_the_users_under_a_runs_names_are_neither_replaced_nor_deleted(
     (here / "out" / name).write_text("mine", encoding="utf-8")
     for overwrite in (False, True):
         with pytest.raises(ConfigError, match=f"holds {name}, which no run of Quill wrote"):
-            quill.run(dataset="my.txt", overwrite=overwrite, **TINY)
+            start(dataset="my.txt", overwrite=overwrite, **TINY)
     assert (here / "out" / name).read_text(encoding="utf-8") == "mine"
 
 
 @pytest.mark.parametrize("cut", [1, 3, 10, 25, 40])
 def test_a_runs_configuration_that_was_cut_at_a_line_end_is_refused(here, cut):  # U22, R10
-    quill.run(dataset="my.txt", **TINY)
+    start(dataset="my.txt", **TINY)
     config = here / "out" / "config.yaml"
     lines = config.read_text(encoding="utf-8").splitlines(keepends=True)
     config.write_text("".join(lines[:-cut] if cut < len(lines) else lines[:1]), encoding="utf-8")
     with pytest.raises(CheckpointError, match="not complete"):
-        quill.run(resume=True, max_iters=8, progress=False)
+        start(resume=True, max_iters=8, progress=False)
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("seed", 5), ("batch_size", 3), ("data_order", "shuffled"), ("beta1", 0.5), ("n_embd", 16)]
 )
 def test_a_recipe_that_was_edited_in_config_yaml_is_refused_when_the_run_is_resumed(here, name, value):  # R13
-    quill.run(dataset="my.txt", **TINY)
+    start(dataset="my.txt", **TINY)
     config = here / "out" / "config.yaml"
     stored = yaml.safe_load(config.read_text(encoding="utf-8")) | {name: value}
     config.write_text(yaml.safe_dump(stored, sort_keys=False), encoding="utf-8")
     with pytest.raises((ConfigError, CheckpointError), match=name):
-        quill.run(resume=True, max_iters=8, progress=False)
+        start(resume=True, max_iters=8, progress=False)
 
 
 def test_a_run_is_resumed_from_another_folder_where_the_text_is_the_same_and_refused_where_it_is_not(here):  # R13, T2
-    quill.run(dataset="my.txt", **TINY)
+    start(dataset="my.txt", **TINY)
     (here / "elsewhere").mkdir()
     (here / "out").rename(here / "elsewhere" / "moved")
     text = (here / "my.txt").read_text(encoding="utf-8")
@@ -282,15 +281,15 @@ def test_a_run_is_resumed_from_another_folder_where_the_text_is_the_same_and_ref
     (here / "halves.txt").write_text(text[half:] + text[:half], encoding="utf-8")
     again = {"resume": True, "out_dir": "elsewhere/moved", "max_iters": 8, "progress": False}
     with pytest.raises(ConfigError, match="the text is not the one"):
-        quill.run(dataset="halves.txt", **again)
-    assert quill.run(dataset="same.txt", **again).step == 8
+        start(dataset="halves.txt", **again)
+    assert start(dataset="same.txt", **again).step == 8
 
 
 def test_a_run_that_diverged_can_be_resumed_from_its_best_checkpoint(here):  # R11
-    quill.run(dataset="my.txt", **(TINY | {"max_iters": 3}))
+    start(dataset="my.txt", **(TINY | {"max_iters": 3}))
     with pytest.raises(quill.QuillError, match=r"finite|diverged"):
-        quill.run(resume=True, max_iters=20, learning_rate=1e38, min_lr=0.0, grad_clip=0.0, progress=False)
-    run = quill.run(resume="best", max_iters=8, learning_rate=1e-3, progress=False)
+        start(resume=True, max_iters=20, learning_rate=1e38, min_lr=0.0, grad_clip=0.0, progress=False)
+    run = start(resume="best", max_iters=8, learning_rate=1e-3, progress=False)
     assert run.step == 8 and run.val_loss is not None and math.isfinite(run.val_loss)
 
 
@@ -298,7 +297,7 @@ def test_a_run_that_diverged_can_be_resumed_from_its_best_checkpoint(here):  # R
 def test_weights_that_are_not_finite_are_never_saved(here, steps):  # R11
     broken = TINY | {"max_iters": steps, "eval_interval": 1, "learning_rate": 1e38, "warmup_iters": 0, "grad_clip": 0.0}
     with pytest.raises(quill.QuillError):
-        quill.run(dataset="my.txt", **(broken | {"sample_tokens": 0}))
+        start(dataset="my.txt", **(broken | {"sample_tokens": 0}))
     assert not (here / "out" / "last").exists() or all(
         p.isfinite().all() for p in quill.load("out", device="cpu").model.parameters()
     )
@@ -307,7 +306,7 @@ def test_weights_that_are_not_finite_are_never_saved(here, steps):  # R11
 def test_a_home_folder_is_meant_by_a_tilde(here, monkeypatch):  # T8
     monkeypatch.setenv("HOME", str(here / "home"))
     monkeypatch.setenv("USERPROFILE", str(here / "home"))
-    quill.run(dataset="my.txt", out_dir="~/run", data_dir="~/data", **TINY)
+    start(dataset="my.txt", out_dir="~/run", data_dir="~/data", **TINY)
     assert (here / "home" / "run" / "config.yaml").is_file() and (here / "home" / "data").is_dir()
     assert not (here / "~").exists()
 
@@ -323,7 +322,7 @@ def test_measuring_the_machine_writes_nothing_into_the_current_folder(here, monk
     monkeypatch.setattr(session, "resolve", watch)
     here.chmod(0o755)
     quick = {name: value for name, value in TINY.items() if name in ("device", "progress", "n_embd", "sample_tokens")}
-    quill.run(dataset="my.txt", minutes=0.01, n_layer=1, n_head=1, batch_size=2, block_size=8, **quick)
+    start(dataset="my.txt", minutes=0.01, n_layer=1, n_head=1, batch_size=2, block_size=8, **quick)
     assert {p.name for p in here.iterdir()} == {"my.txt", "data", "out"}
     with lock_run(here / "out"):
         pass

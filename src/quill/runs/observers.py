@@ -26,8 +26,10 @@ class Observers:
         tracker: Tracker | Iterable[Tracker] | None = None,
         callback: Callable[[Event], str | None] | None = None,
     ) -> None:
-        several = isinstance(tracker, Iterable) and not callable(tracker)
-        given: list[Any] = [] if tracker is None else list(tracker) if several else [tracker]
+        if tracker is None:
+            given: list[Any] = []
+        else:
+            given = [tracker] if callable(tracker) or not isinstance(tracker, Iterable) else list(tracker)
         for each in (*given, *([callback] if callback is not None else [])):
             if not callable(each):
                 raise ConfigError(f"{each!r} cannot be a tracker or callback: it must be callable with one event")

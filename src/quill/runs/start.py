@@ -115,7 +115,7 @@ def run(
     dataset = open_text(chosen, text, observers, resume=bool(resume))
     if text is not None:
         chosen = chosen | {"dataset": dataset.name}  # the folder of its prepared tokens
-    dataset.require_window(chosen["block_size"])
+    dataset.require_window(int(chosen["block_size"]))
     if resume == "best":
         with lock_run(chosen["out_dir"]):
             return_to_best(chosen["out_dir"])
