@@ -21,7 +21,7 @@ from quill.errors import CheckpointError, ConfigError
 from quill.model.build import Model
 from quill.optim.optimizer import Optimizer, key_in_format, state_keys, state_shape
 from quill.tokenizers.base import Tokenizer
-from quill.training.config import TrainConfig
+from quill.training.config import FREE_ON_RESUME, TrainConfig
 from quill.validation import show
 
 
@@ -68,14 +68,6 @@ PROGRESS = {
     "train_loss": optional(FINITE),
     "best_train_loss": optional(FINITE),
 }
-
-CHANGEABLE = frozenset(
-    {
-        "max_iters", "patience", "eval_interval", "eval_iters", "learning_rate", "min_lr", "warmup_iters",
-        "lr_decay_iters", "weight_decay", "grad_clip",
-    }
-)  # fmt: skip
-"""Fields of TrainConfig that may change when a run is resumed."""
 
 SCALER = {
     "scale": FINITE,
@@ -173,7 +165,7 @@ def require_same_text(before: str | None, now: str | None, out_dir: str | Path) 
 
 def _require_same_recipe(before: dict[str, Any], now: dict[str, Any], out_dir: str | Path) -> None:
     """Raise ConfigError if a setting that must not change in a run is another one than at its last save."""
-    for name in sorted((before.keys() & now.keys()) - CHANGEABLE):
+    for name in sorted((before.keys() & now.keys()) - FREE_ON_RESUME):
         if before[name] != now[name]:
             raise ConfigError(
                 f"{name}={show(now[name])} is not what {out_dir} was trained with ({name}={show(before[name])}): "
