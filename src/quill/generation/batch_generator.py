@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from quill.engines.base import Engine, PrefillInput, StepOutput
-from quill.engines.request import Request, Token, TokenEvent, is_whole, python_number
+from quill.engines.request import Request, TokenEvent, is_whole, python_number
 from quill.errors import CheckpointError
 from quill.generation.logprobs import with_logprobs
 from quill.generation.scheduler import Admission, RunningSequence, Scheduler
@@ -39,6 +39,7 @@ from quill.validation import require
 LEAD = 128  # tokens that a row may be ahead of its reader
 
 END = 2**63  # the index of an event that comes after all tokens
+AFTER_END = END + 1
 
 Indexed = tuple[int, TokenEvent]
 """an event and the number of its token in the row, by which a reader drops what comes twice"""
@@ -91,23 +92,25 @@ class BatchGenerator:
 
     def _follow(self, requests: Sequence[Request]) -> Generator[tuple[int, TokenEvent]]:
         inbox = _Inbox(limit=LEAD * max(1, min(len(requests), self.engine.slots)))
+        events, rows = inbox.events, inbox.rows
         try:
             with self._lock:
                 for row, request in enumerate(requests):
                     self._add(request, row, inbox)
-            num_read = dict.fromkeys(inbox.rows, 0)  # of the requests that have not ended
+            num_read = dict.fromkeys(rows, 0)  # of the requests that have not ended
             while num_read:
                 with self._lock:
-                    if not inbox.events:
+                    if not events:
                         self._step(inbox)
-                while inbox.events:
-                    index, event = inbox.events.popleft()
-                    if index < num_read.get(event.request_id, index + 1):
+                while events:
+                    index, event = events.popleft()
+                    request_id = event.request_id
+                    if index < num_read.get(request_id, AFTER_END):
                         continue
-                    num_read[event.request_id] += 1
+                    num_read[request_id] = index + 1
                     if event.finish_reason is not None:
-                        del num_read[event.request_id]
-                    yield inbox.rows[event.request_id], event
+                        del num_read[request_id]
+                    yield rows[request_id], event
         finally:
             # Garbage collection runs this in any thread, in the middle of a step too: no lock may be taken here.
             self._cancelled.extend(inbox.rows)
@@ -247,27 +250,36 @@ class BatchGenerator:
         return self._take([sequence for sequence, _ in sequences], self.engine.prefill(prompts))
 
     def _take(self, sequences: Sequence[RunningSequence], output: StepOutput) -> list[Indexed]:
-        events = []
-        for tokens_B, logits_BV in zip(output.tokens_TB, output.logits_TBV, strict=True):
-            for sequence, token_id, logits_V in zip(sequences, tokens_B.tolist(), logits_BV, strict=True):
-                index, request = sequence.num_generated, sequence.request
-                if index == 0 and not np.isfinite(logits_V).all():
+        # Once a token and row: what can be looked up before the loops is.
+        events: list[Indexed] = []
+        rows = [
+            (s.request_id, s.tokens, s.num_generated, s.num_generated + s.remaining - 1, s.open_request.num_committed,
+             s.request.logprobs) for s in sequences
+        ]  # fmt: skip
+        for step, tokens_B in enumerate(output.tokens_TB.tolist()):
+            for column, (request_id, tokens, start, last, num_committed, logprobs) in enumerate(rows):
+                token_id, index = tokens_B[column], start + step
+                if index == 0 and not np.isfinite(output.logits_TBV[step, column]).all():
                     raise CheckpointError(
                         "the model's scores are not finite numbers: its weights are damaged, use another checkpoint"
                     )
-                sequence.tokens.append(token_id)
-                sequence.num_generated += 1
-                known = index < sequence.open_request.num_committed
-                token = None if known else with_logprobs(token_id, logits_V, request.logprobs)
-                if sequence.remaining == 0:
-                    events.append(self._end(sequence, index, token))
-                elif token is not None:
-                    events.append((index, TokenEvent(sequence.request_id, token)))
+                tokens.append(token_id)
+                if index < num_committed and index < last:
+                    continue
+                token = None
+                if index >= num_committed:
+                    token = with_logprobs(token_id, output.logits_TBV[step, column], logprobs)
+                event = TokenEvent(request_id, token, None if index < last else "length")
+                events.append((END if token is None else index, event))
+        for sequence in sequences:
+            sequence.num_generated += len(output.tokens_TB)
+            if sequence.remaining == 0:
+                self._release(self.scheduler.release(sequence.request_id))
         return events
 
-    def _end(self, sequence: RunningSequence, index: int = END, token: Token | None = None) -> Indexed:
+    def _end(self, sequence: RunningSequence) -> Indexed:
         self._release(self.scheduler.release(sequence.request_id))
-        return END if token is None else index, TokenEvent(sequence.request_id, token, "length")
+        return END, TokenEvent(sequence.request_id, None, "length")
 
     def _commit(self, events: Sequence[Indexed]) -> None:
         for index, event in events:
