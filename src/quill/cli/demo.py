@@ -14,7 +14,7 @@ from quill.cli import train
 from quill.cli.arguments import Parser
 from quill.device import resolve_device
 from quill.errors import ConfigError
-from quill.generation.sample import opening
+from quill.generation.sample import default_prompt
 from quill.runs.settings import check_settings
 from quill.validation import require
 
@@ -88,7 +88,7 @@ def write_sample(out_dir: Path, device: str, seed: int) -> None:
 
     model = load(out_dir, device=device, engine="torch")  # one short text is not worth compiling for
     print("\nThis is how it writes now:\n", flush=True)
-    for piece in model.stream(opening(model.tokenizer), max_new_tokens=500, temperature=0.8, seed=seed + 1):
+    for piece in model.stream(default_prompt(model.tokenizer), max_new_tokens=500, temperature=0.8, seed=seed + 1):
         print(printable(piece), end="", flush=True)
     print("\n")
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from quill.cli.arguments import Parser
 from quill.errors import ConfigError
 from quill.files import expand_home
-from quill.generation.sample import opening
+from quill.generation.sample import default_prompt
 from quill.validation import require, show
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def read_prompt(arguments: argparse.Namespace) -> str | None:
 def known_prompt(prompt: str | None, model: LanguageModel, unknown: str) -> str:
     """Return the prompt as the model reads it: without characters outside the vocabulary, if they may be skipped."""
     if prompt is None:
-        return opening(model.tokenizer)
+        return default_prompt(model.tokenizer)
     dropped = model.tokenizer.unknown_characters(prompt) if unknown == "skip" else []
     if not dropped:
         return prompt

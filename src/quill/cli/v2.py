@@ -11,7 +11,7 @@ from pathlib import Path
 from quill.cli import train
 from quill.cli.arguments import Parser
 from quill.files import write_atomically
-from quill.generation.sample import opening
+from quill.generation.sample import default_prompt
 from quill.runs.presets import read_settings
 
 LENGTH = 500
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     model = result.load(device=arguments.device, engine="torch")
     pieces = []
     print(f"\ngenerated text, {LENGTH} characters:\n", flush=True)
-    for piece in model.stream(opening(model.tokenizer), max_new_tokens=LENGTH, seed=arguments.seed):
+    for piece in model.stream(default_prompt(model.tokenizer), max_new_tokens=LENGTH, seed=arguments.seed):
         pieces.append(piece)
         print(piece, end="", flush=True)
     write_atomically(Path(TEXT_FILE), "".join(pieces)[:LENGTH].encode("utf-8", "replace"))

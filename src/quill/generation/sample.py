@@ -1,26 +1,36 @@
-"""The sample that is written at each evaluation."""
+"""The sample that a training run generates at each evaluation, and the prompt where none is given."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from quill.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:
     from quill.data.dataset import Dataset
+    from quill.model.build import Model
 
 
-def opening(tokenizer) -> str:
-    """Return what to write from where nothing is asked for: a new line, or else the first token there is."""
+def default_prompt(tokenizer: Tokenizer) -> str:
+    """Return the prompt to use where none is given: a line break, or the first token of a vocabulary without one."""
     return "\n" if not tokenizer.unknown_characters("\n") else tokenizer.decode([0])
 
 
-def sampler(dataset: Dataset, length: int, seed: int) -> Callable[[Any], str] | None:
-    """Return what writes a sample with a model, always from one start and seed: samples can be compared."""
+def sample_function(dataset: Dataset, length: int, seed: int) -> Callable[[Model], str] | None:
+    """Return a function that generates `length` tokens with a model; None for a length of 0.
+
+    Prompt, seed and temperature are the same at each call, so that samples of one run can be compared.
+    """
     if not length:
         return None
     from quill.generation.language_model import LanguageModel
 
-    start = opening(dataset.tokenizer)
-    return lambda model: LanguageModel(model, dataset.tokenizer).generate(
-        start, max_new_tokens=length, seed=seed, temperature=0.8
-    )
+    prompt = default_prompt(dataset.tokenizer)
+
+    def sample(model: Model) -> str:
+        return LanguageModel(model, dataset.tokenizer).generate(
+            prompt, max_new_tokens=length, seed=seed, temperature=0.8
+        )
+
+    return sample

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from quill.checkpoints.lock import lock_run
 from quill.checkpoints.run_folder import clean_run_folder, write_config
-from quill.generation.sample import sampler
+from quill.generation.sample import sample_function
 from quill.runs.init_from import initializer
 from quill.runs.observers import Observers
 from quill.runs.replacing import replacing_run
@@ -107,7 +107,7 @@ def train_with(
                     context,
                     dataset,
                     report=report,
-                    sample=sampler(dataset, run.sample_tokens, config.seed),
+                    sample=sample_function(dataset, run.sample_tokens, config.seed),
                     initialize=initialize,
                     resume=resume,
                     stop=stop,

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quill.generation.sample import sampler
+from quill.generation.sample import sample_function
 from quill.runs.session import resolve
 from quill.runs.settings import Settings, build_configs
 
@@ -51,7 +51,7 @@ def probe_speed(settings: Settings, dataset: Dataset, probe_seconds: float, *, e
         if not evaluate:
             return Speed(seconds, 0.0)
         before = time.perf_counter()
-        sample = sampler(dataset, run_settings.sample_tokens, config.seed)
+        sample = sample_function(dataset, run_settings.sample_tokens, config.seed)
         limit = config.eval_iters * config.batch_size
         silent = lambda *_: None  # noqa: E731
         Evaluator(dataset, config.batch_size, limit, context.dtype, silent, sample, silent)(
