@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from quill.checkpoints.format import read_tensors
-from quill.checkpoints.index import index_file
+from quill.checkpoints.index import index_file, metrics_are_whole
 from quill.checkpoints.run_folder import (
     clean_run_folder,
     find_checkpoint,
@@ -137,3 +137,18 @@ def test_a_damaged_index_is_refused_and_can_be_rebuilt(
     assert holds_run(run)
     clean_run_folder(run)
     assert [load_checkpoint(run, checkpoint=which).step for which in ("best", "last")] == [3, 6]
+
+
+def test_metrics_that_were_changed_since_the_save_are_noticed(run: Path, save_step: Callable[..., Path]) -> None:  # R10
+    metrics = run / "metrics.jsonl"
+    assert metrics_are_whole(run), "there were none"
+    metrics.write_bytes(b'{"event": "start", "step": 0}\n')
+    save_step(run, 9)
+    good = metrics.read_bytes()
+    metrics.write_bytes(good + b'{"event": "step", "step": 10}\n')
+    assert metrics_are_whole(run), "more may be written after a save"
+    for damaged in (good.replace(b"0", b"1"), good[:-1], good[1:], b""):
+        metrics.write_bytes(damaged)
+        assert not metrics_are_whole(run)
+    metrics.unlink()
+    assert not metrics_are_whole(run)

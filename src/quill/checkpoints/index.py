@@ -1,10 +1,12 @@
 """The index of a run's checkpoints: one small file that names the last and the best, written atomically.
 
-    out/checkpoints/index.json      {"format", "last": {"step", "manifest_sha256"}, "best": … or null, "sha256"}
+    out/checkpoints/index.json
+    {"format", "last": {"step", "manifest_sha256"}, "best": the same or null, "metrics": {"bytes", "sha256"}, "sha256"}
 
 Replacing it is the one moment at which a new checkpoint becomes `last`, and `best` if it is: after a crash both are old
 or both are new. It has a checksum of its own, and names folders by their step, so that it can name nothing outside
 `checkpoints`. The files `out/last` and `out/best` repeat it for people. Runs of format 1 have only those two.
+"metrics" is the length and SHA-256 of metrics.jsonl at that moment.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from quill.files import write_atomically
 from quill.validation import show
 
 Which = Literal["best", "last"]
+METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def read_index(out_dir: Path) -> Index | None:
 
 def write_index(out_dir: Path, index: Index) -> None:
     """Replace the index atomically and durably, then the two files for people. Errors are the system's OSError."""
-    record = {"format": FORMAT, **asdict(index)}
+    record = {"format": FORMAT, **asdict(index), "metrics": _describe_file(out_dir / METRICS)}
     write_atomically(index_file(out_dir), json.dumps(record | {"sha256": _checksum(record)}, indent=2) + "\n")
     with contextlib.suppress(OSError):  # they are repaired by the next save
         write_pointers(out_dir, index)
@@ -143,7 +146,9 @@ def index_file(out_dir: Path) -> Path:
 
 def _parse_index(data: bytes, source: Path) -> Index:
     record = parse_small_file(data, source)
-    check_record(record, {"format": one_of(FORMAT), "last": OBJECT, "best": optional(OBJECT), "sha256": SHA256}, source)
+    entry = optional(OBJECT)
+    rules = {"format": one_of(FORMAT), "last": OBJECT, "best": entry, "metrics": entry, "sha256": SHA256}
+    check_record({"metrics": None} | record, rules, source)
     entries = [each and check_record(each, {"step": STEP, "manifest_sha256": SHA256}, source) for each in _pair(record)]
     if record.pop("sha256") != _checksum(record):
         raise CheckpointError(
@@ -153,6 +158,31 @@ def _parse_index(data: bytes, source: Path) -> Index:
     last, best = (Saved(**each) if each else None for each in entries)
     assert last is not None
     return Index(last, best)
+
+
+def metrics_are_whole(out_dir: Path) -> bool:
+    """Say whether metrics.jsonl still begins with all that it held when the index was written."""
+    source = index_file(out_dir)
+    if not os.path.lexists(source):
+        return True
+    before = parse_small_file(read_small_file(source), source).get("metrics")
+    if before is None:
+        return True
+    check_record(before, {"bytes": STEP, "sha256": SHA256}, source)
+    return _describe_file(out_dir / METRICS, before["bytes"]) == before
+
+
+def _describe_file(file: Path, size: int | None = None) -> dict[str, Any] | None:
+    """Return the length and SHA-256 of a file, or of its first bytes; None where it is missing or shorter."""
+    try:
+        with open(file, "rb") as opened:
+            size = os.fstat(opened.fileno()).st_size if size is None else size
+            digest = hashlib.sha256()
+            for start in range(0, size, 1 << 20):
+                digest.update(opened.read(min(1 << 20, size - start)))
+            return {"bytes": size, "sha256": digest.hexdigest()} if opened.tell() == size else None
+    except OSError:
+        return None
 
 
 def _pair(record: dict[str, Any]) -> tuple[Any, Any]:

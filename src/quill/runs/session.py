@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from quill.checkpoints.index import metrics_are_whole
 from quill.checkpoints.lock import lock_run
 from quill.checkpoints.run_folder import clean_run_folder, write_config
 from quill.generation.sample import sample_function
@@ -92,6 +93,8 @@ def train_with(
 
     with lock_run(out_dir), replacing_run(out_dir, replace):
         clean_run_folder(out_dir)
+        if resume and not metrics_are_whole(out_dir):
+            observers.warn("metrics.jsonl was changed or cut since the last save: its curves may be wrong")
         with observers.trackers(out_dir, resume, tensorboard) as trackers:
             configure = lambda steps: write_config(out_dir, settings | {"max_iters": steps}, mark)  # noqa: E731
             report = Reporter(trackers, configure, dataset.note, deadline)
