@@ -21,7 +21,7 @@ from quill.engines.base import Engine, PrefillInput
 from quill.engines.cuda_engine import BURST, CudaEngine
 from quill.engines.make import make_engine
 from quill.engines.request import Request, SamplingConfig, Token
-from quill.engines.row_sampling import ALL_STAGES
+from quill.engines.sampling import ALL_STAGES
 from quill.engines.static_model import StaticModel
 from quill.engines.torch_engine import TorchEngine
 from quill.errors import CheckpointError, ConfigError
@@ -175,7 +175,7 @@ def every_tensor(engine: CudaEngine) -> dict[str, int]:
     twin, addresses = engine.static.twin, {}
     for holder in (
         engine,
-        engine.sampling,
+        engine.sampler.rules,
         engine.static.cache,
         dict(twin.named_parameters()),
         dict(twin.named_buffers()),
@@ -267,7 +267,7 @@ def test_a_recorded_step_played_again_without_python_writes_the_same_bytes(model
 def test_recording_in_the_midst_of_texts_moves_none_of_them_on(model: Model) -> None:
     engine = make_ready(TapedEngine(model, slots=len(REQUESTS), graphs=True))
     engine.decode(range(len(REQUESTS)), 5)
-    state = engine.tokens_B, engine.static.cache.positions_B, engine.sampling.counts_BV
+    state = engine.tokens_B, engine.static.cache.positions_B, engine.sampler.rules.counts_BV
     before, tapes = [tensor.clone() for tensor in state], engine.tapes
     engine._recording(BURST, ALL_STAGES)
     assert engine.tapes == tapes + 1 and all(map(torch.equal, before, state))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_sampling import adjust, choose_tokens
 
 from quill.checkpoints.run_folder import load_checkpoint
 from quill.data.dataset import Dataset, prepare_dataset
@@ -21,7 +22,6 @@ from quill.engines.cuda_engine import CudaEngine
 from quill.engines.make import arrays_of, make_engine
 from quill.engines.numba_engine import NumbaEngine
 from quill.engines.request import BusyError, Request, SamplingConfig, Token
-from quill.engines.sampling import adjust, choose_tokens
 from quill.errors import ConfigError
 from quill.evaluation.split_loss import evaluate_split
 from quill.generation.batch_generator import BatchGenerator

@@ -14,8 +14,7 @@ from quill.engines.base import Engine, PrefillInput
 from quill.engines.cuda_engine import CudaEngine
 from quill.engines.make import make_engine
 from quill.engines.numba_engine import NumbaEngine
-from quill.engines.request import Request
-from quill.engines.sampling import SamplingConfig
+from quill.engines.request import Request, SamplingConfig
 from quill.engines.torch_engine import TorchEngine
 from quill.errors import ConfigError
 from quill.generation.batch_generator import BatchGenerator
@@ -132,7 +131,7 @@ def move(engine: Engine, position: int) -> None:
         engine.static.cache.positions_B[0] = position
     else:
         assert isinstance(engine, TorchEngine)
-        cache = engine.places[0].cache
+        cache = engine.sequences[0].cache
         assert cache is not None
         cache.length = position
 

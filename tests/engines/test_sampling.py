@@ -5,18 +5,18 @@ import math
 import numpy as np
 import pytest
 import torch
-
-from quill.engines.random_numbers import uniforms
-from quill.engines.request import SamplingConfig
-from quill.engines.sampling import (
+from reference_sampling import (
     apply_min_p,
     apply_temperature,
     apply_top_k,
     apply_top_p,
     choose_tokens,
-    draw,
     probabilities,
 )
+
+from quill.engines.random_numbers import uniforms
+from quill.engines.request import SamplingConfig
+from quill.engines.sampling import draw
 from quill.errors import ConfigError
 
 FOUR = torch.tensor([[0.1, 0.4, 0.2, 0.3]])

@@ -5,13 +5,13 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from reference_sampling import choose_tokens
 
 from quill.engines.base import Engine
 from quill.engines.cuda_engine import CudaEngine
 from quill.engines.make import make_engine
 from quill.engines.random_numbers import uniforms
 from quill.engines.request import SamplingConfig
-from quill.engines.sampling import choose_tokens
 from quill.engines.torch_engine import TorchEngine
 from quill.errors import CheckpointError, ConfigError
 from quill.generation.generate_tokens import generate_tokens

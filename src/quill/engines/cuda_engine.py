@@ -25,7 +25,7 @@ from torch import Tensor
 from quill.engines.base import PrefillInput, StepOutput
 from quill.engines.random_numbers import uniforms
 from quill.engines.request import Request
-from quill.engines.row_sampling import ALL_STAGES, RowSampling, Stages, stages_of
+from quill.engines.sampling import ALL_STAGES, BatchSampler, Stages, stages_of
 from quill.engines.static_model import StaticModel
 from quill.model.build import Model
 from quill.model.cache import KVCache
@@ -85,7 +85,7 @@ class CudaEngine:
         self._on_status = on_status or _to_stderr
         V = self.config.vocab_size
         self.static = StaticModel(model, slots)
-        self.sampling = RowSampling(slots, V, self.device)
+        self.sampler = BatchSampler(slots, V, self.device)
         self._take_step: Callable[[Stages], None] = self._step
         if compiled:
             # Tuned so, a product with a single row is fused with what stands around it (gpt-fast does the same).
@@ -113,7 +113,7 @@ class CudaEngine:
     def assign(self, slot: int, request: Request) -> None:
         self._places[slot] = _Place(request)
         with torch.no_grad():
-            self.sampling.assign(slot, request)
+            self.sampler.assign(slot, request)
 
     @torch.no_grad()
     def prefill(self, prompts: Sequence[PrefillInput]) -> StepOutput:
@@ -200,9 +200,9 @@ class CudaEngine:
         """Choose a token from `logits_BV` in each place, and note down both; idle places keep the one they had."""
         active_B = self.static.cache.active_B
         uniform_B = self.uniforms_TB.index_select(0, self.turn_1)[0]
-        chosen_B = self.sampling.choose(self.logits_BV, uniform_B, stages)
+        chosen_B = self.sampler.choose(self.logits_BV, uniform_B, stages)
         self.tokens_B.copy_(torch.where(active_B > 0, chosen_B, self.tokens_B))
-        self.sampling.count(self.tokens_B, active_B)
+        self.sampler.count(self.tokens_B, active_B)
         self.tokens_TB.index_copy_(0, self.turn_1, self.tokens_B[None])
         self.logits_TBV.index_copy_(0, self.turn_1, self.logits_BV[None])
         self.turn_1.add_(1)

@@ -1,112 +1,205 @@
-"""From the model's scores to the next token: temperature, top-k, top-p, min-p and the draw.
+"""From logits to the next token, for many sequences at once, each by its own rules.
 
-On the way text → tokens → model → training → generation → people this is the first half of generation. Everything
-here is a pure function of logits; the random numbers are an argument, so that every engine and every batch size
-writes the same text for the same seed.
+Every rule is a tensor with a row for each slot, and the random numbers are an argument. So nothing here synchronises
+with the device, and a CUDA graph can capture it. The order is fixed: bias and penalties, temperature, top-k, top-p,
+min-p, the draw. A stage leaves the logits of a row that does not ask for it as they are, bit for bit. So a stage that
+no row asks for can be left out.
 
-The order is fixed: biases and penalties, temperature, then top-k, then top-p, then min-p. Each filter sees what the one
-before it left (as minus infinity where a token was removed), and the best token always survives. Tokens that tie with
-the last one kept are kept too, so that nothing depends on how a sort breaks ties.
+Each filter sees what the filter before it left, minus infinity where a token was removed, and the likeliest token
+always survives. Tokens that tie with the last one kept are kept too, so nothing depends on how a sort orders ties.
+`tests/reference_sampling.py` has the same formulas for one configuration, and tests compare the two.
 
-Reference: Holtzman et al., "The Curious Case of Neural Text Degeneration" (2020), arXiv:1904.09751.
+Reference: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", arXiv:1904.09751.
 
-Shapes: B rows (samples), V vocabulary.
+Shapes: B slots, V vocabulary.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from quill.engines.request import SamplingConfig
+from quill.engines.request import Request, SamplingConfig
 
-_SMALLEST_TEMPERATURE = float(torch.finfo(torch.float32).tiny)  # below it, dividing float32 scores gives 0/0
-_LARGEST_UNIFORM = 1.0 - float(torch.finfo(torch.float32).eps)  # a float64 just below 1 becomes 1 in float32
+SMALLEST_TEMPERATURE = float(torch.finfo(torch.float32).tiny)  # below it, dividing float32 logits gives 0/0
+LARGEST_UNIFORM = 1.0 - float(torch.finfo(torch.float32).eps)  # a float64 just below 1 becomes 1 in float32
+
+Stages = frozenset[str]
+ALL_STAGES: Stages = frozenset({"penalties", "temperature", "top_k", "top_p", "min_p", "draw"})
 
 
-def adjust(logits_V: Tensor, config: SamplingConfig, bias_V: Tensor, seen_V: Tensor, counts_V: Tensor) -> Tensor:
-    """Return scores of one text after its biases and penalties.
+def stages_of(requests: Iterable[Request]) -> Stages:
+    """Return the stages that these requests need; all that are not greedy need "draw"."""
+    needed: set[str] = set()
+    for request in requests:
+        how = request.sampling
+        penalties = (how.presence_penalty, how.frequency_penalty, how.repetition_penalty - 1)
+        needed |= {"penalties"} if request.logit_bias or any(penalties) else set()
+        if how.temperature:
+            needed |= {"draw"} | {name for name, is_needed in _filters(how).items() if is_needed}
+    return frozenset(needed)
 
-    `seen_V` is above 0 for tokens of the prompt, and `counts_V` says how often each token was written since.
-    """
+
+def _filters(how: SamplingConfig) -> dict[str, bool]:
+    return {
+        "temperature": how.temperature != 1,
+        "top_k": how.top_k is not None,
+        "top_p": how.top_p is not None and how.top_p < 1,
+        "min_p": bool(how.min_p),
+    }
+
+
+@dataclass
+class Rules:
+    """How each of B rows chooses its tokens, as tensors."""
+
+    greedy_B1: Tensor
+    scaled_B1: Tensor
+    """whether the temperature is neither 0 nor 1"""
+    nucleus_B1: Tensor
+    """whether top-p removes anything"""
+    temperature_B1: Tensor
+    top_p_B1: Tensor
+    log_min_p_B1: Tensor
+    presence_B1: Tensor
+    frequency_B1: Tensor
+    repetition_B1: Tensor
+    last_kept_B1: Tensor
+    """top_k - 1"""
+    bias_BV: Tensor
+    seen_BV: Tensor
+    """1 for tokens of the prompt"""
+    counts_BV: Tensor
+    """how often each token was generated"""
+
+    def rows(self, slots: Tensor) -> Rules:
+        """Return the rules of these slots, copied."""
+        return Rules(**{name: tensor.index_select(0, slots) for name, tensor in vars(self).items()})
+
+
+class BatchSampler:
+    """Chooses the next token in each of B slots. Its tensors stay at their addresses."""
+
+    def __init__(self, slots: int, vocab_size: int, device: torch.device) -> None:
+        def column(dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(slots, 1, dtype=dtype, device=device)
+
+        def table() -> Tensor:
+            return torch.zeros(slots, vocab_size, device=device)
+
+        self.rules = Rules(
+            greedy_B1=column(torch.bool),
+            scaled_B1=column(torch.bool),
+            nucleus_B1=column(torch.bool),
+            temperature_B1=column(),
+            top_p_B1=column(),
+            log_min_p_B1=column(),
+            presence_B1=column(),
+            frequency_B1=column(),
+            repetition_B1=column(),
+            last_kept_B1=column(torch.long),
+            bias_BV=table(),
+            seen_BV=table(),
+            counts_BV=table(),
+        )
+        self.vocab_size = vocab_size
+        for slot in range(slots):
+            self.assign(slot, Request((0,), 0, SamplingConfig(0)))  # a free slot is computed too, as greedy
+
+    def assign(self, slot: int, request: Request) -> None:
+        """Let a slot choose by the rules of this request, from its first token on."""
+        rules, how, V = self.rules, request.sampling, self.vocab_size
+        needed = _filters(how)
+        rules.greedy_B1[slot] = how.temperature == 0
+        rules.scaled_B1[slot] = how.temperature not in (0, 1)
+        rules.temperature_B1[slot] = max(how.temperature, SMALLEST_TEMPERATURE) if how.temperature else 1.0
+        rules.last_kept_B1[slot] = min(how.top_k or V, V) - 1
+        rules.nucleus_B1[slot] = needed["top_p"]
+        rules.top_p_B1[slot] = how.top_p if how.top_p is not None else 1.0
+        rules.log_min_p_B1[slot] = math.log(how.min_p) if how.min_p else -math.inf
+        rules.presence_B1[slot], rules.frequency_B1[slot] = how.presence_penalty, how.frequency_penalty
+        rules.repetition_B1[slot] = how.repetition_penalty
+        rows_3V = torch.zeros(3, V)  # filled on the CPU, then copied at once
+        for token, bias in request.logit_bias.items():
+            rows_3V[0, token] = bias
+        rows_3V[1, list(request.prompt)] = 1
+        rows_3V = rows_3V.to(rules.bias_BV.device)
+        for row, tensor_BV in enumerate((rules.bias_BV, rules.seen_BV, rules.counts_BV)):
+            tensor_BV[slot] = rows_3V[row]
+
+    def choose(self, logits_BV: Tensor, uniform_B: Tensor, stages: Stages, slots: Tensor | None = None) -> Tensor:
+        """Return the next token of each row (B,) for float32 logits; rows are all slots, or only these.
+
+        `stages` has at least those that the rows need. `uniform_B` are random numbers in [0, 1).
+        """
+        return choose_tokens(logits_BV, uniform_B, self.rules if slots is None else self.rules.rows(slots), stages)
+
+    def count(self, tokens_B: Tensor, weight_B: Tensor) -> None:
+        """Add to the counts of the token that was generated in each slot: 1, or 0 in a slot that is idle."""
+        self.rules.counts_BV.scatter_add_(1, tokens_B[:, None], weight_B[:, None].to(torch.float32))
+
+
+def choose_tokens(logits_BV: Tensor, uniform_B: Tensor, rules: Rules, stages: Stages = ALL_STAGES) -> Tensor:
+    """Return the next token of each row (B,): the likeliest one if greedy, else a draw with the row's uniform."""
+    if "penalties" in stages:
+        logits_BV = apply_penalties(logits_BV, rules)
+    best_B = logits_BV.argmax(-1)
+    if "draw" not in stages:
+        return best_B
+    if "temperature" in stages:
+        # logits'_i = (logits_i - max_j logits_j) / temperature      Ackley, Hinton & Sejnowski 1985, section 2
+        # Subtracting the maximum changes no probability, and avoids infinity - infinity at a tiny temperature.
+        scaled_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / rules.temperature_B1
+        logits_BV = torch.where(rules.scaled_B1, scaled_BV, logits_BV)
+    if "top_k" in stages or "top_p" in stages:
+        logits_BV = apply_top_k_and_top_p(logits_BV, rules, stages)
+    if "min_p" in stages:
+        # keep i  where  p_i >= min_p max_j p_j      Nguyen et al. 2024, arXiv:2407.01082, section 3
+        # In logits: logits_i >= max_j logits_j + ln(min_p).
+        least_B1 = logits_BV.amax(-1, keepdim=True) + rules.log_min_p_B1
+        logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -math.inf)
+    drawn_B = draw(logits_BV.softmax(-1), uniform_B)
+    return torch.where(rules.greedy_B1[:, 0], best_B, drawn_B)
+
+
+def apply_penalties(logits_BV: Tensor, rules: Rules) -> Tensor:
+    """Return logits after biases and penalties."""
     # logits'_i = logits_i / r if logits_i > 0 else logits_i r, for tokens seen      Keskar et al. 2019, section 4.1
     # logits''_i = logits'_i - presence [counts_i > 0] - frequency counts_i           OpenAI's API, "Frequency penalty"
-    logits_V = logits_V + bias_V
-    if config.repetition_penalty != 1:
-        repetition = config.repetition_penalty
-        penalised_V = torch.where(logits_V > 0, logits_V / repetition, logits_V * repetition)
-        logits_V = torch.where((seen_V > 0) | (counts_V > 0), penalised_V, logits_V)
-    return logits_V - config.presence_penalty * (counts_V > 0) - config.frequency_penalty * counts_V
+    logits_BV = logits_BV + rules.bias_BV
+    generated_BV = rules.counts_BV > 0
+    penalised_BV = torch.where(logits_BV > 0, logits_BV / rules.repetition_B1, logits_BV * rules.repetition_B1)
+    logits_BV = torch.where((rules.seen_BV > 0) | generated_BV, penalised_BV, logits_BV)
+    return logits_BV - rules.presence_B1 * generated_BV - rules.frequency_B1 * rules.counts_BV
 
 
-def apply_temperature(logits_BV: Tensor, temperature: float) -> Tensor:
-    """Divide scores by the temperature; 0 leaves only the likeliest token (the first of equals)."""
-    # logits'_i = (logits_i - max_j logits_j) / temperature      Ackley, Hinton & Sejnowski 1985, section 2
-    # Subtracting the maximum changes no probability, and keeps a tiny temperature from making infinity - infinity.
-    if temperature == 1:
-        return logits_BV
-    if temperature == 0:
-        best_B1 = logits_BV.argmax(-1, keepdim=True)
-        return torch.full_like(logits_BV, -math.inf).scatter_(-1, best_B1, 0.0)
-    return (logits_BV - logits_BV.amax(-1, keepdim=True)) / max(temperature, _SMALLEST_TEMPERATURE)
-
-
-def apply_top_k(logits_BV: Tensor, top_k: int) -> Tensor:
-    """Remove all but the `top_k` highest scores (and ties of the last one)."""
-    # keep i  where  logits_i >= the k-th highest logit      Fan, Lewis & Dauphin 2018, arXiv:1805.04833, section 5
-    if top_k >= logits_BV.size(-1):
-        return logits_BV
-    last_kept_B1 = logits_BV.topk(top_k, dim=-1).values[..., -1:]
-    return logits_BV.masked_fill(logits_BV < last_kept_B1, -math.inf)
-
-
-def apply_top_p(logits_BV: Tensor, top_p: float) -> Tensor:
-    """Remove all but the nucleus: the fewest likeliest tokens whose probabilities sum to at least `top_p`."""
-    # keep the smallest set with  sum of p_i >= top_p      Holtzman et al. 2020, arXiv:1904.09751, section 3.1
-    # A token belongs to it when the likelier ones before it do not reach top_p yet.
-    if top_p >= 1:
-        return logits_BV
+def apply_top_k_and_top_p(logits_BV: Tensor, rules: Rules, stages: Stages) -> Tensor:
+    """Return logits after both filters, which share a sort."""
     sorted_BV = logits_BV.sort(dim=-1, descending=True).values
-    p_BV = sorted_BV.softmax(-1)
-    kept_B1 = (p_BV.cumsum(-1) - p_BV < top_p).sum(-1, keepdim=True)
-    last_kept_B1 = sorted_BV.gather(-1, kept_B1 - 1)
+    last_kept_B1 = sorted_BV.gather(-1, rules.last_kept_B1)
+    if "top_p" in stages:
+        # keep the smallest set with  sum of p_i >= top_p      Holtzman et al. 2020, section 3.1
+        # A token belongs to it if the likelier ones before it do not reach top_p. What top-k removes stands at the end,
+        # so the order stays.
+        sorted_BV = sorted_BV.masked_fill(sorted_BV < last_kept_B1, -math.inf)
+        p_BV = sorted_BV.softmax(-1)
+        kept_B1 = (p_BV.cumsum(-1) - p_BV < rules.top_p_B1).sum(-1, keepdim=True)
+        # Logits that are not numbers keep no token; an invalid index would end the CUDA context.
+        last_of_nucleus_B1 = sorted_BV.gather(-1, (kept_B1 - 1).clamp(min=0))
+        last_kept_B1 = torch.where(rules.nucleus_B1, last_of_nucleus_B1, last_kept_B1)
     return logits_BV.masked_fill(logits_BV < last_kept_B1, -math.inf)
-
-
-def apply_min_p(logits_BV: Tensor, min_p: float) -> Tensor:
-    """Remove every token that is less than `min_p` times as likely as the likeliest one."""
-    # keep i  where  p_i >= min_p * max_j p_j      Nguyen et al. 2024, arXiv:2407.01082, section 3
-    # In scores: logits_i >= max_j logits_j + ln(min_p), so no probabilities are needed.
-    if min_p == 0:
-        return logits_BV
-    return logits_BV.masked_fill(logits_BV < logits_BV.amax(-1, keepdim=True) + math.log(min_p), -math.inf)
-
-
-def probabilities(logits_BV: Tensor, config: SamplingConfig) -> Tensor:
-    """Turn scores into the float32 probabilities that tokens are drawn from, after all filters."""
-    logits_BV = apply_temperature(logits_BV.float(), config.temperature)
-    if config.top_k is not None:
-        logits_BV = apply_top_k(logits_BV, config.top_k)
-    if config.top_p is not None:
-        logits_BV = apply_top_p(logits_BV, config.top_p)
-    if config.min_p is not None:
-        logits_BV = apply_min_p(logits_BV, config.min_p)
-    return logits_BV.softmax(-1)
 
 
 def draw(probabilities_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """Draw a token a row (B,) from uniforms in [0, 1); a token of probability zero is never drawn."""
     # token = min { i : p_0 + … + p_i > u }      inverse transform sampling, Devroye 1986, section III.2
-    # The sum may miss 1 by rounding (u is scaled by it), and a parallel sum may rise a little where p_i = 0
-    # (such places are set to 0, which no u is below).
+    # The sum may miss 1 by rounding, so u is scaled by it. A parallel sum may rise a little where p_i = 0, so such sums
+    # are set to 0, which no u is below.
     reached_BV = probabilities_BV.cumsum(-1) * (probabilities_BV > 0)
     total_B1 = reached_BV.amax(-1, keepdim=True)
-    uniform_B1 = uniform_B.to(reached_BV.dtype).clamp(max=_LARGEST_UNIFORM).unsqueeze(-1)
+    uniform_B1 = uniform_B.to(reached_BV.dtype).clamp(max=LARGEST_UNIFORM).unsqueeze(-1)
     return (reached_BV > uniform_B1 * total_B1).to(torch.uint8).argmax(-1)
-
-
-def choose_tokens(logits_BV: Tensor, config: SamplingConfig, uniform_B: Tensor) -> Tensor:
-    """Choose the next token of each row (B,): the likeliest at temperature 0, else a draw with the row's uniform."""
-    if config.temperature == 0:
-        return logits_BV.argmax(-1)
-    return draw(probabilities(logits_BV, config), uniform_B)

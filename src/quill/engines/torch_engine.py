@@ -1,10 +1,9 @@
-"""The reference engine: the model itself, with its key/value cache, on any device.
+"""The reference engine: the model itself with its key/value cache, on any device.
 
-On the way text → tokens → model → training → generation → people this is generation as it is explained: read the
-prompt at once, then one token after another. On a CPU each text is computed by itself, so that not a bit of it depends
-on the texts beside it; on other devices texts of one length are computed as one batch.
+On a CPU each sequence is computed by itself, so that not a bit of it depends on the others. On other devices sequences
+of the same length are computed as one batch.
 
-Shapes: B texts, T tokens, V vocabulary.
+Shapes: B sequences, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from torch import Tensor
 
 from quill.engines.base import PrefillInput, StepOutput
 from quill.engines.random_numbers import uniforms
-from quill.engines.request import Request, SamplingConfig
-from quill.engines.sampling import adjust, choose_tokens
+from quill.engines.request import Request
+from quill.engines.sampling import BatchSampler, Stages, stages_of
 from quill.model.build import Model
 from quill.model.cache import KVCache
 from quill.model.modes import evaluation_mode
@@ -33,54 +32,44 @@ if hasattr(os, "register_at_fork"):
 
 
 @dataclass
-class _Place:
-    """One text: its request, where its keys and values are, and its last token."""
+class _Sequence:
+    """One sequence: its request, where its keys and values are, and its last token."""
 
+    slot: int
     request: Request
-    bias_V: Tensor
-    seen_V: Tensor
-    counts_V: Tensor
-    written: int = 0
+    stages: Stages
+    num_generated: int = 0
     cache: KVCache | None = None
     row: int = 0
     token: int = 0
     uniforms: list[float] = field(default_factory=list)
 
-    def adjust(self, logits_V: Tensor) -> Tensor:
-        return adjust(logits_V, self.request.sampling, self.bias_V, self.seen_V, self.counts_V)
-
     def next_uniform(self) -> float:
         if not self.uniforms:
-            block_T1 = uniforms(self.request.seed, [self.request.row], self.written, UNIFORMS_AT_ONCE)
+            block_T1 = uniforms(self.request.seed, [self.request.row], self.num_generated, UNIFORMS_AT_ONCE)
             self.uniforms = block_T1[::-1, 0].tolist()
+        self.num_generated += 1
         return self.uniforms.pop()
-
-    def take(self, token: int) -> None:
-        self.counts_V[token] += 1
-        self.token = token
-        self.written += 1
 
 
 class TorchEngine:
-    """Engine by PyTorch, as `engine.Engine` says."""
+    """An `Engine` by PyTorch."""
 
     burst = 1
-    copy = None  # a matrix product of another size may round differently; whole prompts are read once though
+    copy = None  # a matrix product of another size may round differently; equal prompts are read once though
 
     def __init__(self, model: Model, slots: int = 1) -> None:
         weight = model.token_embedding.weight
         self.model, self.config, self.slots, self.context = model, model.config, slots, model.config.block_size
         self.rolls = model.config.rolling_window > 0
         self.device, self.dtype = weight.device, weight.dtype
-        self.places: dict[int, _Place] = {}
+        self.sampler = BatchSampler(slots, model.config.vocab_size, self.device)
+        self.sequences: dict[int, _Sequence] = {}
 
+    @torch.inference_mode()
     def assign(self, slot: int, request: Request) -> None:
-        V = self.config.vocab_size
-        bias_V, seen_V, counts_V = (torch.zeros(V, device=self.device) for _ in range(3))
-        for token, bias in request.logit_bias.items():
-            bias_V[token] = bias
-        seen_V[list(request.prompt)] = 1
-        self.places[slot] = _Place(request, bias_V, seen_V, counts_V)
+        self.sampler.assign(slot, request)
+        self.sequences[slot] = _Sequence(slot, request, stages_of([request]))
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[PrefillInput]) -> StepOutput:
@@ -88,17 +77,17 @@ class TorchEngine:
         for prompt in prompts:
             if (key := tuple(prompt.tokens)) not in read:
                 cache = KVCache(self.config, 1, self.device, self.dtype)
-                read[key] = cache, self._read(torch.tensor([key], device=self.device), cache)
-            place = self.places[prompt.slot]
-            place.cache, place.row = read[key][0].repeat(1), 0
+                read[key] = cache, self._forward(torch.tensor([key], device=self.device), cache)
+            sequence = self.sequences[prompt.slot]
+            sequence.cache, sequence.row = read[key][0].repeat(1), 0
         logits_BV = torch.cat([read[tuple(prompt.tokens)][1] for prompt in prompts])
-        return self._choose([self.places[prompt.slot] for prompt in prompts], logits_BV)
+        return self._choose([self.sequences[prompt.slot] for prompt in prompts], logits_BV)
 
     @torch.inference_mode()
     def decode(self, slots: Sequence[int], steps: int) -> StepOutput:
-        written = [self._step([self.places[slot] for slot in slots]) for _ in range(steps)]
-        tokens_TB = np.concatenate([one.tokens_TB for one in written])
-        return StepOutput(tokens_TB, np.concatenate([one.logits_TBV for one in written]))
+        outputs = [self._step([self.sequences[slot] for slot in slots]) for _ in range(steps)]
+        tokens_TB = np.concatenate([output.tokens_TB for output in outputs])
+        return StepOutput(tokens_TB, np.concatenate([output.logits_TBV for output in outputs]))
 
     @torch.inference_mode()
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
@@ -106,58 +95,58 @@ class TorchEngine:
             return self.model(torch.tensor([list(tokens)], device=self.device))[0].float().cpu().numpy()
 
     def release(self, slot: int) -> None:
-        self.places.pop(slot, None)
+        self.sequences.pop(slot, None)
 
-    def _step(self, places: list[_Place]) -> StepOutput:
-        logits_BV = torch.empty(len(places), self.config.vocab_size, device=self.device, dtype=self.dtype)
-        for members in self._families(places):
-            family = [places[i] for i in members]
-            cache = self._gather(family)
-            tokens_B1 = torch.tensor([[place.token] for place in family], device=self.device)
-            logits_BV[members] = self._read(tokens_B1, cache)
-        return self._choose(places, logits_BV)
+    def _step(self, sequences: list[_Sequence]) -> StepOutput:
+        logits_BV = torch.empty(len(sequences), self.config.vocab_size, device=self.device, dtype=self.dtype)
+        for members in self._groups(sequences):
+            group = [sequences[i] for i in members]
+            cache = self._gather(group)
+            tokens_B1 = torch.tensor([[sequence.token] for sequence in group], device=self.device)
+            logits_BV[members] = self._forward(tokens_B1, cache)
+        return self._choose(sequences, logits_BV)
 
-    def _families(self, places: list[_Place]) -> list[list[int]]:
-        """Return which of these texts are computed together, as their numbers in the list."""
+    def _groups(self, sequences: list[_Sequence]) -> list[list[int]]:
+        """Return which of these sequences are computed as one batch, by their numbers in the list."""
         if self.device.type == "cpu":
-            return [[i] for i in range(len(places))]
-        families: dict[int, list[int]] = {}
-        for i, place in enumerate(places):
-            families.setdefault(place.cache.length if place.cache else 0, []).append(i)
-        return list(families.values())
+            return [[i] for i in range(len(sequences))]
+        groups: dict[int, list[int]] = {}
+        for i, sequence in enumerate(sequences):
+            groups.setdefault(sequence.cache.length if sequence.cache else 0, []).append(i)
+        return list(groups.values())
 
-    def _gather(self, places: list[_Place]) -> KVCache:
-        """Return one cache of all these texts, which have one length; the one they share already, if they do."""
-        first = places[0].cache
+    def _gather(self, sequences: list[_Sequence]) -> KVCache:
+        """Return one cache of all these sequences of the same length; the one they share already, if they do."""
+        first = sequences[0].cache
         assert first is not None
-        whole = first.keys_LBHSE.size(1)
-        if whole == len(places) and all(p.cache is first and p.row == row for row, p in enumerate(places)):
+        rows = first.keys_LBHSE.size(1)
+        if rows == len(sequences) and all(s.cache is first and s.row == row for row, s in enumerate(sequences)):
             return first
-        cache = KVCache(self.config, len(places), self.device, self.dtype)
-        for row, place in enumerate(places):
-            assert place.cache is not None
-            cache.keys_LBHSE[:, row] = place.cache.keys_LBHSE[:, place.row]
-            cache.values_LBHSE[:, row] = place.cache.values_LBHSE[:, place.row]
-            cache.tokens_BS[row] = place.cache.tokens_BS[place.row]
+        cache = KVCache(self.config, len(sequences), self.device, self.dtype)
+        for row, sequence in enumerate(sequences):
+            assert sequence.cache is not None
+            cache.keys_LBHSE[:, row] = sequence.cache.keys_LBHSE[:, sequence.row]
+            cache.values_LBHSE[:, row] = sequence.cache.values_LBHSE[:, sequence.row]
+            cache.tokens_BS[row] = sequence.cache.tokens_BS[sequence.row]
         cache.advance(first.length)
-        for row, place in enumerate(places):
-            place.cache, place.row = cache, row
+        for row, sequence in enumerate(sequences):
+            sequence.cache, sequence.row = cache, row
         return cache
 
-    def _choose(self, places: list[_Place], logits_BV: Tensor) -> StepOutput:
+    def _choose(self, sequences: list[_Sequence], logits_BV: Tensor) -> StepOutput:
+        """Choose the next token of each sequence."""
         logits_BV = logits_BV.float()
-        alike: dict[SamplingConfig, list[int]] = {}
-        for i, place in enumerate(places):
-            alike.setdefault(place.request.sampling, []).append(i)
-        for sampling, members in alike.items():
-            adjusted_BV = torch.stack([places[i].adjust(logits_BV[i]) for i in members])
-            uniform_B = torch.tensor([places[i].next_uniform() for i in members], device=self.device)
-            tokens_B = choose_tokens(adjusted_BV, sampling, uniform_B)
-            for i, token in zip(members, tokens_B.tolist(), strict=True):
-                places[i].take(token)
-        return StepOutput(np.array([[place.token for place in places]]), logits_BV.cpu().numpy()[None])
+        slots = [sequence.slot for sequence in sequences]
+        rows = None if slots == list(range(self.slots)) else torch.tensor(slots, device=self.device)
+        uniform_B = torch.tensor([sequence.next_uniform() for sequence in sequences], device=self.device)
+        stages = frozenset().union(*(sequence.stages for sequence in sequences))
+        tokens = self.sampler.choose(logits_BV, uniform_B, stages, rows).tolist()
+        self.sampler.rules.counts_BV[slots, tokens] += 1
+        for sequence, token in zip(sequences, tokens, strict=True):
+            sequence.token = token
+        return StepOutput(np.array([tokens]), logits_BV.cpu().numpy()[None])
 
-    def _read(self, tokens_BT: Tensor, cache: KVCache) -> Tensor:
-        """Return logits_BV after the last of these tokens, which the cache then holds."""
+    def _forward(self, tokens_BT: Tensor, cache: KVCache) -> Tensor:
+        """Return logits_BV after the last of these tokens, and append them to the cache."""
         with evaluation_mode(self.model):
             return self.model(tokens_BT, cache)[:, -1]
