@@ -13,6 +13,14 @@ SCRIPT = Path(__file__).with_name("crash_at_every_point.py")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the crashing process is a forked one")
 
 
+def crash(*arguments: str) -> list[dict]:
+    """Run the script above and return what it prints."""
+    command = [sys.executable, str(SCRIPT), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
 class Crashes:
     """What was found after a crash at each point, for a run with these steps before; computed once."""
 
@@ -23,16 +31,8 @@ class Crashes:
     def __call__(self, earlier: list[int], best: bool) -> list[dict]:
         name = f"{earlier}-{best}"
         if name not in self.known:
-            command = [
-                sys.executable,
-                str(SCRIPT),
-                str(self.folder / name / "out"),
-                json.dumps(earlier),
-                json.dumps(best),
-            ]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
-            self.known[name] = [json.loads(line) for line in done.stdout.splitlines()]
+            arguments = [str(self.folder / name / "out"), json.dumps(earlier), json.dumps(best)]
+            self.known[name] = crash("save", *arguments)
         crashes = self.known[name]
         assert len(crashes) > 25 and crashes[-1]["finished"] and not any(c["finished"] for c in crashes[:-1])
         return crashes
@@ -77,3 +77,11 @@ def test_a_crash_in_the_first_save_leaves_no_dead_end(crashes_of: Crashes) -> No
         if crash["cleaned"] != [9, 9]:
             assert "holds n" in crash["cleaned"][0] and crash["files"] in ([], ["checkpoints"])
         assert crash["next"] == [9, 12]
+
+
+@pytest.mark.long
+def test_a_run_that_is_killed_anywhere_ends_as_if_it_had_not_been(tmp_path: Path) -> None:  # R1, R2, R3, R12, R15
+    straight, *killed = crash("run", str(tmp_path / "out"), "20")
+    assert len(killed) >= 20 and straight["left"]["steps"][0] < 9, "its best is not its last"
+    for run in killed:
+        assert run["left"] == straight["left"], run["n"]
