@@ -87,7 +87,12 @@ def require_finite(tensors: Mapping[str, Tensor], val_loss: float | None, step: 
     """Raise TrainingError if a weight, an optimizer moment or the validation loss is NaN or infinite."""
     import torch
 
-    broken = next((name for name, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()), None)
+    def is_finite(tensor: Tensor) -> bool:
+        if not tensor.is_floating_point() or not tensor.numel():
+            return True
+        return bool(torch.stack(torch.aminmax(tensor.detach())).isfinite().all())  # NaN is the minimum of all
+
+    broken = next((name for name, tensor in tensors.items() if not is_finite(tensor)), None)
     if broken is None and val_loss is not None and not abs(val_loss) < float("inf"):
         broken = "the validation loss"
     if broken is not None:
