@@ -1,4 +1,4 @@
-"""Laws of `quill generate`: the text and only the text, the same as the library's, from wherever the prompt comes."""
+"""`quill generate` prints the text and only the text, the same as from Python, wherever the prompt comes from."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -152,6 +153,30 @@ def test_an_interrupted_caller_leaves_when_all_threads_have_finished() -> None: 
     assert sorted(finished) == [0, 1]
     team.run(finished.append)
     assert sorted(finished) == [0, 0, 1, 1]
+
+
+def test_arrays_live_as_long_as_threads_may_write_to_them(monkeypatch: pytest.MonkeyPatch) -> None:  # W2
+    engine, jobs, arrays = two_threads(), [], []
+    make_call = engine._call
+
+    def call(*arguments: Any) -> Any:
+        arrays.append(weakref.ref((made := make_call(*arguments)).logits_TBV))
+        return made
+
+    def interrupted(function: Any) -> None:
+        jobs.append(function)  # what the threads hold
+        raise KeyboardInterrupt  # a second Ctrl-C, while the caller waits for them
+
+    monkeypatch.setattr(engine, "_call", call)
+    monkeypatch.setattr(engine._team, "run", interrupted)
+    engine.assign(0, Request((1,), 5))
+    with pytest.raises(KeyboardInterrupt):
+        engine.prefill([PrefillInput(0, (1, 2, 3), 0)])
+    gc.collect()
+    assert arrays[0]() is not None
+    jobs.clear()
+    gc.collect()
+    assert arrays[0]() is None
 
 
 def test_threads_end_with_their_team() -> None:

@@ -1,4 +1,4 @@
-"""Laws of writing tokens: the cache changes nothing, samples share nothing, and the model stays as it was."""
+"""Generation of tokens: the cache changes no result, samples are independent, and the model stays as it was."""
 
 from itertools import islice
 
@@ -23,7 +23,7 @@ PROMPT = [3, 1, 4, 1, 5]
 
 
 def tiny_model(block_size: int = 16, dropout: float = 0.0, config: ModelConfig | None = None) -> Model:
-    """A random model whose scores are spread wide enough that its choices matter."""
+    """A random model whose logits are spread wide enough that sampling matters."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         classic = GPTConfig(vocab_size=11, block_size=block_size, n_layer=2, n_head=2, n_embd=16, dropout=dropout)
@@ -52,7 +52,7 @@ def write(model: Model | Engine, prompt: list[int], count: int, **options) -> li
 def write_without_cache(
     model: Model, prompt: list[int], count: int, sampling: SamplingConfig, seed: int, row: int
 ) -> list[int]:
-    """Write with the windows that `generate.py` documents for learned positions, read anew for every token."""
+    """Generate without a cache: every token from a window of its own, as learned positions have it."""
     block_size = model.config.block_size
     tokens, start = list(prompt), max(0, len(prompt) - block_size)
     for position in range(count):

@@ -1,4 +1,4 @@
-"""Laws of text in, text out: streamed text is the text, requests are checked, and a loaded model is the saved one."""
+"""Text in, text out: streamed text is the text, requests are checked, and a loaded model is the saved one."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Laws of streamed text: nothing is lost, nothing is broken, and no stop string ever comes out."""
+"""Streamed text: nothing is lost, no character is cut, and no stop string comes out."""
 
 import random
 

@@ -183,7 +183,8 @@ class NumbaEngine:
         counters = work.counters.reshape(-1, 8)
         counters[:, 0] = 0  # what they count up to depends on the number of threads
         before = counters[1:, SLEEPS].sum()
-        self._team.run(lambda thread: self._step(thread, address))
+        # The threads know addresses only. A caller that is interrupted twice drops its arrays while they still work.
+        self._team.run(lambda thread, _alive=(call, table): self._step(thread, address))
         if steps > 1 and counters[1:, SLEEPS].sum() - before > SLEEPS_PER_STEP * steps:
             self._alone = CALLS_ALONE
         return StepOutput(call.tokens_TB, call.logits_TBV)

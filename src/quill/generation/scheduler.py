@@ -6,7 +6,9 @@ copies them instead of computing them again.
 
 The tokens of a request are a pure function of the request and the model. So a sequence can be stopped and written again
 from its prompt at any time, and gives the same tokens; `num_committed` says how many of them are known already. This is
-how a request gives up its slot (`park`) and how a step that failed half-way is undone (`restart`).
+how a request gives up its slot (`park`) and how a step that failed half-way is undone (`restart`). (With the torch
+engine on a GPU, logits depend in their last bits on the sequences beside, so tokens of nearly equal probability may
+change places.)
 
 References: Yu et al. 2022, "Orca", section 3.1 (iteration-level scheduling); Kwon et al. 2023, "Efficient Memory
 Management for Large Language Model Serving with PagedAttention", sections 4.4 (shared prefixes) and 4.5 (preemption by
