@@ -53,7 +53,7 @@ class Run:
         """Return the trained model, as `quill.load(run.out_dir)` does."""
         from quill.generation.language_model import load
 
-        return load(self.out_dir, which=checkpoint, **options)
+        return load(self.out_dir, checkpoint=checkpoint, **options)
 
 
 def run(
