@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quill.checkpoints.run_folder import holds_run
+from quill.checkpoints.run_folder import holds_run, suggest_run
 from quill.errors import CheckpointError, ConfigError, QuillError
 from quill.runs.presets import read_config
 from quill.runs.settings import Settings, check_settings, resolve_settings
@@ -24,9 +24,17 @@ def resumed_settings(out_dir: Path, given: Mapping[str, Any]) -> Settings:
 
     A given setting that changes the model or recipe is a ConfigError, a folder without a run a CheckpointError.
     """
+    if not holds_run(out_dir):
+        raise CheckpointError(
+            f"{out_dir} holds no run to resume{suggest_run()}: name its folder as out_dir, or leave out resume=True "
+            f"to start one"
+        )
     stored = stored_settings(out_dir)
-    if stored is None or not holds_run(out_dir):
-        raise CheckpointError(f"{out_dir} holds no run to resume: leave out resume=True to start one")
+    if stored is None:
+        raise CheckpointError(
+            f"{out_dir} has lost its config.yaml, so its run cannot be resumed: put the file back, or start a new run "
+            f"with init_from={out_dir}"
+        )
     given = check_settings(given)
     for name, value in given.items():
         if name not in RESUMABLE and value != stored[name]:
