@@ -26,6 +26,7 @@ ESCAPES = {"\\n": "\n", "\\t": "\t"}
 
 def add_arguments(parser: Parser) -> None:
     """Give the parser the flags of `quill generate`."""
+    parser.take_bare_word("prompt")
     add = parser.add_argument
     add("--prompt", type=str, help="text to continue; without it standard input is read, if something is piped in")
     add("--prompt_file", type=str, help="file with the text to continue (its last line end does not count)")

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from quill.tokenizers.base import Tokenizer
-
 if TYPE_CHECKING:
     from quill.data.dataset import Dataset
     from quill.model.build import Model
+    from quill.tokenizers.base import Tokenizer
 
 
 def default_prompt(tokenizer: Tokenizer) -> str:
