@@ -41,6 +41,11 @@ class MissingDependencyError(QuillError):
     """An optional package that this feature needs and that is not installed."""
 
 
+def first_line(error: BaseException, length: int = 160) -> str:
+    """Return the first line of an error's text, or the name of its type, in at most `length` characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:length]
+
+
 def shorten(message: str, length: int = LONGEST_MESSAGE) -> str:
     """Return the message as one line of at most `length` characters, cut in its middle where it is longer."""
     if len(message) > length:

@@ -162,8 +162,8 @@ class NoQuestions(TorchDispatchMode):
         return output
 
 
-def make_ready(engine: Any) -> Any:
-    """Let every place begin, one with each kind of request."""
+def make_ready(engine: CudaEngine) -> CudaEngine:
+    """Assign one kind of request to each slot."""
     for place, request in enumerate(REQUESTS):
         engine.assign(place, request)
         engine.prefill([PrefillInput(place, request.prompt[:9], 0)])
@@ -194,7 +194,7 @@ def test_a_step_asks_the_device_nothing_and_everything_stays_where_it_is(model: 
     before = every_tensor(engine)
     assert len(before) > 50
     with NoQuestions() as seen:
-        engine._recording(count, ALL_STAGES)()
+        engine._replay(count, ALL_STAGES)()
     assert every_tensor(engine) == before
     assert len(seen.operations) > 30
 
@@ -218,7 +218,7 @@ def test_a_step_runs_on_a_device_that_has_no_data_at_all(model: Model) -> None:
     engine = CudaEngine(nowhere, slots=3)
     assert {t.device.type for t in vars(engine.static.cache).values() if isinstance(t, Tensor)} == {"meta"}
     with NoQuestions("meta"):  # nor does it touch another one
-        engine._recording(2, ALL_STAGES)()
+        engine._replay(2, ALL_STAGES)()
 
 
 class Tape(TorchDispatchMode):
@@ -241,47 +241,51 @@ class Tape(TorchDispatchMode):
                         old.copy_(new)
 
 
-class TapedEngine(CudaEngine):
-    """The engine with tapes in place of CUDA graphs."""
+class TapeCapture:
+    """A graph capture without a GPU: tapes in place of CUDA graphs."""
 
-    tapes = 0
+    device = torch.device("cpu")
 
-    def _record(self, steps: Callable[[], None]) -> Callable[[], None]:
+    def __init__(self, error: str = "") -> None:
+        self.error, self.tapes = error, 0
+
+    def warm_up(self, run: Callable[[], Any]) -> Any:
+        return run()
+
+    def capture(self, run: Callable[[], Any]) -> Callable[[], Any]:
+        if self.error:
+            raise RuntimeError(self.error)
         tape = Tape()
         with tape:
-            self._rehearse(steps)
-        tape.operations = tape.operations[1:]  # without turning back to the first step, which only a rehearsal does
+            run()
         self.tapes += 1
         return tape.replay
 
 
-def test_a_recorded_step_played_again_without_python_writes_the_same_bytes(model: Model) -> None:
-    taped, plain = TapedEngine(model, slots=3, graphs=True), CudaEngine(model, slots=3)
+def test_a_captured_step_replayed_without_python_writes_the_same_bytes(model: Model) -> None:
+    graphs = TapeCapture()
+    taped, plain = CudaEngine(model, slots=3, graphs=graphs), CudaEngine(model, slots=3)
     assert texts_of(taped) == texts_of(plain)  # log-probabilities included
-    assert taped.tapes > 5
-    recorded = taped.tapes
-    assert texts_of(taped) == texts_of(plain) and taped.tapes == recorded  # each is recorded once
+    assert graphs.tapes > 5
+    captured = graphs.tapes
+    assert texts_of(taped) == texts_of(plain) and graphs.tapes == captured  # each is captured once
 
 
 @torch.no_grad()
-def test_recording_in_the_midst_of_texts_moves_none_of_them_on(model: Model) -> None:
-    engine = make_ready(TapedEngine(model, slots=len(REQUESTS), graphs=True))
+def test_capturing_while_sequences_are_written_advances_none_of_them(model: Model) -> None:
+    graphs = TapeCapture()
+    engine = make_ready(CudaEngine(model, slots=len(REQUESTS), graphs=graphs))
     engine.decode(range(len(REQUESTS)), 5)
     state = engine.tokens_B, engine.static.cache.positions_B, engine.sampler.rules.counts_BV
-    before, tapes = [tensor.clone() for tensor in state], engine.tapes
-    engine._recording(BURST, ALL_STAGES)
-    assert engine.tapes == tapes + 1 and all(map(torch.equal, before, state))
+    before, tapes = [tensor.clone() for tensor in state], graphs.tapes
+    engine._replay(BURST, ALL_STAGES)
+    assert graphs.tapes == tapes + 1 and all(map(torch.equal, before, state))
 
 
-def test_where_recording_fails_there_is_one_sentence_and_the_same_text(
-    model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: Any) -> Any:
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
-
+def test_where_capturing_fails_there_is_one_sentence_and_the_same_text(model: Model) -> None:
     said: list[str] = []
-    engine = CudaEngine(model, slots=3, graphs=True, on_status=said.append)
-    monkeypatch.setattr(engine, "_record", fail)
+    graphs = TapeCapture(error="operation not permitted when stream is capturing\nmore")
+    engine = CudaEngine(model, slots=3, graphs=graphs, on_status=said.append)
     assert texts_of(engine) == texts_of(CudaEngine(model, slots=3))
     assert len(said) == 1 and "writing without CUDA graphs" in said[0] and "\n" not in said[0]
 
@@ -340,7 +344,7 @@ def test_on_a_gpu_recorded_bursts_are_the_model(model: Model, compiled: bool) ->
     engine = CudaEngine(model, slots=len(REQUESTS), compiled=compiled, on_status=said.append)
     texts = texts_of(engine)
     assert said == []  # nothing failed
-    assert compiled or texts == texts_of(CudaEngine(model, slots=len(REQUESTS), graphs=False))  # the same kernels
+    assert compiled or texts == texts_of(CudaEngine(model, slots=len(REQUESTS), graphs=None))  # the same kernels
     for request, text in zip(REQUESTS, texts, strict=True):
         assert texts_of(engine, [request]) == [text]  # alone as in company
     for place, request in enumerate(REQUESTS):

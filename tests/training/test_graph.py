@@ -5,7 +5,7 @@ test_recorded_operations.py.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from recipes import MakeRecipe as Recipe
 from torch import Tensor
 
 from quill.acceleration.compile import compile_choice
-from quill.acceleration.cuda_graph import CudaRecorder, Result, Run
+from quill.acceleration.cuda_graph import CudaGraphCapture
 from quill.checkpoints.format import read_tensors
 from quill.checkpoints.run_folder import find_checkpoint
 from quill.data.dataset import Dataset, prepare_dataset
@@ -36,20 +36,20 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA gr
 
 
 class Rerun:
-    """Stands in for a GPU: what it records is simply done again."""
+    """A graph capture without a GPU: replaying calls the function again."""
 
     def __init__(self, device: torch.device = CPU, error: str = ""):
-        self.device, self.error, self.rehearsed, self.replayed = device, error, 0, 0
+        self.device, self.error, self.warmed_up, self.replayed = device, error, 0, 0
 
-    def rehearse(self, run: Run) -> Result:
-        self.rehearsed += 1
+    def warm_up(self, run: Callable[[], Any]) -> Any:
+        self.warmed_up += 1
         return run()
 
-    def record(self, run: Run) -> Run:
+    def capture(self, run: Callable[[], Any]) -> Callable[[], Any]:
         if self.error:
             raise RuntimeError(self.error)
 
-        def again() -> Result:
+        def again() -> Any:
             self.replayed += 1
             return run()
 
@@ -76,7 +76,7 @@ def rates_of(kind: str) -> dict[str, Any]:
 def use(recorder: Rerun, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the loop believe that this device records."""
     monkeypatch.setattr(setup, "can_be_captured", lambda *_: True)
-    monkeypatch.setattr(setup, "CudaRecorder", lambda device: recorder)
+    monkeypatch.setattr(setup, "CudaGraphCapture", lambda device: recorder)
 
 
 def saved_state(out_dir: str) -> dict[str, Tensor]:
@@ -121,7 +121,7 @@ def test_a_recorded_run_is_the_run_bit_for_bit(
     use(recorder, monkeypatch)
     warnings: list[dict] = []
     train(shape_of(kind, dataset), *recorded, dataset, report=lambda e: warnings.append(e))
-    assert (recorder.rehearsed, recorder.replayed) == (WARM_UP_STEPS, plain.config.max_iters - WARM_UP_STEPS)
+    assert (recorder.warmed_up, recorder.replayed) == (WARM_UP_STEPS, plain.config.max_iters - WARM_UP_STEPS)
     assert not [event for event in warnings if event["event"] == "warning"]
     assert_same(saved_state(plain.out_dir), saved_state(recorded.out_dir))
 
@@ -190,7 +190,7 @@ def test_a_recorded_step_is_compiled_only_if_that_is_asked_for(recipe: Recipe) -
 
 
 class PretendedCuda:
-    """What the recorder asks of `torch.cuda`, without a GPU: it notes the order of things."""
+    """What a capture asks of `torch.cuda`, without a GPU: it notes the order of things."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -220,7 +220,7 @@ class PretendedCuda:
             self.notes.append(f"out of {what}")
 
 
-def test_the_recorder_rehearses_and_records_on_its_stream_and_mends_what_a_failure_broke(
+def test_functions_are_warmed_up_and_captured_on_one_stream_and_a_failure_is_repaired(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cuda = PretendedCuda()
@@ -228,30 +228,30 @@ def test_the_recorder_rehearses_and_records_on_its_stream_and_mends_what_a_failu
     for name in ("Stream", "current_stream", "CUDAGraph"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: cuda)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: cuda.noting("the stream"))
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: cuda.noting("the graph"))
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **how: cuda.noting("the graph"))
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: "where it was")
     monkeypatch.setattr(torch.cuda, "default_generators", [cuda])
-    recorder = CudaRecorder(CPU)
+    graphs = CudaGraphCapture(CPU)
 
-    def run() -> Result:
+    def run() -> tuple[Tensor, Tensor]:
         notes.append("the step")
         return result
 
-    assert recorder.rehearse(run) is result
+    assert graphs.warm_up(run) is result
     assert notes == ["wait", "into the stream", "the step", "out of the stream", "wait"]
     notes.clear()
-    replay = recorder.record(run)
+    replay = graphs.capture(run)
     inside = ["into the stream", "into the graph", "the step", "out of the graph", "out of the stream"]
     assert notes == inside
     assert replay() is replay() is result and notes == [*inside, "replay", "replay"]
     notes.clear()
 
-    def fail() -> Result:
+    def fail() -> None:
         raise RuntimeError("not while capturing")
 
     monkeypatch.setattr(torch, "Generator", lambda device: cuda)
     with pytest.raises(RuntimeError, match="not while capturing"):
-        recorder.record(fail)
+        graphs.capture(fail)
     assert notes[-3:] == ["out of the stream", "generator at where it was", "generator has a fresh state"]
 
 
@@ -295,6 +295,6 @@ def test_a_cuda_graph_that_fails_leaves_a_device_that_trains(dataset: Dataset, r
     step = TrainStep(model, curious, optimizer, torch.amp.GradScaler("cuda", enabled=False), autocast, 4, 1, 1.0)
     warnings: list[str] = []
     text = DeviceBatches(dataset.train, plan_batches(shape, config), device)
-    recorded = CapturedStep(step, text, CudaRecorder(device), warnings.append)
+    recorded = CapturedStep(step, text, CudaGraphCapture(device), warnings.append)
     losses = [float(recorded(number)[0]) for number in range(30)]
     assert len(warnings) == 1 and losses[-1] < losses[0]

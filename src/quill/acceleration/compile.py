@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from quill.errors import first_line
 from quill.model.build import Model
 
 
@@ -34,9 +35,9 @@ def compile_model(
     try:
         compiled(example_BT).float().sum().backward()
     except Exception as error:  # a missing C++ compiler, an old GPU, a bug in the compiler: all raise here
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
         warn(
-            f"training continues without torch.compile, which failed ({reason[:160]}); --compile=False does not try it"
+            f"training continues without torch.compile, which failed ({first_line(error)}); "
+            "--compile=False does not try it"
         )
         compiled = model
     model.zero_grad(set_to_none=True)

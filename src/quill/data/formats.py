@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quill.errors import CorpusError, MissingDependencyError
+from quill.errors import CorpusError, MissingDependencyError, first_line
 
 OnProgress = Callable[[str, float], None]
 """Called as on_progress(what, share): what is being done, in words, and which share of it is done, 0 to 1."""
@@ -240,7 +240,7 @@ def _parquet_texts(raw: bytes, path: Path, on_bytes: OnBytes) -> Iterator[str]:
                 yield from (value or "" for value in batch.column(0).to_pylist())
                 on_bytes(len(raw) * batch.num_rows // file.metadata.num_rows)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"{path} is no Parquet file, or damaged: {str(error).splitlines()[0]}") from error
+        raise CorpusError(f"{path} is no Parquet file, or damaged: {first_line(error)}") from error
 
 
 def _missing_column(where: str, columns: Iterable[str]) -> str:

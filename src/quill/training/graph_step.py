@@ -19,12 +19,17 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from quill.acceleration.cuda_graph import Recorder, Result, Run
+from quill.acceleration.cuda_graph import GraphCapture
+from quill.errors import first_line
 from quill.optim.optimizer import put_learning_rates_on_device
 from quill.training.batches import BatchPlan, DeviceBatches, text_fits
 from quill.training.context import RunContext
 from quill.training.step import TrainStep
+
+Result = tuple[Tensor, Tensor]
+"""loss and gradient norm of a step, on the device"""
 
 WARM_UP_STEPS = 3  # eager steps before the capture: libraries choose kernels, and optimizer state gets its memory
 
@@ -41,12 +46,12 @@ def suits_a_graph(context: RunContext) -> bool:
 
 
 def captured_step(
-    step: TrainStep, tokens: np.ndarray, plan: BatchPlan, recorder: Recorder, warn: Callable[[str], None]
+    step: TrainStep, tokens: np.ndarray, plan: BatchPlan, graphs: GraphCapture, warn: Callable[[str], None]
 ) -> CapturedStep:
     """Return the step as a CUDA graph, which is captured after some warm-up steps."""
-    device = recorder.device
+    device = graphs.device
     put_learning_rates_on_device(step.optimizer, device)
-    return CapturedStep(step, DeviceBatches(tokens, plan, device), recorder, warn)
+    return CapturedStep(step, DeviceBatches(tokens, plan, device), graphs, warn)
 
 
 class CapturedStep:
@@ -56,16 +61,16 @@ class CapturedStep:
     one warning, and steps stay in eager mode. The loss and norm that it returns are overwritten by the next step.
     """
 
-    def __init__(self, step: TrainStep, batches: DeviceBatches, recorder: Recorder, warn: Callable[[str], None]):
-        self.step, self.batches, self.recorder, self.warn = step, batches, recorder, warn
+    def __init__(self, step: TrainStep, batches: DeviceBatches, graphs: GraphCapture, warn: Callable[[str], None]):
+        self.step, self.batches, self.graphs, self.warn = step, batches, graphs, warn
         self.warm_up_steps = WARM_UP_STEPS
-        self.replay: Run | None = None
+        self.replay: Callable[[], Result] | None = None
 
     def __call__(self, number: int) -> Result:
         self.batches.set_step(number)
         if self.warm_up_steps:
             self.warm_up_steps -= 1
-            return self.recorder.rehearse(self.run)
+            return self.graphs.warm_up(self.run)
         if self.replay is None:
             self.replay = self.capture()
         return self.replay()
@@ -74,12 +79,11 @@ class CapturedStep:
         """Take the step: the function that is captured."""
         return self.step(*self.batches.cut())
 
-    def capture(self) -> Run:
+    def capture(self) -> Callable[[], Result]:
         """Return the replay of the step, or the eager step if the capture fails."""
         try:
-            return self.recorder.record(self.run)
+            return self.graphs.capture(self.run)
         except Exception as error:  # an operation that reads from the device, too little memory, an old driver
-            reason = (str(error).strip() or "no reason given").splitlines()[0]
-            self.warn(f"training without a CUDA graph: capturing the training step failed ({reason[:160]})")
+            self.warn(f"training without a CUDA graph: capturing the training step failed ({first_line(error)})")
             self.step.optimizer.zero_grad(set_to_none=True)  # what was captured of them holds nothing
             return self.run

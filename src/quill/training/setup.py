@@ -11,14 +11,14 @@ from torch import Tensor
 
 from quill.acceleration.apply import apply_acceleration
 from quill.acceleration.compile import compile_choice, compile_model
-from quill.acceleration.cuda_graph import CudaRecorder, Result
+from quill.acceleration.cuda_graph import CudaGraphCapture
 from quill.model.build import Model, build_model
 from quill.model.config import ModelConfig
 from quill.optim.optimizer import Optimizer
 from quill.training.batches import HostBatches, plan_batches
 from quill.training.config import TrainConfig, has_ngram_updates
 from quill.training.context import RunContext
-from quill.training.graph_step import can_be_captured, captured_step
+from quill.training.graph_step import Result, can_be_captured, captured_step
 from quill.training.parameter_groups import build_optimizer
 from quill.training.step import TrainStep
 
@@ -104,7 +104,7 @@ def build_step(
     step = train_step(session, forward, config, context, check)
     compiled = forward is not session.model
     if capture:
-        return captured_step(step, tokens, plan, CudaRecorder(context.device), warn), compiled
+        return captured_step(step, tokens, plan, CudaGraphCapture(context.device), warn), compiled
     return lambda number: step(*host(number)), compiled
 
 
