@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from near_ties import assert_same_text, is_near_tie
 from reference_sampling import adjust, choose_tokens
 
 from quill.checkpoints.run_folder import load_checkpoint
@@ -21,11 +22,11 @@ from quill.engines.base import Engine, PrefillInput
 from quill.engines.cuda_engine import CudaEngine
 from quill.engines.make import arrays_of, make_engine
 from quill.engines.numba_engine import NumbaEngine
+from quill.engines.random_numbers import uniforms
 from quill.engines.request import BusyError, Request, SamplingConfig, Token
 from quill.errors import ConfigError
 from quill.evaluation.split_loss import evaluate_split
 from quill.generation.batch_generator import BatchGenerator
-from quill.generation.generate_tokens import generate_tokens
 from quill.model.build import Model, build_model
 from quill.model.config import GPTConfig, ModelConfig, ModernConfig
 from quill.training.config import TrainConfig
@@ -107,12 +108,27 @@ def test_every_engine_writes_with_the_scores_of_the_model(shape: str, name: str)
 
 
 def test_every_engine_writes_the_same_thousand_tokens_with_trained_weights(trained: Model, dataset: Dataset) -> None:
-    prompt, how = dataset.val[:20].tolist(), SamplingConfig(0.9, top_k=20)
-    texts = [
-        [row[0] for row in generate_tokens(engine_of(trained, name), prompt, max_new_tokens=1000, sampling=how, seed=5)]
-        for name in ("torch", "numba", "cuda")
-    ]
-    assert len(texts[0]) == 1000 and texts[0] == texts[1] == texts[2]
+    prompt, how, V = dataset.val[:20].tolist(), SamplingConfig(0.9, top_k=20), trained.config.vocab_size
+    request = Request(tuple(prompt), 1000, how, seed=5, logprobs=V)
+    reference, *others = (tokens_of(engine_of(trained, name), request) for name in ("torch", "numba", "cuda"))
+    for other in others:
+        assert_same_text(request, reference, other)
+
+
+def test_the_comparison_of_texts_excuses_only_what_rounding_can_decide() -> None:
+    def token(number: int, *logits: float) -> Token:
+        return Token(number, None, tuple(enumerate(logits)))
+
+    greedy = Request((0,), 1, SamplingConfig(0))
+    assert_same_text(greedy, [token(0, 1.0, 1.00001)], [token(1, 1.0, 1.00001)])
+    with pytest.raises(AssertionError):
+        assert_same_text(greedy, [token(0, 1.0, 1.1)], [token(1, 1.0, 1.1)])
+    drawn, u = Request((0,), 1), float(uniforms(0, [0], 0, 1)[0, 0])
+    for far, near in ((0.01, False), (0.00001, True)):
+        logits = [np.log(u + far), np.log(1 - u - far)]
+        assert is_near_tie(drawn, 0, token(0, *logits)) is near
+    assert is_near_tie(Request((0,), 1, SamplingConfig(1.0, top_k=1)), 0, token(0, 1.0, 1.00001, 0.0))
+    assert not is_near_tie(Request((0,), 1, SamplingConfig(1.0, top_k=1)), 0, token(0, 1.0, 1.1, 0.0))
 
 
 def test_int8_costs_less_than_half_a_percent_of_loss(trained: Model, dataset: Dataset) -> None:
@@ -207,12 +223,9 @@ def test_the_number_of_threads_changes_no_bit(threads: int, length: int) -> None
         assert one == other and (quantization or one == expected)
 
 
-def test_a_shared_beginning_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = make_engine(random_model(SHAPES["a crowded table"]), "numba", slots=3)
-    assert isinstance(engine, NumbaEngine)
-    read: list[int] = []
-    run = engine._run
-    monkeypatch.setattr(engine, "_run", lambda tokens, *rest: read.append(len(tokens)) or run(tokens, *rest))
+def test_a_shared_beginning_is_read_once() -> None:
+    model, read = random_model(SHAPES["a crowded table"]), []
+    engine = NumbaEngine(model.config, arrays_of(model), slots=3, on_pass=read.append)
     batch, beginning = BatchGenerator(engine), tuple(range(60))
     for last in (1, 2, 3):
         for _ in batch.follow([Request((*beginning, last), 1)]):

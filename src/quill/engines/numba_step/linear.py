@@ -1,9 +1,9 @@
-"""Linear maps of the compiled step, in float32 or int8, with what follows them: a bias, an addition, a non-linearity.
+"""Linear maps of the compiled step in float32 or int8, with their epilogue: bias, residual addition, activation.
 
-On the way text → tokens → model → training → generation → people nearly all the time of writing goes into these. A
-thread takes panels of 64 outputs; each panel is read once for up to six rows.
+Nearly all the time of generation is spent here. A thread takes panels of 64 outputs, and reads each panel once for up
+to six rows. All threads meet in `wait`.
 
-Reference: Goto & van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication", section 5.
+Source: Goto & van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication", section 5.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def gelu(x):
 
 @compiled
 def tile_product(rows, outputs, output_at, weights, weight_at, inputs, input_at, stride, depth):
-    """Multiply a panel by up to 6 rows of inputs."""
+    """Multiply a panel of weights by up to 6 rows of inputs, into a tile of sums."""
     row = 0
     while row < rows:
         left = rows - row
@@ -114,42 +114,46 @@ def tile_product(rows, outputs, output_at, weights, weight_at, inputs, input_at,
 
 
 @compiled
-def finish(outputs, at, sums, sums_at, bias, bias_at, mode):
-    """Put 64 sums where they belong."""
-    to, some, more = outputs[at : at + PANEL], sums[sums_at : sums_at + PANEL], bias[bias_at : bias_at + PANEL]
+def epilogue(outputs, output_at, sums, sums_at, bias, bias_at, mode):
+    """Add the bias to 64 sums, and store, add or activate the results."""
+    out = outputs[output_at : output_at + PANEL]
+    product, more = sums[sums_at : sums_at + PANEL], bias[bias_at : bias_at + PANEL]
     if mode == ADD:
         for j in range(PANEL):
-            to[j] += some[j] + more[j]
+            out[j] += product[j] + more[j]
     elif mode == GELU:
         for j in range(PANEL):
-            to[j] = gelu(some[j] + more[j])
+            out[j] = gelu(product[j] + more[j])
     elif mode == RELU:
         for j in range(PANEL):
-            to[j] = max(some[j] + more[j], np.float32(0.0))
+            out[j] = max(product[j] + more[j], np.float32(0.0))
     elif mode == RELU_SQUARED:
         for j in range(PANEL):
-            y = max(some[j] + more[j], np.float32(0.0))
-            to[j] = y * y
+            y = max(product[j] + more[j], np.float32(0.0))
+            out[j] = y * y
     else:
         for j in range(PANEL):
-            to[j] = some[j] + more[j]
+            out[j] = product[j] + more[j]
 
 
 @compiled
 def block_of(item, blocks, rows):
-    """Return what one item of a product's work is: its panel, its first row, and how many rows it has."""
+    """Return the panel, the first row and the number of rows of one item of work."""
     first = item % blocks * ROWS_AT_ONCE
     return item // blocks, first, min(ROWS_AT_ONCE, rows - first)
 
 
 @compiled
 def own_rows(thread, threads, work):
-    """Return the first of the few rows that only this thread writes, behind those that are for all."""
+    """Return the first of the FEW rows that only this thread writes, after those of all threads."""
     return len(work.code_scales) - (threads - thread) * FEW
 
 
 def linear(thread, threads, rows, matrix, layer, inputs, first_input, stride, outputs, width, mode, work):
-    """outputs = inputs · matrix + bias, this thread's panels of it; inputs are done, outputs are not waited for."""
+    """outputs = inputs · matrix + bias with an epilogue, this thread's panels of it.
+
+    The inputs must be complete; the outputs of other threads are complete after the next `wait`.
+    """
 
 
 @overload(linear, jit_options=OPTIONS)
@@ -166,12 +170,11 @@ def _linear_float32(thread, threads, rows, matrix, layer, inputs, first_input, s
     for item in range(thread * items // threads, (thread + 1) * items // threads):
         panel, first, count = block_of(item, blocks, rows)
         at = layer * matrix.panels + panel
-        place = at * matrix.depth * PANEL
-        of = (first_input + first) * stride
-        tile_product(count, work.sums, tile, matrix.values, place, inputs, of, stride, matrix.depth)
+        panel_at, input_at = at * matrix.depth * PANEL, (first_input + first) * stride
+        tile_product(count, work.sums, tile, matrix.values, panel_at, inputs, input_at, stride, matrix.depth)
         for row in range(count):
             to = (first + row) * width + panel * PANEL
-            finish(outputs, to, work.sums, tile + row * PANEL, matrix.bias, at * PANEL, mode)
+            epilogue(outputs, to, work.sums, tile + row * PANEL, matrix.bias, at * PANEL, mode)
 
 
 def _linear_int8(thread, threads, rows, matrix, layer, inputs, first_input, stride, outputs, width, mode, work):
@@ -182,11 +185,11 @@ def _linear_int8(thread, threads, rows, matrix, layer, inputs, first_input, stri
         first_code = own_rows(thread, threads, work)
         for row in range(rows):
             of, to = (first_input + row) * stride, first_code + row
-            encode(inputs, of, matrix.depth, work.codes, to * longest, work.code_scales, to)
+            quantize_row(inputs, of, matrix.depth, work.codes, to * longest, work.code_scales, to)
     else:
         for row in range(thread, rows, threads):
             of = (first_input + row) * stride
-            encode(inputs, of, matrix.depth, work.codes, row * longest, work.code_scales, row)
+            quantize_row(inputs, of, matrix.depth, work.codes, row * longest, work.code_scales, row)
         wait(work.counters, thread, threads)
     blocks = (rows + ROWS_AT_ONCE - 1) // ROWS_AT_ONCE
     items = matrix.panels * blocks
@@ -206,12 +209,12 @@ def _linear_int8(thread, threads, rows, matrix, layer, inputs, first_input, stri
             for j in range(PANEL):
                 sums[j] = np.float32(whole[j] - offset[j]) * (scale * scales[j])
             to = (first + row) * width + panel * PANEL
-            finish(outputs, to, work.sums, place, matrix.bias, columns, mode)
+            epilogue(outputs, to, work.sums, place, matrix.bias, columns, mode)
 
 
 @compiled
-def encode(inputs, at, count, codes, codes_at, scales, row):
-    """Write numbers as whole numbers from 1 to 255, which stand for -127 to 127 steps of the row's scale."""
+def quantize_row(inputs, at, count, codes, codes_at, scales, row):
+    """Write numbers as codes from 1 to 255, which are -127 to 127 steps of the row's scale."""
     numbers, codes = inputs[at : at + count], codes[codes_at : codes_at + count]
     most = np.float32(0.0)
     for i in range(count):

@@ -1,13 +1,10 @@
-"""Machine code of the compiled step: made by Numba once for a machine, stored, and read back without Numba.
+"""Machine code of the compiled step: compiled by Numba once for a machine, stored, and loaded without Numba.
 
-On the way text → tokens → model → training → generation → people this is why `quill generate` starts at once: to import
-Numba and let it look at its own parts takes most of a second, and to compile takes many; to read an object file takes
-milliseconds. It lies in the user's cache folder, under a name made of the sources, Numba and the processor, so that no
-old or foreign code is ever run.
+Importing Numba takes most of a second and compiling takes many; loading an object file takes milliseconds. The file is
+in the user's cache folder. Its name is a digest of the sources, Numba's version and the processor, so outdated or
+foreign code is never run, and a checksum excludes damaged code.
 
-Reference: llvmlite's manual, "Execution engine".
-
-Shapes: those of state.py.
+Source: llvmlite's manual, "Execution engine".
 """
 
 from __future__ import annotations
@@ -15,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.metadata import version
@@ -24,33 +20,33 @@ from pathlib import Path
 import llvmlite.binding as llvm
 import numpy as np
 
-from quill.engines.numba_step.workspace import Everything
-from quill.files import cache_folder
+from quill.engines.numba_step.workspace import KernelArgs
+from quill.files import cache_folder, write_atomically
 
-NAME = "write"
+ENTRY = "decode_steps"
 
 
 class CompiledStep:
-    """The compiled step: call it with the number of a thread and the address of a table; it frees Python's lock."""
+    """The compiled step: call it with the number of a thread and the address of its arguments. It releases the GIL."""
 
     def __init__(self, code: bytes) -> None:
-        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())  # the code lives as long as it
+        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())  # owns the code
         self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         self._engine.finalize_object()
-        # What Numba makes of a function: its result and an exception go to two places, then come the arguments.
+        # Numba's calling convention: pointers for the result and an exception, then the arguments.
         kind = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
-        self._function = kind(self._engine.get_function_address(NAME))
+        self._function = kind(self._engine.get_function_address(ENTRY))
 
-    def __call__(self, thread: int, table: int) -> None:
+    def __call__(self, thread: int, address: int) -> None:
         result, exception = ctypes.c_void_p(), ctypes.c_void_p()
-        status = self._function(ctypes.byref(result), ctypes.byref(exception), thread, table)
+        status = self._function(ctypes.byref(result), ctypes.byref(exception), thread, address)
         assert status == 0, f"the compiled step ended with status {status}, though it raises nothing"
 
 
-def table_of(arguments: tuple) -> np.ndarray:
-    """Return what `Table` reads: numbers as 64 bits, arrays as their address and lengths, in the order of fields.
+def words_of(arguments: tuple) -> np.ndarray:
+    """Return what a `StructPointer` points to: numbers as 64 bits, arrays as address and lengths, in field order.
 
-    Whoever calls keeps the arrays alive while the table is in use.
+    The caller keeps the arrays alive while the words are in use.
     """
     return np.array(list(_words(arguments)), np.int64)
 
@@ -67,23 +63,21 @@ def _words(value) -> Iterator[int]:
         yield int(np.float64(value).view(np.int64)) if isinstance(value, float) else int(value)
 
 
-def load_step(kind: str, example: Everything, on_status: Callable[[], None]) -> CompiledStep:
-    """Return the step for arguments of these types.
-
-    `kind` names the types. `on_status` is called before something takes many seconds.
-    """
+def load_step(kind: str, example: KernelArgs, before_compiling: Callable[[], None]) -> CompiledStep:
+    """Return the step for arguments of these types, which `kind` names in the cache."""
     file = code_folder() / f"{kind}.o"
     code = _read(file)
     if code is None:
-        on_status()
+        before_compiling()
         code = _compile(example)
-        _store(file, code)
+        with contextlib.suppress(OSError):  # where it cannot be stored, it is compiled again the next time
+            write_atomically(file, hashlib.sha256(code).hexdigest().encode() + b"\n" + code)
     return CompiledStep(code)
 
 
 @cache
 def code_folder() -> Path:
-    """Return the folder of machine code that these very sources give on this processor."""
+    """Return the folder of the machine code that these sources give on this processor."""
     what = [version("numba"), llvm.get_process_triple(), llvm.get_host_cpu_name(), _features()]
     sources = [source.read_bytes() for source in sorted(Path(__file__).parent.glob("*.py"))]
     digest = hashlib.sha256(b"\0".join([*(word.encode() for word in what), *sources]))
@@ -103,18 +97,6 @@ def _read(file: Path) -> bytes | None:
     return code if hashlib.sha256(code).hexdigest().encode() == digest else None
 
 
-def _store(file: Path, code: bytes) -> None:
-    """Keep code for the next time; where that cannot be, it is compiled again then."""
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(hashlib.sha256(code).hexdigest().encode() + b"\n" + code)
-        os.replace(draft, file)
-    except OSError:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-
-
 def _machine() -> llvm.TargetMachine:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
@@ -124,21 +106,21 @@ def _machine() -> llvm.TargetMachine:
     )
 
 
-def _compile(example: Everything) -> bytes:
-    """Let Numba compile the step for arguments like these, and return it as an object file."""
+def _compile(example: KernelArgs) -> bytes:
+    """Let Numba compile the step for arguments like these, and return an object file."""
     from numba import typeof, types
 
     from quill.engines.numba_step.sampling import OPTIONS, njit
-    from quill.engines.numba_step.step import write
-    from quill.engines.numba_step.struct_pointer import Table
+    from quill.engines.numba_step.step import decode_steps
+    from quill.engines.numba_step.struct_pointer import StructPointer
 
-    signature = types.void(types.int64, Table(typeof(example)))
-    compiled = njit(signature, no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(write.py_func)
+    signature = types.void(types.int64, StructPointer(typeof(example)))
+    compiled = njit(signature, no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(decode_steps.py_func)
     (text,) = compiled.inspect_llvm().values()
     module = llvm.parse_assembly(text)
     functions = [function for function in module.functions if not function.is_declaration]
-    (entry,) = [function for function in functions if "step5write" in function.name]
+    (entry,) = [function for function in functions if f"step{len(ENTRY)}{ENTRY}" in function.name]
     for function in functions:
         function.linkage = "external" if function is entry else "internal"
-    entry.name = NAME
+    entry.name = ENTRY
     return _machine().emit_object(module)

@@ -1,9 +1,8 @@
-"""A model's weights as the compiled step reads them: panels of 64 outputs, in float32 or as whole numbers of 8 bits.
+"""Packs a model's weights as the compiled step reads them: panels of 64 outputs, in float32 or int8.
 
-On the way text → tokens → model → training → generation → people this happens once, when an engine is made. A panel
-lies in memory in the order in which it is read, so that a core reads it as fast as memory gives it.
+This happens once, when an engine is made. A panel lies in memory in the order in which it is read.
 
-Reference: Goto & van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication", section 4 (packing); Dettmers
+Sources: Goto & van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication", section 4 (packing); Dettmers
 et al. 2022, "LLM.int8()", section 2.1 (a scale for each row).
 
 Shapes: L layers, N outputs, K inputs, D width.
@@ -28,12 +27,13 @@ from quill.engines.numba_step.workspace import (
     Matrix,
     Shape,
     Weights,
-    Work,
+    Workspace,
 )
 from quill.model.config import QK_GAIN, GPTConfig, ModelConfig
 from quill.model.rotary import rotary_frequencies
 
 Arrays = Mapping[str, np.ndarray]
+
 NONE = np.zeros(0, np.float32)
 
 
@@ -49,14 +49,14 @@ def pack_model(config: ModelConfig, arrays: Arrays, quantization: str | None) ->
         tables = [arrays[f"ngram_embedding.tables.{i}.weight"] for i in range(config.ngram - 1)]
         frequencies = np.array(rotary_frequencies(shape.head_size))
         angles_SE = np.arange(config.block_size)[:, None] * frequencies
-        angles = [turn(angles_SE).astype(np.float32).ravel() for turn in (np.cos, np.sin)]
+        angles = [function(angles_SE).astype(np.float32).ravel() for function in (np.cos, np.sin)]
         angles.append(frequencies)
-        positions, norms, reminders = NONE, NONE, np.array(arrays["embedding_skip"])
+        positions, norms, embedding_skip = NONE, NONE, np.array(arrays["embedding_skip"])
     else:
         names = [f"blocks.{i}.{norm}" for i in range(shape.n_layer) for norm in ("attention_norm", "feed_forward_norm")]
         zeros = np.zeros(shape.n_embd, np.float32)
         pairs = [[arrays[f"{n}.weight"], arrays.get(f"{n}.bias", zeros)] for n in (*names, "final_norm")]
-        tables, angles, reminders = [], [NONE, NONE, np.zeros(0)], NONE
+        tables, angles, embedding_skip = [], [NONE, NONE, np.zeros(0)], NONE
         positions, norms = pad(arrays["position_embedding.weight"], D), pad(np.array(pairs), D)
     ngrams = np.concatenate(tables) if tables else np.zeros((0, shape.n_embd), np.float32)
     ngram_scales = np.ones(len(ngrams), np.float32)
@@ -74,7 +74,7 @@ def pack_model(config: ModelConfig, arrays: Arrays, quantization: str | None) ->
         ngrams=pad(ngrams, D),
         ngram_scales=ngram_scales,
         ngram_rows=np.array([len(table) for table in tables], np.int64),
-        reminders=reminders,
+        embedding_skip=embedding_skip,
         cosines=angles[0],
         sines=angles[1],
         frequencies=angles[2],
@@ -82,7 +82,7 @@ def pack_model(config: ModelConfig, arrays: Arrays, quantization: str | None) ->
 
 
 def shape_of(config: ModelConfig) -> Shape:
-    """Return the sizes that the compiled step asks for."""
+    """Return the sizes that the compiled step needs."""
     classic = isinstance(config, GPTConfig)
     D, H, E = config.n_embd, config.n_head, config.n_embd // config.n_head
     K = H if classic else config.kv_heads
@@ -116,7 +116,7 @@ def stacked(arrays: Arrays, name: str, layers: int) -> tuple[np.ndarray, np.ndar
 
 
 def pack(weights_LNK: np.ndarray, bias_LN: np.ndarray | None, quantization: str | None) -> Matrix:
-    """Cut the weights of a map into panels of 64 outputs; for int8, each output has a scale of its own."""
+    """Return the weights of a map in panels of 64 outputs; in int8 each output has a scale."""
     L, N, K = weights_LNK.shape
     panels = whole_panels(N) // PANEL
     padded = np.zeros((L, panels * PANEL, K), np.float32)
@@ -137,25 +137,25 @@ def pack(weights_LNK: np.ndarray, bias_LN: np.ndarray | None, quantization: str 
 
 
 def quantize(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows as int8 codes, and for each row what one step is worth."""
+    """Return rows as int8 codes, and the value of one step for each row."""
     # d = round(w / u)  with  u = max |w| / 127
     scales = (np.abs(rows).max(-1, initial=0) / 127).astype(np.float32)
     return np.rint(rows / np.where(scales > 0, scales, 1)[..., None]).astype(np.int8), scales
 
 
-def make_work(shape: Shape, slots: int, rows: int, threads: int) -> Work:
-    """Return empty texts, and room for a step of so many rows. Memory that is never touched is never taken."""
+def make_workspace(shape: Shape, slots: int, rows: int, threads: int) -> Workspace:
+    """Return empty caches and the buffers of a step. The system allocates memory when it is first written."""
 
     def zeros(*sizes: int, dtype: type = np.float32) -> np.ndarray:
         return np.zeros(math.prod(sizes), dtype)
 
     counters = np.zeros((threads + 1, 8), np.int64)
     counters[1:, PATIENCE] = MOST_SPINS
-    texts = slots * shape.n_layer * shape.n_kv_head * shape.capacity
+    caches = slots * shape.n_layer * shape.n_kv_head * shape.capacity
     tile = ROWS_AT_ONCE * PANEL
-    return Work(
-        keys=zeros(texts, shape.head_size),
-        values=zeros(texts, whole_panels(shape.head_size)),
+    return Workspace(
+        keys=zeros(caches, shape.head_size),
+        values=zeros(caches, whole_panels(shape.head_size)),
         history=zeros(slots, shape.capacity, dtype=np.int64),
         tokens=zeros(rows, dtype=np.int64),
         slots=zeros(rows, dtype=np.int64),
@@ -180,7 +180,7 @@ def make_work(shape: Shape, slots: int, rows: int, threads: int) -> Work:
 
 
 def pad(rows: np.ndarray, width: int) -> np.ndarray:
-    """Lengthen rows with zeros, and lay them end to end."""
+    """Pad rows with zeros to a width, and return them as one flat array."""
     padded = np.zeros((*rows.shape[:-1], width), rows.dtype)
     padded[..., : rows.shape[-1]] = rows
     return padded.ravel()

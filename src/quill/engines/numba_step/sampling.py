@@ -1,9 +1,8 @@
-"""sampling.py once more, for one row and compiled by Numba: from scores to the next token, inside the step.
+"""From the logits of one row to its next token, compiled by Numba: engines/sampling.py in loops.
 
-On the way text → tokens → model → training → generation → people this is the last thing that happens to a row before
-its token is known. A test compares it with the tensors of `sampling.py`.
+A test compares the two.
 
-Reference: Holtzman et al., "The Curious Case of Neural Text Degeneration" (2020), arXiv:1904.09751.
+Source: Holtzman et al., "The Curious Case of Neural Text Degeneration" (2020), arXiv:1904.09751.
 
 Shapes: B slots, V vocabulary.
 """
@@ -17,8 +16,8 @@ import numpy as np
 
 from quill.engines.numba_step.simd import power_of_two
 
-# Without Numba's reference counts: nothing here makes or keeps an array.
-njit: Any = numba.njit  # its annotations know fewer options than it takes
+# Without Numba's reference counts: compiled functions neither create nor keep arrays.
+njit: Any = numba.njit  # its annotations lack some options
 OPTIONS: Any = {"nogil": True, "error_model": "numpy", "_nrt": False}
 compiled = njit(**OPTIONS)
 arithmetic = njit(fastmath={"contract"}, **OPTIONS)  # a product and a sum may be rounded once, together
@@ -39,8 +38,8 @@ def exponential(x):
 
 
 @compiled
-def adjust(scores, slot, sampler):
-    """Apply biases and penalties to the scores of a text."""
+def apply_penalties(scores, slot, sampler):
+    """Apply biases and penalties to the logits of a row."""
     repetition = sampler.repetition_B[slot]
     bias_V, seen_V, counts_V = sampler.bias_BV[slot], sampler.seen_BV[slot], sampler.counts_BV[slot]
     for i in range(len(scores)):
@@ -54,7 +53,7 @@ def adjust(scores, slot, sampler):
 
 @compiled
 def nucleus(ordered, first, top_p):
-    """Return the lowest score of the nucleus; `ordered` rises, and what stands before `first` does not count."""
+    """Return the lowest logit of the nucleus; `ordered` ascends, and numbers before `first` were removed."""
     last = len(ordered) - 1
     whole = 0.0
     for i in range(first, last + 1):
@@ -68,13 +67,13 @@ def nucleus(ordered, first, top_p):
 
 @compiled
 def sort(values):
-    """Put numbers in rising order where they stand (heapsort: Williams 1964, "Algorithm 232")."""
+    """Sort numbers in place in ascending order (heapsort: Williams 1964, "Algorithm 232")."""
     end = len(values)
     start = end // 2
     while end > 1:
-        if start > 0:  # make a heap
+        if start > 0:  # build the heap
             start -= 1
-        else:  # its largest goes behind it
+        else:  # move its largest number behind it
             end -= 1
             values[0], values[end] = values[end], values[0]
         parent, child = start, 2 * start + 1
@@ -89,12 +88,12 @@ def sort(values):
 
 @compiled
 def choose(logits, slot, uniform, sampler, scores, ordered):
-    """Return the next token of a text; `scores` and `ordered` are room for as many numbers."""
+    """Return the next token of a row; `scores` and `ordered` are buffers of as many numbers."""
     V = len(logits)
     for i in range(V):
         scores[i] = logits[i]
     if not sampler.plain_B[slot]:
-        adjust(scores, slot, sampler)
+        apply_penalties(scores, slot, sampler)
     best = 0
     for i in range(V):
         if scores[i] > scores[best]:
@@ -112,7 +111,7 @@ def choose(logits, slot, uniform, sampler, scores, ordered):
             ordered[i] = scores[i]
         sort(ordered)
         while first > 0 and ordered[first - 1] == ordered[first]:
-            first -= 1  # what ties with the last one kept is kept
+            first -= 1  # ties with the last one kept are kept
         lowest = max(lowest, ordered[first])
         if sampler.top_p_B[slot] < 1:
             lowest = max(lowest, nucleus(ordered, first, sampler.top_p_B[slot]))

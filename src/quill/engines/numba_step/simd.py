@@ -1,10 +1,10 @@
-"""What Numba cannot say in Python: vectors of 16 numbers, and threads that wait for each other.
+"""What Numba cannot express in Python: vectors of 16 numbers, and threads that wait for each other.
 
-Every function here is a few lines of LLVM's language, for whatever processor there is: LLVM splits the vectors where
-they are too long for it. The order of additions is written down, never left to a compiler, so a number does not depend
-on how many texts are computed beside it.
+Every function here generates a few lines of LLVM's intermediate language. LLVM splits the vectors where a processor has
+shorter ones. The order of additions is fixed here, so a result does not depend on how many rows are computed.
 
-Reference: LLVM Language Reference Manual, sections "Vector Type", "llvm.fma" and "Atomic Memory Ordering Constraints".
+Sources: LLVM Language Reference Manual, sections "Vector Type", "llvm.fma" and "Atomic Memory Ordering Constraints";
+futex(2).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FUTEX_WAIT, FUTEX_WAKE = 128, 129  # FUTEX_PRIVATE_FLAG included: the threads of
 
 
 def intrinsic(function: Callable[..., Any]) -> Any:
-    """Make a function of compiled code from one that writes LLVM's language; it is called without `typing`."""
+    """Return a function for compiled code from one that generates LLVM code; callers leave out `typing`."""
     return numba_intrinsic(function)
 
 
@@ -84,7 +84,7 @@ def _add_dot4(builder, total, codes, weights):
 
 
 def _product(rows):
-    """Make the product of a panel of weights with this many rows of inputs."""
+    """Return the product of a panel of weights with this many rows of inputs."""
 
     @intrinsic
     def product(typing, outputs, output_at, weights, weight_at, inputs, input_at, stride, depth):
@@ -138,12 +138,12 @@ def _reduction(kind):
             data = _data(context, builder, signature, arguments, 0)
             at, count = arguments[1:]
             vector = ir.VectorType(F32, LANES)
-            start = float("-inf") if kind == "largest" else 0.0
+            start = float("-inf") if kind == "maximum" else 0.0
             state = cgutils.alloca_once_value(builder, ir.Constant(vector, [start] * LANES))
             rounds = builder.sdiv(count, I64(LANES))
 
             def join(old, new):
-                if kind == "largest":
+                if kind == "maximum":
                     return builder.select(builder.fcmp_ordered(">", new, old), new, old)
                 return builder.fadd(old, new)
 
@@ -164,12 +164,12 @@ def _reduction(kind):
     return reduce
 
 
-total, total_of_squares, largest = map(_reduction, ("total", "squares", "largest"))
+total, total_of_squares, maximum = map(_reduction, ("total", "squares", "maximum"))
 
 
 @intrinsic
 def power_of_two(typing, exponent):
-    """2 to a whole number from -126 to 127, which is given as float32."""
+    """Return 2 to the power of a whole number from -126 to 127, which is given as float32."""
 
     def generate(context, builder, signature, arguments):
         whole = builder.fptosi(arguments[0], I32)

@@ -1,20 +1,19 @@
-"""One step of a GPT for a CPU, compiled by Numba: from some tokens of some texts to the scores of their successors.
+"""One step of a GPT on a CPU, compiled by Numba: token ids of a batch of rows in, next-token logits out.
 
-On the way text → tokens → model → training → generation → people this is the inside of the quickest CPU engine. It is
-model/gpt.py and model/modern.py once more, in loops instead of tensors, and a test proves them equal. A prompt is read
-as many rows of one text, a batch as one row of many texts: both are this same step, and what a row gives does not
-depend on the rows beside it, because each number is added up in an order of its own.
+It is model/gpt.py and model/modern.py in loops instead of tensors, and tests prove them equal. A prompt is read as many
+rows of one sequence, a batch as one row of many sequences; both are this step. The result of a row does not depend on
+the other rows, because each number is summed in a fixed order.
 
-All threads run every function here together. Each does its share of the work between two calls of `wait`.
+All threads call every function of this file together. Each computes its share between two calls of `wait`.
 
-Reference: Pope et al. 2022, "Efficiently Scaling Transformer Inference", section 2. How it is made fast: docs/speed.md.
+Source: Pope et al. 2022, "Efficiently Scaling Transformer Inference", section 2. How it is made fast: docs/speed.md.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from quill.engines.numba_step.layers import attend, embed, normalize, remember, remind
+from quill.engines.numba_step.layers import add_embedding_skip, attend_tile, embed, normalize_row, write_kv
 from quill.engines.numba_step.linear import linear, own_rows, wait
 from quill.engines.numba_step.sampling import choose, compiled
 from quill.engines.numba_step.workspace import ADD, FEW, ROWS_AT_ONCE, STORE
@@ -22,9 +21,9 @@ from quill.engines.numba_step.workspace import ADD, FEW, ROWS_AT_ONCE, STORE
 
 @compiled
 def forward(thread, threads, rows, kept, shape, weights, work):
-    """Read `rows` tokens, and leave the logits of the rows whose numbers are in `kept`, in that order, in `logits`."""
+    """Read `rows` tokens, and write the logits of the rows in `kept`, in this order, to `work.logits`."""
     width, counters = shape.width, work.counters
-    apart = len(kept) == rows  # whether each row is of another text, so that none looks at what another brings
+    apart = len(kept) == rows  # whether each row is of another sequence, so that none attends to another
     for row in range(1, rows):
         apart = apart and work.slots[row] != work.slots[row - 1]
     for row in range(thread, rows, threads):
@@ -33,25 +32,25 @@ def forward(thread, threads, rows, kept, shape, weights, work):
     for layer in range(shape.n_layer):
         if shape.modern:
             for row in range(thread, rows, threads):
-                remind(shape, weights, work, layer, row)
+                add_embedding_skip(shape, weights, work, layer, row)
             wait(counters, thread, threads)
-        first = prepare(thread, threads, rows, shape, weights, work, 2 * layer)
+        first = normalize_rows(thread, threads, rows, shape, weights, work, 2 * layer)
         matrix, inputs = weights.query_key_value, work.normed
         linear(thread, threads, rows, matrix, layer, inputs, first, width, work.projected, shape.projected, STORE, work)
         wait(counters, thread, threads)
-        rows = look(thread, threads, rows, kept, apart, layer, shape, work)
+        rows = attention(thread, threads, rows, kept, apart, layer, shape, work)
         wait(counters, thread, threads)
         matrix = weights.attention_output
         linear(thread, threads, rows, matrix, layer, work.heads, 0, width, work.stream, width, ADD, work)
         wait(counters, thread, threads)
-        first = prepare(thread, threads, rows, shape, weights, work, 2 * layer + 1)
-        matrix, mode = weights.feed_forward_hidden, shape.activation
-        linear(thread, threads, rows, matrix, layer, inputs, first, width, work.hidden, shape.hidden, mode, work)
+        first = normalize_rows(thread, threads, rows, shape, weights, work, 2 * layer + 1)
+        matrix, epilogue = weights.feed_forward_hidden, shape.activation
+        linear(thread, threads, rows, matrix, layer, inputs, first, width, work.hidden, shape.hidden, epilogue, work)
         wait(counters, thread, threads)
         matrix = weights.feed_forward_output
         linear(thread, threads, rows, matrix, layer, work.hidden, 0, shape.hidden, work.stream, width, ADD, work)
         wait(counters, thread, threads)
-    first = prepare(thread, threads, rows, shape, weights, work, 2 * shape.n_layer)
+    first = normalize_rows(thread, threads, rows, shape, weights, work, 2 * shape.n_layer)
     linear(thread, threads, rows, weights.head, 0, work.normed, first, width, work.logits, shape.scores, STORE, work)
     wait(counters, thread, threads)
     if shape.softcap > 0:
@@ -63,43 +62,43 @@ def forward(thread, threads, rows, kept, shape, weights, work):
 
 
 @compiled
-def prepare(thread, threads, rows, shape, weights, work, norm):
-    """Normalise all rows for the map that comes next, and return the first row of `normed` that holds them.
+def normalize_rows(thread, threads, rows, shape, weights, work, norm):
+    """Normalise all rows for the linear map that follows, and return the first row of `normed` that has them.
 
-    Of few rows each thread makes its own: to wait for another would take longer.
+    Each thread normalises few rows for itself: waiting for another thread would take longer.
     """
     width = shape.width
     if rows <= FEW:
         first = own_rows(thread, threads, work)
         for row in range(rows):
-            normalize(shape, weights, norm, work.stream, row * width, work.normed, (first + row) * width)
+            normalize_row(shape, weights, norm, work.stream, row * width, work.normed, (first + row) * width)
         return first
     for row in range(thread, rows, threads):
-        normalize(shape, weights, norm, work.stream, row * width, work.normed, row * width)
+        normalize_row(shape, weights, norm, work.stream, row * width, work.normed, row * width)
     wait(work.counters, thread, threads)
     return 0
 
 
 @compiled
-def look(thread, threads, rows, kept, apart, layer, shape, work):
-    """Let all rows attend to the texts before them, and return how many rows go on: after the last layer those kept."""
+def attention(thread, threads, rows, kept, apart, layer, shape, work):
+    """Let all rows attend to their sequences; return the number of rows that go on: after the last layer those kept."""
     group = shape.n_head // shape.n_kv_head
     items = rows * shape.n_kv_head
     for item in range(thread, items, threads):
         row, head = item // shape.n_kv_head, item % shape.n_kv_head
-        remember(shape, work, layer, row, head)
+        write_kv(shape, work, layer, row, head)
         if apart:
             for query in range(head * group, (head + 1) * group):
-                attend(shape, work, thread, layer, row, 1, query)
+                attend_tile(shape, work, thread, layer, row, 1, query)
     if apart:
         return rows
     wait(work.counters, thread, threads)
-    if layer == shape.n_layer - 1 and len(kept) < rows:  # nobody asks what the other rows would say
+    if layer == shape.n_layer - 1 and len(kept) < rows:  # the other rows' logits are not wanted
         if thread == 0:
-            keep(shape, work, kept)
+            gather_rows(shape, work, kept)
         rows = len(kept)
         wait(work.counters, thread, threads)
-    # Blocks in turn, because later rows look at more: equal parts of the rows would not be equal work.
+    # Tiles are dealt out in turn: later rows attend to more tokens, so equal ranges of rows would not be equal work.
     item = first = 0
     while first < rows:
         count = 1
@@ -107,15 +106,15 @@ def look(thread, threads, rows, kept, apart, layer, shape, work):
             count += 1
         for head in range(shape.n_head):
             if item % threads == thread:
-                attend(shape, work, thread, layer, first, count, head)
+                attend_tile(shape, work, thread, layer, first, count, head)
             item += 1
         first += count
     return rows
 
 
 @compiled
-def keep(shape, work, kept):
-    """Move the rows that are wanted to the front."""
+def gather_rows(shape, work, kept):
+    """Move the rows in `kept` to the front."""
     for to in range(len(kept)):
         row = kept[to]
         work.slots[to], work.positions[to] = work.slots[row], work.positions[row]
@@ -126,13 +125,13 @@ def keep(shape, work, kept):
 
 
 @compiled
-def write(thread, everything):
-    """Read rows and choose the successors of those that are kept; then go on with these, as `Call` says.
+def decode_steps(thread, arguments):
+    """Read rows and choose the successors of those that are kept, then repeat with these, as `Call` says.
 
     Every thread calls this with its number.
     """
-    call, shape, weights = everything.call, everything.shape, everything.weights
-    work, sampler = everything.work, everything.sampler
+    call, shape, weights = arguments.call, arguments.shape, arguments.weights
+    work, sampler = arguments.work, arguments.sampler
     threads, rows, kept, V = call.threads, call.rows, call.kept, shape.vocab_size
     for step in range(call.steps):
         forward(thread, threads, rows, kept, shape, weights, work)

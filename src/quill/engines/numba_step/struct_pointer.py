@@ -1,10 +1,10 @@
-"""Everything that the compiled step is given, seen by Numba: one pointer to a table of numbers and addresses.
+"""A named tuple as one pointer, for Numba: the arguments of the compiled step.
 
-Named tuples of `state.py` hold some four hundred numbers for a model. Given by value, each function that passes them on
-must be compiled with all of them. Here a function gets a pointer, and `work.keys` reads what it needs from the table
-that `code.table_of` filled.
+The named tuples of `workspace.py` have about four hundred numbers and addresses for a model. Passed by value, each
+function would be compiled with all of them as arguments. Here a function gets a pointer, and `work.keys` loads its
+field from the words that `object_cache.words_of` wrote.
 
-Reference: Numba's manual, "Low-level extension API".
+Source: Numba's manual, "Low-level extension API".
 """
 
 from __future__ import annotations
@@ -21,52 +21,52 @@ from numba.np.arrayobj import populate_array
 I64 = ir.IntType(64)
 
 
-class Table(types.Type):
-    """A pointer to where the fields of a named tuple begin."""
+class StructPointer(types.Type):
+    """A pointer to the first field of a named tuple."""
 
     def __init__(self, fields) -> None:
         self.fields = fields
-        # Every compiled function carries the names of its types, which would be thousands of letters.
-        super().__init__(name=f"Table_{sha256(str(fields).encode()).hexdigest()[:8]}")
+        # The name of a compiled function contains the names of its types, which would be thousands of letters.
+        super().__init__(name=f"StructPointer_{sha256(str(fields).encode()).hexdigest()[:8]}")
 
 
-@register_model(Table)
-class TableModel(models.PrimitiveModel):
-    """In memory it is a pointer to numbers of 64 bits."""
+@register_model(StructPointer)
+class StructPointerModel(models.PrimitiveModel):
+    """In memory it is a pointer to words of 64 bits."""
 
-    def __init__(self, manager, table) -> None:
-        super().__init__(manager, table, I64.as_pointer())
+    def __init__(self, manager, struct) -> None:
+        super().__init__(manager, struct, I64.as_pointer())
 
 
 @infer_getattr
-class TableAttributes(AttributeTemplate):
-    """The fields of the named tuple are its attributes; one that is a named tuple itself is a table again."""
+class StructAttributes(AttributeTemplate):
+    """The fields of the named tuple are its attributes; a field that is a named tuple is a pointer again."""
 
-    key = Table
+    key = StructPointer
 
-    def generic_resolve(self, table, name):
-        fields = table.fields
+    def generic_resolve(self, struct, name):
+        fields = struct.fields
         if name not in fields.fields:
             return None
         kind = fields.types[fields.fields.index(name)]
-        return Table(kind) if isinstance(kind, types.BaseNamedTuple) else kind
+        return StructPointer(kind) if isinstance(kind, types.BaseNamedTuple) else kind
 
 
-@lower_getattr_generic(Table)
-def read_field(context, builder, table, pointer, name):
-    """Write the code that reads one field."""
-    index = table.fields.fields.index(name)
-    kind = table.fields.types[index]
-    place = sum(words(before) for before in table.fields.types[:index])
+@lower_getattr_generic(StructPointer)
+def load_field(context, builder, struct, pointer, name):
+    """Generate the code that loads one field."""
+    index = struct.fields.fields.index(name)
+    kind = struct.fields.types[index]
+    first = sum(words(before) for before in struct.fields.types[:index])
     never_changes = builder.module.add_metadata([])
 
     def word(number):
-        loaded = builder.load(builder.gep(pointer, [I64(place + number)]))
-        loaded.set_metadata("invariant.load", never_changes)  # so it may be read once, before a loop
+        loaded = builder.load(builder.gep(pointer, [I64(first + number)]))
+        loaded.set_metadata("invariant.load", never_changes)  # so it may be loaded once, before a loop
         return loaded
 
     if isinstance(kind, types.BaseNamedTuple):
-        return builder.gep(pointer, [I64(place)])
+        return builder.gep(pointer, [I64(first)])
     if not isinstance(kind, types.Array):
         wanted = context.get_value_type(kind)
         if kind == types.boolean:
@@ -84,7 +84,7 @@ def read_field(context, builder, table, pointer, name):
 
 
 def words(kind: Any) -> int:
-    """Return how many numbers of the table a field takes: an array has its address and its lengths."""
+    """Return how many words a field takes: an array is its address and its lengths."""
     if isinstance(kind, types.Array):
         return 1 + kind.ndim
     fields = getattr(kind, "types", None)

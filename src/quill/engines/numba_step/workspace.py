@@ -1,11 +1,10 @@
-"""What the compiled step reads and writes: sizes, weights and room for all that comes between, as plain arrays.
+"""The arguments of the compiled step: sizes, weights, buffers and the state of all sequences, as plain arrays.
 
-On the way text → tokens → model → training → generation → people this is the data of the quickest CPU engine. Arrays
-are flat; widths are rounded up to whole panels of 64, and what is beyond the end of a row is always 0.
+Arrays are flat. Rows are padded to whole panels of 64 numbers, and the padding is always 0.
 
-Reference: Goto & van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication", section 4, for panels.
+Source: Goto & van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication", section 4, for panels.
 
-Shapes: R rows    D width    E size of a head    K heads of keys and values    S tokens    V vocabulary    L layers.
+Shapes: R rows    D width    E head size    K heads of keys and values    S cached tokens    V vocabulary    L layers.
 """
 
 from __future__ import annotations
@@ -15,21 +14,21 @@ from typing import NamedTuple
 import numpy as np
 
 LANES = 16  # numbers in a vector
-PANEL = 64  # outputs that are computed side by side: four vectors
+PANEL = 64  # outputs that are computed together: four vectors
 ROWS_AT_ONCE = 6  # rows that share each weight they load: 24 sums and 4 weights fit the 32 registers of AVX-512
-FEW = 2  # rows that each thread prepares for itself
+FEW = 2  # up to so many rows, each thread normalises all of them for itself
 ARRIVED, SLEEPING = 0, 1  # counters of all threads
-PATIENCE, SLEEPS = 1, 2  # counters of one thread, behind how often it has waited: its longest spin, how often it slept
-LEAST_SPINS, MOST_SPINS = 60, 4000  # the longest takes some 100 microseconds
-STORE, ADD, GELU, RELU, RELU_SQUARED = range(5)  # what becomes of a product
+PATIENCE, SLEEPS = 1, 2  # counters of one thread, after its number of waits: its longest spin, how often it slept
+LEAST_SPINS, MOST_SPINS = 60, 4000  # the longest spin takes some 100 microseconds
+STORE, ADD, GELU, RELU, RELU_SQUARED = range(5)  # epilogues of a product
 
 
 class Matrix(NamedTuple):
-    """One linear map of every layer, cut into panels of 64 outputs: values[layer][panel][input][output]."""
+    """One linear map of every layer in panels of 64 outputs: values[layer][panel][input][output]."""
 
     values: np.ndarray  # float32; or int8 in groups of four inputs: values[layer][panel][group][output][4]
-    scales: np.ndarray  # float32, one an output: what one step of int8 is worth
-    sums: np.ndarray  # int32, one an output: 128 times the sum of its codes, because codes of inputs begin at -128
+    scales: np.ndarray  # float32, one an output: the value of one step of int8
+    sums: np.ndarray  # int32, one an output: 128 times the sum of its codes, because codes of inputs are offset by 128
     bias: np.ndarray  # float32, one an output
     depth: int  # inputs
     panels: int
@@ -49,60 +48,60 @@ class Shape(NamedTuple):
     epsilon: float
     scale: float  # of the products of queries and keys
     softcap: float
-    width: int  # of a row of the residual stream, in whole panels
-    projected: int  # of a row of queries, keys and values
-    hidden: int
-    scores: int  # of a row of logits
-    context: int  # places of a text
-    window: int  # the last of these places, which are a ring once all are full; 0 where positions cannot roll
-    capacity: int  # room for the places, in whole panels
+    width: int  # of a row of the residual stream, padded
+    projected: int  # of a row of queries, keys and values, padded
+    hidden: int  # padded
+    scores: int  # of a row of logits, padded
+    context: int  # tokens in the cache of a sequence
+    window: int  # the last of its entries, which are a ring once all are used; 0 where positions cannot roll
+    capacity: int  # room for its entries, padded
 
 
 class Weights(NamedTuple):
-    """All that was learnt."""
+    """The weights of a model."""
 
     token_embedding: np.ndarray  # V width
-    position_embedding: np.ndarray  # S width; none in a modern model
-    norms: np.ndarray  # 2 L + 1, weight and bias, width; none in a modern model
+    position_embedding: np.ndarray  # S width; empty in a modern model
+    norms: np.ndarray  # 2 L + 1, weight and bias, width; empty in a modern model
     query_key_value: Matrix
     attention_output: Matrix
     feed_forward_hidden: Matrix
     feed_forward_output: Matrix
     head: Matrix
     ngrams: np.ndarray  # all rows of all tables, width; float32 or int8
-    ngram_scales: np.ndarray  # what one step of each row is worth; 1 for float32
-    ngram_rows: np.ndarray  # how many each table has
-    reminders: np.ndarray  # L
+    ngram_scales: np.ndarray  # one a row: the value of one step of int8; 1 for float32
+    ngram_rows: np.ndarray  # the number of rows of each table
+    embedding_skip: np.ndarray  # L
     cosines: np.ndarray  # S E/2
     sines: np.ndarray
     frequencies: np.ndarray  # E/2, float64: radians a token, for positions beyond these tables
 
 
-class Work(NamedTuple):
-    """What a step writes: the state of all texts, and room for what comes between."""
+class Workspace(NamedTuple):
+    """What a step writes: the state of all sequences, and buffers."""
 
     keys: np.ndarray  # slot L K panel-of-S E 64
     values: np.ndarray  # slot L K panel-of-E S 64
-    history: np.ndarray  # slot S: the tokens that are held
+    history: np.ndarray  # slot S: the cached tokens
     tokens: np.ndarray  # R
     slots: np.ndarray  # R
-    positions: np.ndarray  # R: in the text; how many tokens come before
+    positions: np.ndarray  # R: the number of tokens before it in its sequence
     cosines: np.ndarray  # R E/2: of these positions
     sines: np.ndarray
     stream: np.ndarray  # R width: the residual stream
-    start: np.ndarray  # R width: what it began with
-    normed: np.ndarray  # R width, and then FEW rows for each thread
+    start: np.ndarray  # R width: the residual stream before the first layer
+    normed: np.ndarray  # R width, then FEW rows for each thread
     projected: np.ndarray  # R queries, keys, values
-    heads: np.ndarray  # R width
+    heads: np.ndarray  # R width: outputs of attention
     hidden: np.ndarray  # R hidden
     logits: np.ndarray  # R scores
-    scratch: np.ndarray  # thread, twice, scores
-    codes: np.ndarray  # as many, uint8: inputs of an int8 product
-    code_scales: np.ndarray  # as many
-    sums: np.ndarray  # thread: a tile of float32 sums
-    whole_sums: np.ndarray  # thread: a tile of int32 sums
-    attention: np.ndarray  # thread: the shares of a tile of rows, S each
-    counters: np.ndarray  # a cache line of 8 for all threads, and then one for each
+    scratch: np.ndarray  # two rows of logits for each thread
+    codes: np.ndarray  # uint8: inputs of an int8 product, rows as in `normed`
+    code_scales: np.ndarray  # one a row of `codes`
+    sums: np.ndarray  # a tile of float32 sums for each thread
+    whole_sums: np.ndarray  # a tile of int32 sums for each thread
+    attention: np.ndarray  # attention weights of a tile of rows for each thread, S each
+    counters: np.ndarray  # a cache line of 8 for all threads, then one for each thread
 
 
 class Sampler(NamedTuple):
@@ -118,11 +117,11 @@ class Sampler(NamedTuple):
     plain_B: np.ndarray  # neither biases nor penalties
     bias_BV: np.ndarray
     seen_BV: np.ndarray  # tokens of the prompt
-    counts_BV: np.ndarray  # how often each was written
+    counts_BV: np.ndarray  # how often each token was generated
 
 
 class Call(NamedTuple):
-    """What is asked for: read `rows` tokens, choose successors of those in `kept`, and go on with these."""
+    """One call: read `rows` tokens, choose the successors of those in `kept`, and repeat with the chosen tokens."""
 
     threads: int
     steps: int
@@ -133,11 +132,11 @@ class Call(NamedTuple):
     logits_TBV: np.ndarray
 
 
-class Everything(NamedTuple):
-    """All that the compiled step is given."""
+class KernelArgs(NamedTuple):
+    """All arguments of the compiled step."""
 
     call: Call
     shape: Shape
     weights: Weights
-    work: Work
+    work: Workspace
     sampler: Sampler
