@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import re
 import subprocess
 import sys
 import textwrap
@@ -21,6 +23,7 @@ from quill.runs import session
 from quill.runs.replacing import ASIDE
 from quill.runs.settings import RunSettings, default_settings, resolve_settings
 from quill.tracking.jsonl import read_events
+from quill.training.config import TrainConfig
 
 start: Any = quill.run
 TINY: dict[str, Any] = {
@@ -329,3 +332,26 @@ def test_measuring_the_machine_writes_nothing_into_the_current_folder(here, monk
     assert {p.name for p in here.iterdir()} == {"my.txt", "data", "out"}
     with lock_run(here / "out"):
         pass
+
+
+def test_a_message_about_a_folder_without_a_run_names_the_runs_that_are_there(here):  # U7
+    with pytest.raises(CheckpointError, match="--config=laptop"):
+        start(resume=True, progress=False)
+    start(dataset="my.txt", **(TINY | {"out_dir": "out-mine"}))
+    with pytest.raises(CheckpointError, match=r"out holds no run.*--resume=True --out_dir=out-mine"):
+        start(resume=True, progress=False)
+
+
+def test_every_setting_is_read_somewhere():  # D3
+    sources = {
+        file: file.read_text(encoding="utf-8")
+        for file in Path(quill.__file__).parent.rglob("*.py")
+        if file.name not in ("config.py", "settings.py")
+    }
+    fields = {field.name for config in (TrainConfig, RunSettings) for field in dataclasses.fields(config)}
+    unread = {
+        name
+        for name in fields
+        if not any(re.search(rf"(\.{name}\b|\[\"{name}\"\])", source) for source in sources.values())
+    }
+    assert not unread

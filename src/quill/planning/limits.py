@@ -15,7 +15,7 @@ from quill.model.config import ModelConfig, ModernConfig
 from quill.model.shapes import weight_shapes
 from quill.planning.memory_budget import memory_limit
 from quill.planning.planned_run import PlannedRun
-from quill.training.config import tokens_per_step
+from quill.training.config import TrainConfig, tokens_per_step
 from quill.units import format_bytes, format_duration
 
 LONGEST_STEP = 3600.0  # seconds
@@ -53,6 +53,16 @@ def warn_of_long_run(run: PlannedRun) -> str | None:
     return (
         f"this will take about {format_duration(seconds)} on this CPU: --minutes=5 trains as well as it can in five "
         f"minutes, and --config=laptop is a small model"
+    )
+
+
+def warn_of_long_warmup(config: TrainConfig) -> str | None:
+    """Return a warning if the run ends before its warm-up does, else None."""
+    if config.warmup_iters < config.max_iters:
+        return None
+    return (
+        f"warmup_iters={config.warmup_iters} is not shorter than the run (max_iters={config.max_iters}): the learning "
+        f"rate never reaches {config.learning_rate:g}; choose a smaller --warmup_iters"
     )
 
 

@@ -73,7 +73,7 @@ def train_with(
     time.monotonic) the run is stopped. `plan` is that of `train()`. `mark` is a comment that begins config.yaml. A
     folder in which another process trains is a ConfigError.
     """
-    from quill.planning.limits import check_size, warn_of_long_run
+    from quill.planning.limits import check_size, warn_of_long_run, warn_of_long_warmup
     from quill.planning.out_of_memory import explaining_out_of_memory, foresee_out_of_memory
     from quill.planning.planned_run import PlannedRun
     from quill.tracking.tensorboard import TensorBoard
@@ -99,7 +99,7 @@ def train_with(
             configure = lambda steps: write_config(out_dir, settings | {"max_iters": steps}, mark)  # noqa: E731
             report = Reporter(trackers, configure, dataset.note, deadline)
             observers.attach(report)
-            cautions = [warn_of_long_run(planned) if plan is None else None]
+            cautions = [warn_of_long_run(planned) if plan is None else None, warn_of_long_warmup(config)]
             cautions += [foresee_out_of_memory(planned) if context.device.type == "cpu" else None]
             for message in filter(None, cautions):
                 observers.warn(message)
