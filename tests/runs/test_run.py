@@ -334,14 +334,6 @@ def test_measuring_the_machine_writes_nothing_into_the_current_folder(here, monk
         pass
 
 
-def test_a_message_about_a_folder_without_a_run_names_the_runs_that_are_there(here):  # U7
-    with pytest.raises(CheckpointError, match="--config=laptop"):
-        start(resume=True, progress=False)
-    start(dataset="my.txt", **(TINY | {"out_dir": "out-mine"}))
-    with pytest.raises(CheckpointError, match=r"out holds no run.*--resume=True --out_dir=out-mine"):
-        start(resume=True, progress=False)
-
-
 def test_every_setting_is_read_somewhere():  # D3
     sources = {
         file: file.read_text(encoding="utf-8")

@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     from quill.training.loop import TrainResult
 
 
-def open_text(settings: Settings, text: str | None, observers: Observers, resume: bool = False) -> Dataset:
+def open_text(
+    settings: Settings, text: str | None, observers: Observers, *, resume: bool = False, named: bool = True
+) -> Dataset:
     """Return the tokens to train on, preparing them where they are missing.
+
+    The text of a run that is resumed is looked for in several places, unless it was `named` by the caller.
 
     A device that is not there is found first, because preparing a long text takes a while.
     """
@@ -36,7 +40,7 @@ def open_text(settings: Settings, text: str | None, observers: Observers, resume
     tokenizer = tokenizer_for(settings, text, resume)
     if text is not None:
         return prepare_dataset(text=text, tokenizer=tokenizer, data_dir=run.data_dir, on_progress=observers.preparing)
-    if resume:
+    if resume and not named:
         sha256 = text_sha256_of(out_dir)
         return open_run_text(out_dir, run.dataset, tokenizer, run.data_dir, sha256, observers.preparing)
     return prepare_dataset(run.dataset, tokenizer=tokenizer, data_dir=run.data_dir, on_progress=observers.preparing)

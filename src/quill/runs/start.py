@@ -112,7 +112,8 @@ def run(
         chosen = resolve_settings(with_shape(check_settings(settings)), file, source=source)
         require_free_folder(chosen, chosen, overwrite)
     keep_freed_memory()
-    dataset = open_text(chosen, text, observers, resume=bool(resume))
+    named = "dataset" in settings
+    dataset = open_text(chosen, text, observers, resume=bool(resume), named=named)
     if text is not None:
         chosen = chosen | {"dataset": dataset.name}  # the folder of its prepared tokens
     dataset.require_window(int(chosen["block_size"]))
