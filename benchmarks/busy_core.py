@@ -40,7 +40,7 @@ def main() -> int:
     contestants: dict[str, tuple[str, dict[str, str]]] = {}
     for size in SIZES:
         contestants |= {f"generation, {size}, {how}": (f"generate/{size}/{how}", {}) for how in ("one", "all", "auto")}
-    training = {"one": {"OMP_NUM_THREADS": "1"}, "all": {"GOMP_SPINCOUNT": "1000"}, "spin": {"GOMP_SPINCOUNT": ""}}
+    training = {"one": {"OMP_NUM_THREADS": "1"}, "all": {"GOMP_SPINCOUNT": "4000"}, "spin": {"GOMP_SPINCOUNT": ""}}
     training["passive"] = {"OMP_WAIT_POLICY": "PASSIVE"}
     contestants |= {f"training, small, {how}": (f"train/small/{how}", env) for how, env in training.items()}
     results = {}

@@ -216,7 +216,7 @@ print(os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules)
 
 @pytest.mark.parametrize(
     ("variables", "expected"),
-    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+    [({}, "4000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
 )
 def test_a_command_lets_threads_sleep_that_wait_for_long(variables: dict[str, str], expected: str) -> None:  # T5
     known = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")

@@ -38,7 +38,7 @@ def spin_briefly() -> None:
     stay: https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html. Called by commands, never on import.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
 
 def keep_freed_memory() -> bool:

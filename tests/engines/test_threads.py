@@ -20,6 +20,7 @@ from quill.checkpoints.run_folder import save_checkpoint
 from quill.engines.base import PrefillInput
 from quill.engines.make import arrays_of
 from quill.engines.numba_engine import NumbaEngine
+from quill.engines.numba_step.workspace import SLEEPS
 from quill.engines.request import Request
 from quill.engines.thread_team import ThreadTeam
 from quill.model.build import build_model
@@ -247,7 +248,7 @@ def test_threads_that_often_sleep_are_left_alone_for_a_while(monkeypatch: pytest
     def slept(thread: int, table: int) -> None:
         step(thread, table)
         if thread == 0:
-            engine.work.counters[8 + 2] += 100
+            engine.work.counters[8 + SLEEPS] += 100
 
     monkeypatch.setattr(engine, "_step", slept)
     engine.decode([0], 4)

@@ -31,7 +31,7 @@ SMALLEST_TEMPERATURE = float(np.finfo(np.float32).tiny)
 ROWS = 256  # tokens of a prompt that are read at once, so that each weight is loaded once for all of them
 WORTH_THREADS = 2**16  # multiplications in a layer: with fewer, threads wait for each other longer than they compute
 SLEEPS_PER_STEP = 2  # more than so many mean that another program uses a core
-CALLS_ALONE = 64  # then so many calls use one thread, before all are tried again
+CALLS_ALONE = 4, 64  # then so many calls use one thread, before all are tried again: at first, and at most
 COMPILING = "compiling for this processor, which takes some seconds the first time"
 
 
@@ -91,7 +91,7 @@ class NumbaEngine:
         self._layer_size = 12 * config.n_embd**2
         self._on_pass = on_pass
         self._team = ThreadTeam(self.threads)
-        self._calls_alone = 0
+        self._calls_alone, self._next_alone = 0, CALLS_ALONE[0]
         state = (self.shape, self.weights, self.work, self.sampler)
         self._state = words_of(state)
         example = KernelArgs(self._call(np.zeros(0, np.int64), 0, 0, 1), *state)
@@ -223,8 +223,10 @@ class NumbaEngine:
         sleeps = counters[1:, SLEEPS].sum()
         # The threads know addresses only. A caller that is interrupted twice drops its arrays while they still work.
         self._team.run(lambda thread, _alive=(call, arguments): self._step(thread, address))
-        if call.steps > 1 and counters[1:, SLEEPS].sum() - sleeps > SLEEPS_PER_STEP * call.steps:
-            self._calls_alone = CALLS_ALONE
+        if call.steps > 1:
+            hindered = counters[1:, SLEEPS].sum() - sleeps > SLEEPS_PER_STEP * call.steps
+            self._calls_alone = self._next_alone if hindered else 0
+            self._next_alone = min(2 * self._next_alone, CALLS_ALONE[1]) if hindered else CALLS_ALONE[0]
 
     def _call(self, kept: np.ndarray, steps: int, rows: int, threads: int) -> Call:
         T, B, V = steps, len(kept), self.config.vocab_size

@@ -29,24 +29,19 @@ from quill.engines.numba_step.workspace import (
     ARRIVED,
     FEW,
     GELU,
-    LEAST_SPINS,
-    MOST_SPINS,
     PANEL,
-    PATIENCE,
     RELU,
     RELU_SQUARED,
     ROWS_AT_ONCE,
     SLEEPING,
     SLEEPS,
+    SPINS,
 )
 
 
 @compiled
 def wait(counters, thread, threads):
-    """Wait until all threads are here: spin for a while, and then sleep, so that other programs get this core.
-
-    A thread that had to sleep spins half as long the next time.
-    """
+    """Wait until all threads are here: spin for a while, and then sleep, so that other programs get this core."""
     if threads == 1:
         return
     own = 8 * (thread + 1)
@@ -56,11 +51,11 @@ def wait(counters, thread, threads):
         if read_counter(counters, SLEEPING) > 0:
             wake_sleepers(counters, ARRIVED)
         return
-    spins, most = 0, counters[own + PATIENCE]
+    spins = 0
     while read_counter(counters, ARRIVED) < goal:
+        pause()
         spins += 1
-        if spins > most:
-            counters[own + PATIENCE] = max(most // 2, LEAST_SPINS)
+        if spins > SPINS:
             counters[own + SLEEPS] += 1
             add_to_counter(counters, SLEEPING, 1)
             arrived = read_counter(counters, ARRIVED)
@@ -69,8 +64,6 @@ def wait(counters, thread, threads):
                 arrived = read_counter(counters, ARRIVED)
             add_to_counter(counters, SLEEPING, -1)
             return
-        pause()
-    counters[own + PATIENCE] = min(most + most // 8, MOST_SPINS)
 
 
 @arithmetic

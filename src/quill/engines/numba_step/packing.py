@@ -18,9 +18,7 @@ import numpy as np
 from quill.engines.numba_step.workspace import (
     FEW,
     GELU,
-    MOST_SPINS,
     PANEL,
-    PATIENCE,
     RELU,
     RELU_SQUARED,
     ROWS_AT_ONCE,
@@ -149,8 +147,6 @@ def make_workspace(shape: Shape, slots: int, rows: int, threads: int) -> Workspa
     def zeros(*sizes: int, dtype: type = np.float32) -> np.ndarray:
         return np.zeros(math.prod(sizes), dtype)
 
-    counters = np.zeros((threads + 1, 8), np.int64)
-    counters[1:, PATIENCE] = MOST_SPINS
     caches = slots * shape.n_layer * shape.n_kv_head * shape.capacity
     tile = ROWS_AT_ONCE * PANEL
     return Workspace(
@@ -175,7 +171,7 @@ def make_workspace(shape: Shape, slots: int, rows: int, threads: int) -> Workspa
         sums=zeros(threads, tile),
         whole_sums=zeros(threads, tile, dtype=np.int32),
         attention=zeros(threads * ROWS_AT_ONCE, shape.capacity),
-        counters=counters.ravel(),
+        counters=zeros(threads + 1, 8, dtype=np.int64),
     )
 
 

@@ -18,8 +18,8 @@ PANEL = 64  # outputs that are computed together: four vectors
 ROWS_AT_ONCE = 6  # rows that share each weight they load: 24 sums and 4 weights fit the 32 registers of AVX-512
 FEW = 2  # up to so many rows, each thread normalises all of them for itself
 ARRIVED, SLEEPING = 0, 1  # counters of all threads
-PATIENCE, SLEEPS = 1, 2  # counters of one thread, after its number of waits: its longest spin, how often it slept
-LEAST_SPINS, MOST_SPINS = 60, 4000  # the longest spin takes some 100 microseconds
+SLEEPS = 1  # of the counters of one thread, after its number of waits: how often it slept
+SPINS = 4000  # before a thread sleeps, some 100 microseconds: sleeping and waking take about as long
 STORE, ADD, GELU, RELU, RELU_SQUARED = range(5)  # epilogues of a product
 
 
