@@ -127,7 +127,7 @@ def catch_interrupts(announce: Callable[[str], object] | None = None) -> Iterato
 
 
 def say(text: str) -> None:
-    """Write a line to standard error now, from whatever thread, even if it is closed or nobody reads it."""
+    """Write a line to standard error now, from whatever thread, even if it is closed or has no reader."""
     global lines_said
     start = "\n" if _is_terminal(2) else ""  # below the ^C that the terminal shows
     lines_said += bool(start)

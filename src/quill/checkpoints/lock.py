@@ -56,7 +56,7 @@ def _open_locked(out_dir: Path) -> int:
 
 
 def _lock(descriptor: int) -> bool:
-    """Lock an open file, and say whether nobody else held it."""
+    """Lock an open file, and say whether it was free."""
     try:
         if os.name == "nt":
             import msvcrt

@@ -192,7 +192,7 @@ def holds_run(out_dir: Path) -> bool:
 def clean_run_folder(out_dir: str | Path) -> None:
     """Finish what a crash interrupted: make the index whole, and delete drafts and checkpoints that it does not name.
 
-    To be called by whoever holds the lock of the run, before it is resumed and when it is found finished. A damaged
+    To be called with the lock of the run held, before it is resumed and when it is found finished. A damaged
     index is a CheckpointError.
     """
     out_dir = Path(out_dir)

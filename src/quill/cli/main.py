@@ -28,7 +28,7 @@ COMMANDS = {
     "v2": ("quill.cli.v2", 'train with the recipe of "Let\'s build GPT", then generate 500 characters'),
 }
 _TRAINING = {"demo", "train", "v2"}
-"""Commands whose printed lines are not their result: they continue when nobody can read them."""
+"""Commands whose printed lines are not their result: they continue when standard output has no reader."""
 
 # What the system reports when a path cannot be used. Any other OSError is a bug and keeps its traceback.
 _BAD_PATH = {

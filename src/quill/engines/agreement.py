@@ -72,7 +72,7 @@ def unknown_weight(config: ModelConfig, arrays: Mapping[str, np.ndarray]) -> str
 def must_compare(model: Model | Checkpoint) -> bool:
     """Say whether an engine for this model must prove itself before its first token.
 
-    It need not for a checkpoint whose model exists as unedited source alone: nobody can have changed it.
+    It need not for a checkpoint whose model was not built yet, if the source is unedited: no module can have changed.
     """
     loaded = "quill.model.gpt" in sys.modules
     return loaded or not isinstance(model, Checkpoint) or source_fingerprint() != IMPLEMENTED

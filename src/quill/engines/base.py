@@ -22,54 +22,54 @@ class StepOutput:
 
 
 class PrefillInput(NamedTuple):
-    """What is to be read into a place."""
+    """What is to be read into a slot."""
 
     slot: int
     tokens: Sequence[int]
     start: int
-    """how many tokens of the same text the place holds before them"""
+    """how many tokens of the same text the slot holds before them"""
 
 
 class Engine(Protocol):
-    """Texts in numbered places. Whoever calls keeps count of what each place holds.
+    """Sequences in numbered slots. The caller keeps count of what each slot holds.
 
-    It never holds more than `context` tokens. A place that is full goes on by itself if the engine `rolls`; otherwise
-    whoever calls reads a shorter text into it first.
+    A slot never holds more than `context` tokens. A full slot continues by itself if the engine `rolls`; otherwise the
+    caller reads a shorter text into it first.
     """
 
     config: ModelConfig
     slots: int
     context: int
-    """how many tokens a place holds"""
+    """how many tokens a slot holds"""
     rolls: bool
-    """whether a full place forgets its oldest tokens one by one, so that a text of any length can be decoded"""
+    """whether a full slot forgets its oldest tokens one by one, so that a text of any length can be decoded"""
     burst: int
     """how many steps are worth being asked for at once"""
 
     def assign(self, slot: int, request: Request) -> None:
-        """Give a place to a request: how its tokens are chosen, from its first random number on."""
+        """Give a slot to a request: how its tokens are chosen, from its first random number on."""
         ...
 
     @property
     def copy(self) -> Callable[[int, int, int], None] | None:
-        """`copy(source, target, length)` lets a place hold what the first tokens of another gave.
+        """`copy(source, target, length)` copies what the first tokens of one slot gave into another.
 
         None where that would not be bit for bit what reading them again gives.
         """
         ...
 
     def prefill(self, prompts: Sequence[PrefillInput]) -> StepOutput:
-        """Read each of these into its place, which forgets what came later there, and choose the next token of each."""
+        """Read each of these into its slot, which forgets what came later there, and choose the next token of each."""
         ...
 
     def decode(self, slots: Sequence[int], steps: int) -> StepOutput:
-        """Read the token chosen last in each of these places and choose the next one, `steps` times."""
+        """Read the token chosen last in each of these slots and choose the next one, `steps` times."""
         ...
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
-        """Return logits_TV of up to `context` tokens, each scored from those before it; every place stays as it is."""
+        """Return logits_TV of up to `context` tokens, each scored from those before it; every slot stays as it is."""
         ...
 
     def release(self, slot: int) -> None:
-        """Release a place whose text has ended; what it holds may still be copied until `assign`."""
+        """Release a slot whose text has ended; what it holds may still be copied until `assign`."""
         ...

@@ -1,7 +1,6 @@
-"""The random numbers that tokens are drawn with: a pure function of who asks and which token it is.
+"""The random numbers that tokens are drawn with: a pure function of seed, row and token number.
 
-On the way text → tokens → model → training → generation → people they come from here to every engine, so that all of
-them choose the same.
+Every engine draws from here, so that all of them choose the same tokens.
 
 Reference: Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3".
 

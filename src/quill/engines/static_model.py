@@ -1,13 +1,12 @@
-"""The model as a GPU likes to be asked: always the same tensors at the same addresses, and no number on the host.
+"""A static-shape twin of a model for CUDA-graph capture: fixed addresses, no host sync.
 
-On the way text → tokens → model → training → generation → people this is one step of generation without a decision of
-Python's: each of B places reads one token, at a position of its own that only the device knows. A CUDA graph can
-record such a step and replay it. The mathematics is the model's own forward pass over the model's own weights; what
-differs is put in from outside: where positions come from, and which keys each place may see.
+In one step each of B slots reads one token, at a position of its own that only the device knows. A CUDA graph can
+capture such a step and replay it. The mathematics is the model's own forward pass over the model's own weights. Two
+parts are replaced from outside: where positions come from, and which keys each slot may see.
 
 Idea: gpt-fast (PyTorch team 2023, "Accelerating Generative AI with PyTorch II"), static cache.
 
-Shapes: B places, S tokens that a place holds, K heads of keys, E size of a head, V vocabulary, N longest n-gram.
+Shapes: B slots, S tokens that a slot holds, K heads of keys, E size of a head, V vocabulary, N longest n-gram.
 """
 
 from __future__ import annotations
@@ -30,46 +29,46 @@ from quill.model.modern import Rotary
 class StaticCache:
     """Keys and values of B texts of any lengths, to be handed to a static twin where a model takes a KVCache.
 
-    `positions_B` says how many tokens each place has read; a forward pass reads one more in each place, and counts it
+    `positions_B` says how many tokens each slot has read; a forward pass reads one more in each slot, and counts it
     where `active_B` is 1. Elsewhere it only writes, behind the text, what will be written there again.
     """
 
-    length = 0  # a forward pass asks for it; each place's own is in positions_B
+    length = 0  # a forward pass asks for it; each slot's own is in positions_B
 
-    def __init__(self, config: ModelConfig, places: int, device: torch.device | None, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, slots: int, device: torch.device | None, dtype: torch.dtype) -> None:
         S, V = config.block_size, config.vocab_size
-        shape = (places, config.kv_heads, S, config.n_embd // config.n_head)
+        shape = (slots, config.kv_heads, S, config.n_embd // config.n_head)
         # A tensor for each layer: a compiler that sees one change need not think about the others.
         self.keys_LBKSE = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.values_LBKSE = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.tokens_BS = torch.full((places, S), V, device=device)
-        self.positions_B = torch.zeros(places, dtype=torch.long, device=device)
-        self.active_B = torch.zeros(places, dtype=torch.long, device=device)
-        # Of one step, for all its layers: where its keys go, and what each place may see of them all.
+        self.tokens_BS = torch.full((slots, S), V, device=device)
+        self.positions_B = torch.zeros(slots, dtype=torch.long, device=device)
+        self.active_B = torch.zeros(slots, dtype=torch.long, device=device)
+        # Of one step, for all its layers: where its keys go, and what each slot may see of them all.
         self.at_B = torch.zeros_like(self.positions_B)
-        self.mask_BS = torch.zeros(places, S, device=device, dtype=dtype)
+        self.mask_BS = torch.zeros(slots, S, device=device, dtype=dtype)
         self._window = config.rolling_window
         self._keys_S = torch.arange(S, device=device)
         self._back_N = torch.arange(1 - getattr(config, "ngram", 1), 1, device=device)  # …, -2, -1, 0
         self._seen, self._unseen = (torch.full((), value, device=device, dtype=dtype) for value in (0.0, -math.inf))
-        self._places, self._nothing = S, V
+        self._capacity, self._nothing = S, V
 
     def begin_step(self) -> None:
         """Prepare what all layers need."""
         self.at_B.copy_(self._place_of(self.positions_B))
         seen_BS = self._keys_S <= self.at_B[:, None]
         if self._window:
-            in_ring_S = self._keys_S >= self._places - self._window
-            seen_BS = torch.where(self.positions_B[:, None] < self._places, seen_BS, in_ring_S)
+            in_ring_S = self._keys_S >= self._capacity - self._window
+            seen_BS = torch.where(self.positions_B[:, None] < self._capacity, seen_BS, in_ring_S)
         torch.where(seen_BS, self._seen, self._unseen, out=self.mask_BS)
 
     def _place_of(self, positions: Tensor) -> Tensor:
         """Return where tokens are kept, as `KVCache.slots` says."""
         if not self._window:
             # A text that is full has no room for one more key: it is read again before it goes on.
-            return positions.clamp(max=self._places - 1)
-        first = self._places - self._window
-        return torch.where(positions < self._places, positions, first + (positions - self._places) % self._window)
+            return positions.clamp(max=self._capacity - 1)
+        first = self._capacity - self._window
+        return torch.where(positions < self._capacity, positions, first + (positions - self._capacity) % self._window)
 
     def append(self, layer: int, key_BK1E: Tensor, value_BK1E: Tensor) -> tuple[Tensor, Tensor]:
         """Store one layer's keys and values of this step; return all there is room for, shapes BKSE."""
@@ -80,32 +79,32 @@ class StaticCache:
         return keys_BKSE, values_BKSE
 
     def append_tokens(self, tokens_B1: Tensor) -> Tensor:
-        """Store this step's tokens; return the last N of each place, and V where there is none."""
+        """Store this step's tokens; return the last N of each slot, and V where there is none."""
         self.tokens_BS.scatter_(1, self.at_B[:, None], tokens_B1)
         back_BN = self.positions_B[:, None] + self._back_N
         tokens_BN = self.tokens_BS.gather(1, self._place_of(back_BN.clamp(min=0)))
         forgotten_BN = back_BN < 0
         if self._window:
-            rolling_B1 = self.positions_B[:, None] >= self._places
+            rolling_B1 = self.positions_B[:, None] >= self._capacity
             forgotten_BN = forgotten_BN | (rolling_B1 & (self._back_N <= -self._window))
         return tokens_BN.masked_fill(forgotten_BN, self._nothing)
 
     def advance(self, tokens: int) -> None:
-        """Count the token of each active place as read."""
+        """Count the token of each active slot as read."""
         self.positions_B.add_(self.active_B, alpha=tokens)
 
-    def fill(self, place: int, read: KVCache) -> None:
-        """Let a place hold what a cache of one text holds."""
+    def fill(self, slot: int, read: KVCache) -> None:
+        """Copy the cache of one text into a slot."""
         length = read.length
         for layer, (keys_BKSE, values_BKSE) in enumerate(zip(self.keys_LBKSE, self.values_LBKSE, strict=True)):
-            keys_BKSE[place, :, :length] = read.keys_LBHSE[layer, 0, :, :length]
-            values_BKSE[place, :, :length] = read.values_LBHSE[layer, 0, :, :length]
-        self.tokens_BS[place, :length] = read.tokens_BS[0, :length]
-        self.positions_B[place] = length
+            keys_BKSE[slot, :, :length] = read.keys_LBHSE[layer, 0, :, :length]
+            values_BKSE[slot, :, :length] = read.values_LBHSE[layer, 0, :, :length]
+        self.tokens_BS[slot, :length] = read.tokens_BS[0, :length]
+        self.positions_B[slot] = length
 
 
 class LearnedPositions(nn.Module):
-    """The row of the model's position embedding for each place's next token, whatever positions are asked for."""
+    """The row of the model's position embedding for each slot's next token, whatever positions are asked for."""
 
     def __init__(self, embedding: nn.Embedding, cache: StaticCache) -> None:
         super().__init__()
@@ -116,14 +115,14 @@ class LearnedPositions(nn.Module):
 
 
 class RotaryPositions(nn.Module):
-    """The model's rotary positions, each place at its own next position, whatever start is asked for."""
+    """The model's rotary positions, each slot at its own next position, whatever start is asked for."""
 
     def __init__(self, rotary: Rotary, cache: StaticCache) -> None:
         super().__init__()
         self.cache, self.rotary = cache, rotary
         self.frequencies_E = rotary.frequencies_E.to(cache.at_B.device)
-        places = len(cache.at_B)
-        rotary.cosines_SE, rotary.sines_SE = (t[:1].repeat(places, 1) for t in (rotary.cosines_SE, rotary.sines_SE))
+        slots = len(cache.at_B)
+        rotary.cosines_SE, rotary.sines_SE = (t[:1].repeat(slots, 1) for t in (rotary.cosines_SE, rotary.sines_SE))
 
     def begin_step(self) -> None:
         """Compute the angles of this step, for all layers, in float64 as the model does."""
@@ -132,7 +131,7 @@ class RotaryPositions(nn.Module):
         self.rotary.sines_SE.copy_(angles_BE.sin())
 
     def forward(self, x_B1HE: Tensor, start: int) -> Tensor:
-        # To the model's own lines the places are the times of one text, and turn each by an angle of its own.
+        # The model takes the slots for the times of one text, and rotates each by its own angle.
         return self.rotary(x_B1HE.transpose(0, 1), start).transpose(0, 1)
 
 
@@ -141,15 +140,15 @@ class OtherModelError(Exception):
 
 
 class StaticModel:
-    """A twin of a model over the same weights, which reads one token in each of `places` places at once.
+    """A twin of a model over the same weights, which reads one token in each of `slots` slots at once.
 
-    It keeps the weights where they are now: what is later put into them in place it sees, and a model that moves away
+    It keeps the weights where they are now: what is later written into them in place it sees, and a model that moves
     leaves it behind.
     """
 
-    def __init__(self, model: Model, places: int) -> None:
+    def __init__(self, model: Model, slots: int) -> None:
         weight = model.token_embedding.weight
-        self.cache = StaticCache(model.config, places, weight.device, weight.dtype)
+        self.cache = StaticCache(model.config, slots, weight.device, weight.dtype)
         with torch.device("meta"):  # a shape without memory, which is then given the weights
             self.twin = build_model(model.config).eval()
         weights, known = model.state_dict(), self.twin.state_dict()
@@ -171,7 +170,7 @@ class StaticModel:
                 block.attention.rotary = self.rotary
 
     def __call__(self, tokens_B: Tensor) -> Tensor:
-        """Return logits_BV after one more token in each place."""
+        """Return logits_BV after one more token in each slot."""
         self.cache.begin_step()
         if self.rotary is not None:
             self.rotary.begin_step()

@@ -64,6 +64,6 @@ class PhaseDisplay:
             self._width = 0
 
     def _write(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # nobody can read it: the work is what matters
+        with contextlib.suppress(OSError, ValueError):  # standard error has no reader: the work goes on
             self._stream.write(text)
             self._stream.flush()
