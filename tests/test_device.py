@@ -18,7 +18,7 @@ from quill.process import keep_freed_memory
 CPU = torch.device("cpu")
 FAULTS = """
 import resource, sys, torch
-from quill.device import keep_freed_memory
+from quill.process import keep_freed_memory
 import quill.training.loop
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
