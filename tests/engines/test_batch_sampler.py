@@ -14,7 +14,7 @@ from quill.engines.sampling import ALL_STAGES, BatchSampler, choose_tokens, stag
 
 
 @st.composite
-def wishes(draw: st.DrawFn) -> Request:
+def requests(draw: st.DrawFn) -> Request:
     how = SamplingConfig(
         temperature=draw(st.sampled_from([0.0, 1e-45, 0.3, 1.0, 1.0, 2.0])),
         top_k=draw(st.none() | st.integers(1, 50)),
@@ -30,34 +30,34 @@ def wishes(draw: st.DrawFn) -> Request:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(wishes(), min_size=1, max_size=6), st.integers(0, 2**32 - 1), st.booleans())
+@given(st.lists(requests(), min_size=1, max_size=6), st.integers(0, 2**32 - 1), st.booleans())
 def test_each_row_is_chosen_by_its_own_rules_whatever_the_others_are(
-    wishes: list[Request], seed: int, tied: bool
+    requests: list[Request], seed: int, tied: bool
 ) -> None:
     random_numbers = torch.Generator().manual_seed(seed)
-    B, V = len(wishes), 40
+    B, V = len(requests), 40
     logits_BV = 3 * torch.randn(B, V, generator=random_numbers)
     if tied:
         logits_BV = logits_BV.round()
     uniform_B = torch.rand(B, generator=random_numbers)
     sampler = BatchSampler(B, V, torch.device("cpu"))
     rules = sampler.rules
-    for slot, wish in enumerate(wishes):
-        sampler.assign(slot, wish)
+    for slot, request in enumerate(requests):
+        sampler.assign(slot, request)
     rules.counts_BV.copy_(torch.randint(0, 3, (B, V), generator=random_numbers))
     expected = [
         choose_by_one_configuration(
-            adjust(logits_BV[i], wish.sampling, rules.bias_BV[i], rules.seen_BV[i], rules.counts_BV[i])[None],
-            wish.sampling,
+            adjust(logits_BV[i], request.sampling, rules.bias_BV[i], rules.seen_BV[i], rules.counts_BV[i])[None],
+            request.sampling,
             uniform_B[i : i + 1],
         ).item()
-        for i, wish in enumerate(wishes)
+        for i, request in enumerate(requests)
     ]
-    assert sampler.choose(logits_BV, uniform_B, stages_of(wishes)).tolist() == expected
+    assert sampler.choose(logits_BV, uniform_B, stages_of(requests)).tolist() == expected
     assert sampler.choose(logits_BV, uniform_B, ALL_STAGES).tolist() == expected  # unused stages change nothing
-    for slot, wish in enumerate(wishes):
+    for slot, request in enumerate(requests):
         row = torch.tensor([slot])
-        assert sampler.choose(logits_BV[row], uniform_B[row], stages_of([wish]), row).tolist() == [expected[slot]]
+        assert sampler.choose(logits_BV[row], uniform_B[row], stages_of([request]), row).tolist() == [expected[slot]]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""Laws of the engine for GPUs. All but the last run on a CPU, where its steps run without being recorded as a graph.
+"""The engine for GPUs. All tests but the last run on a CPU, where its steps run in eager mode.
 
-That a step can be recorded is proved without a GPU too: it asks the device nothing, and a tape of its operations,
+That a step can be captured is tested without a GPU too: it reads nothing from the device, and a tape of its operations,
 played again without Python, writes the same texts.
 """
 
@@ -50,11 +50,11 @@ def model(request: pytest.FixtureRequest) -> Model:
     return random_model(SHAPES[request.param])
 
 
-EVERY_WISH = SamplingConfig(0.9, 9, 0.9, 0.01, 0.3, -0.1, 1.2)
+ALL_SETTINGS = SamplingConfig(0.9, 9, 0.9, 0.01, 0.3, -0.1, 1.2)
 REQUESTS = [
     Request((1, 2, 3), 40, SamplingConfig(0.8, top_k=5), seed=1, logprobs=2),
     Request((4,), 25, SamplingConfig(0), logprobs=0),
-    Request(tuple(range(30)), 33, EVERY_WISH, seed=2, logit_bias={3: 2.0, 5: -100.0}, logprobs=1),
+    Request(tuple(range(30)), 33, ALL_SETTINGS, seed=2, logit_bias={3: 2.0, 5: -100.0}, logprobs=1),
     Request((7, 7), 60, SamplingConfig(1.3, top_p=0.8), seed=3, row=1),
     Request((9, 8, 7, 6), 17, SamplingConfig(), seed=3, row=2),
 ]
@@ -62,9 +62,9 @@ REQUESTS = [
 
 def texts_of(engine: Engine, requests: list[Request] = REQUESTS) -> list[list[Token]]:
     texts: list[list[Token]] = [[] for _ in requests]
-    for place, event in BatchGenerator(engine).follow(requests):
+    for slot, event in BatchGenerator(engine).follow(requests):
         if event.token:
-            texts[place].append(event.token)
+            texts[slot].append(event.token)
     return texts
 
 
@@ -75,20 +75,20 @@ def numbers(texts: list[list[Token]]) -> list[list[int]]:
 # ── the step ──
 
 
-def test_each_place_reads_its_own_text_at_its_own_position(model: Model) -> None:
+def test_each_slot_reads_its_own_sequence_at_its_own_position(model: Model) -> None:
     V, S = model.config.vocab_size, model.config.block_size
     static, tokens_BS = StaticModel(model, 3), torch.arange(3 * S).view(3, S) * 7 % V
     read = [0, 0, 0]
     with torch.no_grad():
         expected_BSV = model(tokens_BS)
         for turn in range(2 * S):
-            active = [place for place in range(3) if read[place] < S and turn % (place + 1) == 0]
+            active = [slot for slot in range(3) if read[slot] < S and turn % (slot + 1) == 0]
             static.cache.active_B.zero_()
             static.cache.active_B[active] = 1
-            logits_BV = static(torch.stack([tokens_BS[place, min(read[place], S - 1)] for place in range(3)]))
-            for place in active:
-                torch.testing.assert_close(logits_BV[place], expected_BSV[place, read[place]], rtol=0, atol=1e-4)
-                read[place] += 1
+            logits_BV = static(torch.stack([tokens_BS[slot, min(read[slot], S - 1)] for slot in range(3)]))
+            for slot in active:
+                torch.testing.assert_close(logits_BV[slot], expected_BSV[slot, read[slot]], rtol=0, atol=1e-4)
+                read[slot] += 1
     assert read[0] == read[1] == S and 2 < read[2] < S
 
 
@@ -119,7 +119,7 @@ def test_bursts_of_any_length_write_the_same(model: Model) -> None:
     assert written[0] == written[1] == written[2] == written[3] == numbers(texts_of(TorchEngine(model), [request]))[0]
 
 
-def test_a_damaged_model_is_an_error_whatever_is_wished(model: Model) -> None:
+def test_a_damaged_model_is_an_error_for_every_kind_of_request(model: Model) -> None:
     model.get_parameter("head.weight").data.fill_(float("nan"))
     for request in REQUESTS:
         with pytest.raises(CheckpointError, match="finite"):
@@ -133,7 +133,7 @@ def test_an_engine_made_in_inference_mode_may_write_outside_of_it(model: Model) 
     assert texts_of(engine) == within
 
 
-# ── that a step can be recorded ──
+# ── a step can be captured ──
 
 ASKS_THE_DEVICE = {
     *("_local_scalar_dense", "item", "equal", "is_nonzero"),  # a number for Python
@@ -164,9 +164,9 @@ class NoQuestions(TorchDispatchMode):
 
 def make_ready(engine: CudaEngine) -> CudaEngine:
     """Assign one kind of request to each slot."""
-    for place, request in enumerate(REQUESTS):
-        engine.assign(place, request)
-        engine.prefill([PrefillInput(place, request.prompt[:9], 0)])
+    for slot, request in enumerate(REQUESTS):
+        engine.assign(slot, request)
+        engine.prefill([PrefillInput(slot, request.prompt[:9], 0)])
     return engine
 
 
@@ -189,7 +189,7 @@ def every_tensor(engine: CudaEngine) -> dict[str, int]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_a_step_asks_the_device_nothing_and_everything_stays_where_it_is(model: Model, count: int) -> None:
+def test_a_step_never_waits_for_the_device_and_its_tensors_stay_at_their_addresses(model: Model, count: int) -> None:
     engine = make_ready(CudaEngine(model, slots=len(REQUESTS)))
     before = every_tensor(engine)
     assert len(before) > 50
@@ -339,19 +339,19 @@ def test_a_model_elsewhere_is_told_what_to_do(model: Model) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device on this machine")
 @pytest.mark.parametrize("compiled", [False, True])
-def test_on_a_gpu_recorded_bursts_are_the_model(model: Model, compiled: bool) -> None:
+def test_on_a_gpu_captured_bursts_are_the_model(model: Model, compiled: bool) -> None:
     model, said = model.to("cuda"), []
     engine = CudaEngine(model, slots=len(REQUESTS), compiled=compiled, on_status=said.append)
     texts = texts_of(engine)
     assert said == []  # nothing failed
     assert compiled or texts == texts_of(CudaEngine(model, slots=len(REQUESTS), graphs=None))  # the same kernels
     for request, text in zip(REQUESTS, texts, strict=True):
-        assert texts_of(engine, [request]) == [text]  # alone as in company
-    for place, request in enumerate(REQUESTS):
-        engine.assign(place, request)
+        assert texts_of(engine, [request]) == [text]  # alone as among others
+    for slot, request in enumerate(REQUESTS):
+        engine.assign(slot, request)
         start = request.prompt[:4]
-        tokens = [*start, int(engine.prefill([PrefillInput(place, start, 0)]).tokens_TB[0, 0])]
-        written = engine.decode([place], BURST + 2)
+        tokens = [*start, int(engine.prefill([PrefillInput(slot, start, 0)]).tokens_TB[0, 0])]
+        written = engine.decode([slot], BURST + 2)
         tokens += written.tokens_TB[:-1, 0].tolist()
         with torch.no_grad():
             expected_TV = model(torch.tensor([tokens], device="cuda"))[0, len(start) :].cpu()

@@ -1,4 +1,4 @@
-"""Laws of all engines: they compute the model, and what a request gets does not depend on its company."""
+"""All engines compute the model, and what a request gets does not depend on other requests."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_the_compiled_step_is_the_model(shape: str) -> None:
 
 @pytest.mark.parametrize("name", ["torch", "numba", "cuda"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_engine_writes_with_the_scores_of_the_model(shape: str, name: str) -> None:
+def test_every_engine_writes_with_the_logits_of_the_model(shape: str, name: str) -> None:
     config = SHAPES[shape]
     model, prompt = random_model(config), (1, 2, 3)
     engine, steps = engine_of(model, name, slots=2), config.block_size - len(prompt)
@@ -177,11 +177,11 @@ def tokens_of(engine: Engine, request: Request) -> list[Token]:
 
 @pytest.mark.parametrize(("name", "quantization"), ENGINES)
 @pytest.mark.parametrize("shape", ["classic", "shared keys, no n-grams, no cap", "a short window", "a crowded table"])
-def test_a_request_gets_the_same_bytes_alone_and_in_company(shape: str, name: str, quantization: str | None) -> None:
+def test_a_request_gets_the_same_bytes_alone_and_among_others(shape: str, name: str, quantization: str | None) -> None:
     config, rng = SHAPES[shape], random.Random(1)
     model = random_model(config)
     requests = requests_of(min(config.vocab_size, 30), 33, rng)
-    # The engine for GPUs always computes all its places, so to be alone is to be the only one in as many.
+    # The engine for GPUs always computes all its slots, so a request alone is the only one in as many.
     slots = 9 if name == "cuda" else 1
     alone = [tokens_of(engine_of(model, name, quantization=quantization, slots=slots), request) for request in requests]
     batch = BatchGenerator(engine_of(model, name, quantization=quantization, slots=9))
@@ -191,9 +191,9 @@ def test_a_request_gets_the_same_bytes_alone_and_in_company(shape: str, name: st
     while coming or batch.busy:
         for _ in range(rng.randrange(5)):  # some join, and now and then one is dropped
             if coming:
-                place, request = coming.pop(0)
-                going[batch.add(request)] = place
-                written[place] = []
+                index, request = coming.pop(0)
+                going[batch.add(request)] = index
+                written[index] = []
         if rng.random() < 0.2 and len(going) > 3:
             number = rng.choice(list(going))
             cancelled.add(going[number])
@@ -202,11 +202,11 @@ def test_a_request_gets_the_same_bytes_alone_and_in_company(shape: str, name: st
             if event.token:
                 written[going[event.request_id]].append(event.token)
     assert 3 < len(cancelled) < 30
-    for place, tokens in enumerate(alone):
-        if place in cancelled:
-            assert written[place] == tokens[: len(written[place])]
+    for index, tokens in enumerate(alone):
+        if index in cancelled:
+            assert written[index] == tokens[: len(written[index])]
         else:
-            assert len(tokens) == requests[place].max_new_tokens and written[place] == tokens
+            assert len(tokens) == requests[index].max_new_tokens and written[index] == tokens
 
 
 @pytest.mark.parametrize("threads", [2, 3])
@@ -223,14 +223,14 @@ def test_the_number_of_threads_changes_no_bit(threads: int, length: int) -> None
         assert one == other and (quantization or one == expected)
 
 
-def test_a_shared_beginning_is_read_once() -> None:
+def test_a_shared_prefix_is_read_once() -> None:
     model, read = random_model(SHAPES["a crowded table"]), []
     engine = NumbaEngine(model.config, arrays_of(model), slots=3, on_pass=read.append)
     batch, beginning = BatchGenerator(engine), tuple(range(60))
     for last in (1, 2, 3):
         for _ in batch.follow([Request((*beginning, last), 1)]):
             pass
-    assert read == [61, 1, 1]  # the place that was left still knows the beginning
+    assert read == [61, 1, 1]  # the slot that was released still has the prefix
     read.clear()
     assert len(list(batch.follow([Request((*beginning, 4), 1, row=row) for row in range(3)]))) == 3
     assert read == [1, 1, 1]
@@ -238,7 +238,7 @@ def test_a_shared_beginning_is_read_once() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
-def test_the_compiled_choice_is_the_choice_of_sampling(data: st.DataObject) -> None:
+def test_the_compiled_sampler_chooses_what_the_reference_chooses(data: st.DataObject) -> None:
     from quill.engines.numba_step.sampling import choose
     from quill.engines.numba_step.workspace import Sampler
 
@@ -284,7 +284,7 @@ def test_the_compiled_choice_is_the_choice_of_sampling(data: st.DataObject) -> N
     assert choose(logits, 0, uniform, sampler, scores, ordered) == expected
 
 
-def test_requests_wait_for_a_place_and_a_full_queue_says_so() -> None:
+def test_requests_wait_for_a_slot_and_a_full_queue_says_so() -> None:
     batch = BatchGenerator(make_engine(random_model(SHAPES["classic"]), "torch", slots=2), max_waiting=3)
     numbers = [batch.add(Request((1,), 3, row=row)) for row in range(3)]
     with pytest.raises(BusyError, match="3 requests are waiting"):
@@ -298,7 +298,7 @@ def test_requests_wait_for_a_place_and_a_full_queue_says_so() -> None:
     assert ended == [0, 1, 2, 4]
 
 
-def test_who_stops_asking_gives_its_place_back() -> None:
+def test_an_iterator_that_is_deleted_gives_its_slot_back() -> None:
     batch = BatchGenerator(make_engine(random_model(SHAPES["classic"]), "torch", slots=1))
     left = batch.follow([Request((1,), 1000)])
     assert len(list(islice(left, 2))) == 2
@@ -337,7 +337,7 @@ def test_logprobs_are_those_of_the_model_before_any_filter() -> None:
         )
 
 
-def test_auto_takes_numba_on_a_cpu_and_says_why_where_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_numba_on_a_cpu_and_says_why_if_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
     model, said = random_model(SHAPES["classic"]), []
     assert isinstance(make_engine(model), NumbaEngine)
     monkeypatch.setattr(engine_module.importlib.util, "find_spec", lambda _: None)
@@ -357,6 +357,6 @@ def test_auto_takes_numba_on_a_cpu_and_says_why_where_it_cannot(monkeypatch: pyt
         ("quantization", {"name": "torch", "quantization": "int8"}),
     ],
 )
-def test_an_engine_that_there_is_not_is_an_error(name: str, options: dict[str, Any]) -> None:
+def test_an_unknown_engine_or_quantization_is_an_error(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"{name}="):
         make_engine(random_model(SHAPES["classic"]), **options)

@@ -1,4 +1,4 @@
-"""Laws of a window that rolls: past its context a modern model goes on at one row a token, as a mask would have it."""
+"""Rolling windows: past its context a modern model takes one row a token, and gives what a mask gives."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_cache_that_rolls_gives_what_a_mask_gives(config: ModernConfig, prompt
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_the_compiled_step_rolls_as_a_mask_would_have_it(config: ModernConfig) -> None:
+def test_the_compiled_step_past_the_context_gives_what_a_mask_gives(config: ModernConfig) -> None:
     model, T = random_model(config), 4 * config.block_size + 9
     written, logits_TV = written_by(engine_of(model, "numba"), T)
     expected_TV = by_a_mask(model, torch.tensor([1, *written[:-1]]))
@@ -114,7 +114,7 @@ def test_the_compiled_step_rolls_as_a_mask_would_have_it(config: ModernConfig) -
 def written_by(engine: Engine, count: int, position: int | None = None) -> tuple[list[int], np.ndarray]:
     """Let an engine write behind token 1, and return the tokens and logits_TV that they were chosen from.
 
-    With a position the place is as empty as a new one, but its next token counts as the one at that position.
+    With a position the slot is as empty as a new one, but its next token counts as the one at that position.
     """
     engine.assign(0, Request((1,), count, seed=3))
     parts = [engine.prefill([PrefillInput(0, (1,), 0)])]
@@ -141,7 +141,7 @@ def move(engine: Engine, position: int) -> None:
 @pytest.mark.parametrize("position", [1_000_000, 123_456_789])
 def test_a_text_of_a_million_tokens_is_written_like_a_short_one(name: str, position: int) -> None:
     # What came before is forgotten once it has left the window of every layer: then only distances are left, and a
-    # place that was moved far from its beginning must say what one that counts from 0 says.
+    # slot that was moved far from its beginning gives what one that counts from 0 gives.
     model, forgotten = random_model(SMALL), (SMALL.n_layer + 1) * SMALL.block_size
     written, logits_TV = written_by(engine_of(model, name), forgotten + 50, position)
     near_TV = by_a_mask(model, torch.tensor(written[:-1]))
@@ -185,7 +185,7 @@ def test_past_the_context_each_token_costs_exactly_one_row(name: str, prompt: in
 
 
 @each_engine
-def test_of_a_prompt_beyond_the_context_the_end_is_read_and_rolls_on(name: str) -> None:
+def test_only_the_end_of_a_prompt_longer_than_the_context_is_read(name: str) -> None:
     model, prompt = random_model(SMALL), tuple(random_tokens(SMALL, 75).tolist())
     whole, end = (tokens_of(engine_of(model, name), Request(p, 100)) for p in (prompt, prompt[-32:]))
     assert whole == end
@@ -193,8 +193,8 @@ def test_of_a_prompt_beyond_the_context_the_end_is_read_and_rolls_on(name: str) 
 
 @each_engine
 @pytest.mark.parametrize("read", [3, 30, 31, 32, 33, 34, 50, 200])
-def test_a_place_that_has_rolled_gives_nothing_wrong_to_a_newcomer(name: str, read: int) -> None:
-    # 12 tokens of prompt: the place is full when 20 more are read. The first text ends there, before or behind it.
+def test_a_slot_that_has_rolled_shares_no_overwritten_tokens(name: str, read: int) -> None:
+    # 12 tokens of prompt: the slot is full when 20 more are read. The first text ends there, before or behind it.
     model, beginning = random_model(SMALL), tuple(random_tokens(SMALL, 12).tolist())
     newcomers = [Request((*beginning[:shared], 7, 8), 60, row=shared) for shared in (1, 2, 3, 12)]
     expected = [tokens_of(engine_of(model, name, slots=2), request) for request in newcomers]
@@ -205,11 +205,11 @@ def test_a_place_that_has_rolled_gives_nothing_wrong_to_a_newcomer(name: str, re
         pass
     assert [tokens_of(batch, request) for request in newcomers] == expected  # beside it
     batch.cancel(number)
-    assert [tokens_of(batch, request) for request in newcomers] == expected  # in its place
+    assert [tokens_of(batch, request) for request in newcomers] == expected  # in its slot
 
 
 @pytest.mark.parametrize("before", range(0, 40, 3))
-def test_an_interrupted_burst_that_rolled_gives_nothing_wrong_to_a_newcomer(
+def test_after_an_interrupted_burst_that_rolled_a_new_request_gets_its_own_text(
     before: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, beginning = random_model(SMALL), tuple(random_tokens(SMALL, 12).tolist())
@@ -244,7 +244,7 @@ def test_several_tokens_at_once_do_not_roll() -> None:
 
 
 @torch.no_grad()
-def test_a_cache_that_has_rolled_goes_back_to_its_beginning_only() -> None:
+def test_a_cache_that_has_rolled_can_be_truncated_to_its_beginning_only() -> None:
     model, tokens_1T = random_model(SMALL), random_tokens(SMALL, 90)[None]
     cache = KVCache(SMALL)
     for piece in tokens_1T.split([32, *[1] * 58], dim=1):

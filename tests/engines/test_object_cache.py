@@ -1,4 +1,4 @@
-"""Compiled code is kept for the next process, which then needs no PyTorch and no Numba, and never runs when harmed."""
+"""Compiled code is stored for the next process, which imports neither PyTorch nor Numba; damaged code is never run."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def test_the_next_process_writes_without_importing_pytorch_or_numba(tmp_path: Pa
     assert process.stdout == f"{text!r}\n[]\n"
 
 
-@pytest.mark.parametrize("harm", ["cut short", "one bit", "empty", "gone"])
-def test_harmed_code_is_compiled_again(harm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("damage", ["cut short", "one bit", "empty", "gone"])
+def test_damaged_code_is_compiled_again(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_engine(build_model(CONFIG), "numba")  # it is stored by now
     good = (code.code_folder() / "float32.o").read_bytes()
     monkeypatch.setattr(code, "code_folder", lambda: tmp_path)
     monkeypatch.setattr(code, "_compile", lambda example: good.partition(b"\n")[2])
     file = tmp_path / "float32.o"
-    if harm != "gone":
-        file.write_bytes({"cut short": good[:-1], "one bit": good[:-1] + bytes([good[-1] ^ 1]), "empty": b""}[harm])
+    if damage != "gone":
+        file.write_bytes({"cut short": good[:-1], "one bit": good[:-1] + bytes([good[-1] ^ 1]), "empty": b""}[damage])
     said: list[str] = []
     for expected in (1, 1):  # the second time it is there
         NumbaEngine(CONFIG, arrays_of(build_model(CONFIG)), on_status=said.append)

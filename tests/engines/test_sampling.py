@@ -1,4 +1,4 @@
-"""Laws of sampling: exact filters, exact frequencies, and random numbers that depend on (seed, row, token) only."""
+"""Sampling: exact filters, exact frequencies, and random numbers that depend on (seed, row, token) only."""
 
 import math
 

@@ -1,9 +1,9 @@
-"""Whether an engine that implements a model's formulas itself still computes that model.
+"""Does a fast engine still compute this model?
 
-The Numba step and the static twin for CUDA graphs repeat the mathematics of `model/`. If somebody edits a model, they
-must not write with the old formula. So the source that they implement is known by a fingerprint. Where the source is
-another one, or the model is an object that anybody may have changed, the engine's logits are compared with the model's
-own before its first token.
+The Numba step and the static twin for CUDA graphs repeat the mathematics of `model/`. After an edit of a model they
+would generate with the old formula. So a fingerprint names the source that they implement. Where the source is another
+one, or the model is an object that could have been changed, the engine's logits are compared with the model's own
+before its first token.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 IMPLEMENTED = "bbaf01bb4c4b3d95"
 """`source_fingerprint()` of the model that numba_step/ and static_model.py implement."""
 
-SHORT = 32  # tokens that show a changed formula in a model of the known classes; any other is compared as a whole
+SHORT = 32  # tokens compared where classes and source are known; otherwise a whole context
 PAST_CONTEXT = 4  # tokens compared past the context where positions roll
 TOLERANCE, HALF_TOLERANCE = 2e-4, 3e-2  # of the largest logit; rounding in float32 stays ten times below
 
@@ -61,7 +61,7 @@ def code_of(source: str) -> str:
 
 
 def unknown_weight(config: ModelConfig, arrays: Mapping[str, np.ndarray]) -> str:
-    """Say in words which weight the engines do not know, miss, or know in another shape; "" if all fit."""
+    """Return in words the first weight that is new, missing or of another shape; "" if all fit."""
     if type(config) not in CONFIGS.values():
         return f"and this engine does not know {type(config).__name__}"
     expected, found = weight_shapes(config), {name: tuple(array.shape) for name, array in arrays.items()}
@@ -70,7 +70,7 @@ def unknown_weight(config: ModelConfig, arrays: Mapping[str, np.ndarray]) -> str
 
 
 def must_compare(model: Model | Checkpoint) -> bool:
-    """Say whether an engine for this model must prove itself before its first token.
+    """Say whether an engine for this model must be compared with the model before its first token.
 
     It need not for a checkpoint whose model was not built yet, if the source is unedited: no module can have changed.
     """
@@ -81,8 +81,8 @@ def must_compare(model: Model | Checkpoint) -> bool:
 def difference(model: Model, logits: Logits) -> str:
     """Return in words how an engine's logits differ from the model's own; "" where they do not.
 
-    A model of the known classes and source is compared on a short text; any other on a whole context, and past it
-    where positions roll.
+    A model of known classes and source is compared on a short sequence; any other on a whole context, and past it where
+    positions roll.
     """
     known = source_fingerprint() == IMPLEMENTED and is_built_in(model)
     config = model.config
@@ -100,7 +100,7 @@ def difference(model: Model, logits: Logits) -> str:
 
 
 def is_built_in(model: Model) -> bool:
-    """Say whether a model consists of nothing but unchanged objects of Quill's and PyTorch's own classes.
+    """Say whether a model has only modules of Quill's and PyTorch's own classes, with their own methods.
 
     The modules of acceleration/ are among them: each was compared with the class that it replaces.
     """

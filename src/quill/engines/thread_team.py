@@ -1,9 +1,9 @@
-"""A team of threads that call one function together, as the compiled step needs: its threads wait for each other.
+"""Threads that call one function together, for the compiled step, whose threads wait for each other.
 
-The caller waits outside of the team. So an exception that Python raises in the caller (Ctrl-C reaches the main thread)
-never ends one of several threads that wait for each other. The threads are daemons: they work until the interpreter
-ends, also after the main thread has, and in `atexit`. A forked child process has none of its parent's threads and
-starts its own.
+The caller is none of them. So an exception that Python raises in the caller, such as KeyboardInterrupt in the main
+thread, never stops one of several threads that wait for each other. The threads are daemons: they work until the
+interpreter ends, also after the main thread has ended and in `atexit`. A forked child process has none of its parent's
+threads and starts its own.
 """
 
 from __future__ import annotations

@@ -191,18 +191,18 @@ def _linear_int8(thread, threads, rows, matrix, layer, inputs, first_input, stri
     for item in range(thread * items // threads, (thread + 1) * items // threads):
         panel, first, count = block_of(item, blocks, rows)
         at = layer * matrix.panels + panel
-        place = at * groups * 4 * PANEL
+        panel_at = at * groups * 4 * PANEL
         of = (first_code + first) * longest
-        tile_product(count, work.whole_sums, tile, matrix.values, place, work.codes, of, longest, groups)
+        tile_product(count, work.whole_sums, tile, matrix.values, panel_at, work.codes, of, longest, groups)
         for row in range(count):
             scale = work.code_scales[first_code + first + row]
-            place, columns = tile + row * PANEL, at * PANEL
-            whole, offset = work.whole_sums[place : place + PANEL], matrix.sums[columns : columns + PANEL]
-            sums, scales = work.sums[place : place + PANEL], matrix.scales[columns : columns + PANEL]
+            sums_at, columns = tile + row * PANEL, at * PANEL
+            whole, offset = work.whole_sums[sums_at : sums_at + PANEL], matrix.sums[columns : columns + PANEL]
+            sums, scales = work.sums[sums_at : sums_at + PANEL], matrix.scales[columns : columns + PANEL]
             for j in range(PANEL):
                 sums[j] = np.float32(whole[j] - offset[j]) * (scale * scales[j])
             to = (first + row) * width + panel * PANEL
-            epilogue(outputs, to, work.sums, place, matrix.bias, columns, mode)
+            epilogue(outputs, to, work.sums, sums_at, matrix.bias, columns, mode)
 
 
 @compiled

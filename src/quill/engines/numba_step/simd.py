@@ -42,13 +42,13 @@ def _data(context, builder, signature, arguments, index):
 
 def _load(builder, pointer, at, vector):
     """Load a vector from any address."""
-    place = builder.bitcast(builder.gep(pointer, [at]), vector.as_pointer())
-    return builder.load(place, align=1)
+    address = builder.bitcast(builder.gep(pointer, [at]), vector.as_pointer())
+    return builder.load(address, align=1)
 
 
 def _store(builder, value, pointer, at):
-    place = builder.bitcast(builder.gep(pointer, [at]), value.type.as_pointer())
-    builder.store(value, place, align=1)
+    address = builder.bitcast(builder.gep(pointer, [at]), value.type.as_pointer())
+    builder.store(value, address, align=1)
 
 
 def _broadcast(builder, value):
@@ -110,8 +110,8 @@ def _product(rows):
                     _load(builder, weight, builder.add(at, I64(v * LANES)), vector) for v in range(PANEL // LANES)
                 ]
                 for row in range(rows):
-                    place = builder.add(builder.add(input_at, builder.mul(stride, I64(row))), loop.index)
-                    value = builder.load(builder.gep(data, [place]), align=1)
+                    address = builder.add(builder.add(input_at, builder.mul(stride, I64(row))), loop.index)
+                    value = builder.load(builder.gep(data, [address]), align=1)
                     value = _broadcast(builder, value)
                     for total, column in zip(sums[row], columns, strict=True):
                         step = _add_dot4 if whole else _add_product
@@ -148,8 +148,8 @@ def _reduction(kind):
                 return builder.fadd(old, new)
 
             with cgutils.for_range(builder, rounds, intp=I64) as loop:
-                place = builder.add(at, builder.mul(loop.index, I64(LANES)))
-                new = _load(builder, data, place, vector)
+                address = builder.add(at, builder.mul(loop.index, I64(LANES)))
+                new = _load(builder, data, address, vector)
                 if kind == "squares":
                     new = builder.fmul(new, new)
                 builder.store(join(builder.load(state), new), state)
