@@ -3,7 +3,7 @@
     python benchmarks/past_the_context.py out-modern --tokens=40000
 
 The first tokens of the validation split are one text; the losses of the tokens past the context are compared. Rolling
-is computed by a mask over chunks of the whole text, as in tests/engines/test_laws_rolling.py. So windows other than
+is computed by a mask over chunks of the whole text, as in tests/engines/test_past_the_context.py. So windows other than
 `ModernConfig.rolling_window` can be measured, and windows that keep the first tokens ("attention sinks", Xiao et al.
 2023, section 3.2: they stay at the far end of the window). Results: docs/log.md.
 

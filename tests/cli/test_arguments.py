@@ -1,4 +1,4 @@
-"""Laws of flags and configuration files."""
+"""Flags, configuration files and presets."""
 
 from __future__ import annotations
 
@@ -228,15 +228,15 @@ def test_every_preset_is_a_whole_valid_configuration(name):
 
 
 def test_presets_are_the_recipes_they_promise():
-    laptop, founding, v2 = (settings_of(read(f"--config={name}")) for name in ("laptop", "shakespeare", "v2"))
+    laptop, full_size, v2 = (settings_of(read(f"--config={name}")) for name in ("laptop", "shakespeare", "v2"))
     shape = ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "max_iters", "dropout")
     assert [laptop[name] for name in shape] == [4, 4, 128, 64, 12, 2000, 0.0]
-    assert [founding[name] for name in shape] == [6, 6, 384, 256, 64, 5000, 0.2]
+    assert [full_size[name] for name in shape] == [6, 6, 384, 256, 64, 5000, 0.2]
     modern, small = (settings_of(read(f"--config={name}")) for name in ("modern", "modern-laptop"))
     assert modern["architecture"] == small["architecture"] == "modern"
     parameters = build_model(build_configs(modern, vocab_size=65)[0]).count_parameters()
     assert parameters == pytest.approx(10.65e6, rel=0.01)
-    assert founding == settings_of(read())
+    assert full_size == settings_of(read())
     assert [v2[name] for name in shape] == [6, 6, 384, 256, 64, 5000, 0.2]
     assert (v2["learning_rate"], v2["min_lr"], v2["activation"], v2["bias"]) == (3e-4, 3e-4, "relu", True)
     assert (v2["tie_weights"], v2["out_dir"]) == (False, "out-v2")

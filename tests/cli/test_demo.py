@@ -1,4 +1,4 @@
-"""Laws of `quill demo`: it fits its time, writes over nothing but itself, and every command that it names works."""
+"""`quill demo` fits its time, overwrites only an earlier demo, and every command that it prints works."""
 
 from __future__ import annotations
 

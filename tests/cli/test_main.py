@@ -1,4 +1,4 @@
-"""Laws of the front door: quick, polite, and honest about errors."""
+"""The `quill` command as a whole: its help, its start-up imports and its error messages."""
 
 from __future__ import annotations
 

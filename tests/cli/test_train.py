@@ -1,4 +1,4 @@
-"""Laws of `quill train`: what a run leaves behind, what it never overwrites, and how it goes on."""
+"""`quill train`: the files of a run, overwriting and resuming."""
 
 from __future__ import annotations
 

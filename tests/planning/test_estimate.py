@@ -110,10 +110,10 @@ def test_tracing_takes_no_memory() -> None:
 
 def test_the_largest_micro_batch_fits_and_one_more_does_not() -> None:
     overhead = Overhead(process=1_000_000, fragmentation=0.3)
-    for room in (3_000_000, 8_000_000, 80_000_000):
-        largest = largest_batch_size(RUN, overhead, room)
+    for limit in (3_000_000, 8_000_000, 80_000_000):
+        largest = largest_batch_size(RUN, overhead, limit)
         fitting, next_one = (trace_step(RUN.change(batch_size=largest + more)) for more in (0, 1))
-        assert overhead.peak(fitting) <= room < overhead.peak(next_one)
+        assert overhead.peak(fitting) <= limit < overhead.peak(next_one)
     assert largest_batch_size(RUN, overhead, 1_000_000) == 0
 
 
@@ -166,11 +166,11 @@ FULL_SIZE = PlannedRun(GPTConfig(65, n_layer=1), TrainConfig(), resolve_context(
 
 
 def test_what_is_advised_fits_and_trains_on_the_same_batch() -> None:
-    for room in (400_000_000, 700_000_000, 1_500_000_000):  # in one test, so that each step is traced once
-        line = describe_shortage(FULL_SIZE, room)
+    for limit in (400_000_000, 700_000_000, 1_500_000_000):  # in one test, so that each step is traced once
+        line = describe_shortage(FULL_SIZE, limit)
         assert "\n" not in line and line.startswith("batch_size=64 needs about ")
         advice = re.findall(r"((?:--\w+=\w+ )+)needs ([\d.]+) ([GM]B)", line)
-        assert advice, room
+        assert advice, limit
         for flags, size, unit in advice:
             given = dict(re.findall(r"--(\w+)=(\w+)", flags))
             changed = FULL_SIZE.change(
@@ -178,7 +178,7 @@ def test_what_is_advised_fits_and_trains_on_the_same_batch() -> None:
             )
             assert changed.config.batch_size * changed.config.gradient_accumulation_steps == 64
             peak = typical_overhead(changed).peak(trace_step(changed))
-            assert peak <= room
+            assert peak <= limit
             assert float(size) * {"GB": 1e9, "MB": 1e6}[unit] == pytest.approx(peak, rel=0.06)
 
 

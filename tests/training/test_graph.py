@@ -1,7 +1,7 @@
-"""The step that a GPU records is the step that everybody takes: a recorded run is the run.
+"""Training with a CUDA graph gives the run that the plain step gives, bit for bit.
 
-Most of it needs no GPU: a stand-in does again what it has recorded. What a recording can hold is the law of
-test_recorded_operations.py.
+Most of these tests need no GPU: a stand-in repeats the operations that it recorded. Which operations a graph can hold is
+tested in test_recorded_operations.py.
 """
 
 import contextlib
@@ -167,8 +167,8 @@ def test_recording_that_fails_costs_one_warning_and_no_step(
 def test_what_a_graph_cannot_hold_is_not_captured(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cuda, room = torch.device("cuda"), 10**9
-    monkeypatch.setattr(batches, "available_memory", lambda device: room)
+    cuda, limit = torch.device("cuda"), 10**9
+    monkeypatch.setattr(batches, "available_memory", lambda device: limit)
 
     def captured(device: torch.device, dtype: torch.dtype, checkpointing: bool = False) -> bool:
         context = RunContext(tmp_path, device, dtype, gradient_checkpointing=checkpointing)
@@ -180,7 +180,7 @@ def test_what_a_graph_cannot_hold_is_not_captured(
     assert not captured(torch.device("mps"), torch.float32)
     assert not captured(cuda, torch.float16), "loss scaling reads gradients to decide"
     assert not captured(cuda, torch.bfloat16, checkpointing=True)
-    room = len(dataset.train)
+    limit = len(dataset.train)
     assert not captured(cuda, torch.bfloat16), "the text would fill the device"
 
 

@@ -116,7 +116,7 @@ def test_every_step_is_the_same_operations_on_the_same_places_with_the_same_numb
 def test_a_rate_in_pythons_memory_would_be_recorded_with_the_step(kind: str, dataset: Dataset, recipe: Recipe) -> None:
     config = recipe(optimizer="muon" if kind == "modern" else "adamw").config
     first, second = itertools.islice(scripts(kind, dataset, config, on_device=False), 2)
-    assert first.lines != second.lines, "or the law above would see nothing"
+    assert first.lines != second.lines, "otherwise the test above could not fail"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,4 @@
-"""Laws of `quill evaluate` and `quill info`: what they tell is what is there."""
+"""`quill evaluate` and `quill info` report what is in a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The founding documents' commands, typed as printed (smaller where time demands), do what the package does."""
+"""The scripts train.py, generate.py and v2.py run the commands that their docstrings print."""
 
 from __future__ import annotations
 

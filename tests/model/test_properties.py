@@ -1,6 +1,6 @@
-"""Whatever is inside a model, it is a GPT: causal, the same with a cache, and able to learn.
+"""Properties of every GPT: it is causal, gives the same logits with a cache, and can learn.
 
-These tests hold for blocks of somebody's own as well. What is particular to our two models is in test_exact_models.py.
+These tests also hold for custom blocks. The values of the two models in this package are checked in test_exact_values.py.
 """
 
 import math

@@ -1,6 +1,7 @@
-"""The classic model is exactly GPT-2, and the modern one exactly what its file says: sizes, first weights, formulas.
+"""Values of the two models: sizes, initial weights and formulas, some computed by hand.
 
-After an edit of the model, a test here fails where it is no longer true. test_is_a_gpt.py says whether it is a GPT.
+An edit of a model changes these values, and the test of each one fails. test_properties.py says whether the model is
+still a GPT.
 """
 
 import math

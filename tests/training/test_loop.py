@@ -1,4 +1,4 @@
-"""The laws of training: stopping costs nothing, and how the work is cut up changes no result."""
+"""Training gives the same result however it is interrupted, resumed or split into micro-batches."""
 
 import json
 import math

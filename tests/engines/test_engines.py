@@ -144,7 +144,7 @@ def test_int8_costs_less_than_half_a_percent_of_loss(trained: Model, dataset: Da
 
 
 def test_int8_weights_take_little_more_than_a_quarter_of_the_memory() -> None:
-    model = random_model(GPTConfig(vocab_size=65))  # the founding size
+    model = random_model(GPTConfig(vocab_size=65))
     assert isinstance(engine := make_engine(model, "numba", quantization="int8"), NumbaEngine)
     assert engine.weight_bytes <= 0.27 * 4 * model.count_parameters()
 
