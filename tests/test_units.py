@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from quill.units import format_bytes, format_duration
+from quill.units import format_bytes, format_duration, format_time_left
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,14 @@ def test_sizes_have_two_or_three_digits_and_a_unit(size, words):
 )  # fmt: skip
 def test_durations_have_the_digits_that_matter(seconds, words):
     assert format_duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "under 1 s left"), (0.642, "under 1 s left"), (1, "1 s left"), (1.2, "1 s left"), (5.1, "5 s left"),
+        (59.6, "1 min 00 s left"), (132, "2 min 12 s left"), (7800, "2 h 10 min left"),
+    ],
+)  # fmt: skip
+def test_the_time_left_is_in_whole_seconds(seconds, words):
+    assert format_time_left(seconds) == words

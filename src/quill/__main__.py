@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     """End the process, as long as nothing has begun."""
-    word = {signal.SIGINT: b"interrupted", signal.SIGTERM: b"terminated"}.get(signal.Signals(number), b"hung up")
+    word = {signal.SIGINT: b"interrupted", signal.SIGTERM: b"terminated"}.get(signal.Signals(number), b"the terminal was closed")
     os.write(2, b"quill: %s\n" % word)
     os._exit(128 + number)
 

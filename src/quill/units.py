@@ -17,6 +17,15 @@ def format_duration(seconds: float) -> str:
         return f"{1000 * seconds:.{0 if seconds >= 0.001 else 1}f} ms"
     if seconds < 9.95:
         return f"{seconds:.1f}".removesuffix(".0") + " s"
+    return _whole_seconds(seconds)
+
+
+def format_time_left(seconds: float) -> str:
+    """Return how long a run will still take: under 1 s left, 5 s left, 1 min 05 s left."""
+    return f"{_whole_seconds(seconds) if seconds >= 1 else 'under 1 s'} left"
+
+
+def _whole_seconds(seconds: float) -> str:
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

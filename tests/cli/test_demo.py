@@ -45,4 +45,4 @@ def test_the_demo_trains_writes_measures_and_says_what_to_try(quill, small_demo)
 def test_the_demo_replaces_an_earlier_demo_and_nothing_else(quill, refused, small_demo, trained):
     assert quill("demo", "--seconds=0.3", "--device=cpu")[0] == 0
     assert quill("demo", "--seconds=0.3", "--device=cpu")[0] == 0
-    assert "no demo" in refused("demo", f"--out_dir={trained.out}")
+    assert "not a demo" in refused("demo", f"--out_dir={trained.out}")

@@ -46,7 +46,8 @@ def test_only_the_text_is_on_standard_output(write, model):
 
 def test_the_seed_in_the_notes_writes_the_same_again(write):
     _, first, notes = write("--prompt=KING", LENGTH)
-    seed = notes.split("--seed=")[1].split()[0]
+    assert notes.endswith(" for the same text\n")
+    seed = notes.split("; repeat with --seed=")[1].split()[0]
     assert write("--prompt=KING", LENGTH, f"--seed={seed}")[1] == first
 
 
@@ -66,7 +67,7 @@ def test_int8_writes_a_text_and_torch_says_that_it_has_none(write):
     code, out, _ = write("--prompt=KING", LENGTH, "--seed=2", "--quantization=int8")
     assert code == 0 and len(out.rstrip("\n")) > 10
     code, out, error = write("--prompt=KING", "--engine=torch", "--quantization=int8")
-    assert (code, out) == (2, "") and "quantization='int8' cannot be used: the torch engine does not have it" in error
+    assert (code, out) == (2, "") and "quantization='int8' cannot be used: the torch engine does not support it" in error
 
 
 def test_the_flag_of_earlier_versions_works_with_advice(write):
@@ -155,8 +156,8 @@ def test_a_stop_text_that_the_model_cannot_generate_is_named(write):
     _, out, notes = write("--prompt=KING", LENGTH, "--seed=1", r"--stop=\\n", "--stop=€", "--stop=KI")
     assert out == write("--prompt=KING", LENGTH, "--seed=1")[1]
     assert r"--stop=\\n is read as '\\n'" in notes
-    assert "will never hold '€', because the vocabulary lacks '€'" in notes
-    assert notes.count("never hold") == 2
+    assert "--stop=€ never matches: the vocabulary lacks '€'" in notes
+    assert notes.count("never matches") == 2
 
 
 def test_a_prompt_beyond_the_context_is_cut_with_a_note(write):

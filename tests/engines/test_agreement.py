@@ -160,7 +160,7 @@ def test_an_edited_model_writes_with_its_own_formula_and_one_line_says_so(
     assert isinstance(engine, TorchEngine) and len(list(generate_tokens(engine, [1, 2], max_new_tokens=70))) == 70
     said = [sentence for sentence in said if "compiling" not in sentence]
     assert len(said) == 1 and "\n" not in said[0]
-    assert said[0].startswith("writing with PyTorch, which is slower: the model was edited")
+    assert said[0].startswith("generating with PyTorch, which is slower: the model was edited")
     with pytest.raises(ConfigError, match="engine='numba' cannot be used: the model was edited"):
         make_engine(model, "numba")
     with pytest.raises(ConfigError, match="quantization='int8' cannot be used: the model was edited"):
@@ -270,7 +270,7 @@ def test_a_checkpoint_is_written_with_by_the_source_that_there_is(edit: str, tmp
     (text, said, _), (reference, _, _) = write("auto", package), write("torch", package)
     assert text == reference != unedited
     if edit != "a constant":  # which the fast engine reads too
-        assert len(said) == 1 and said[0].startswith("writing with PyTorch, which is slower: the model was edited")
+        assert len(said) == 1 and said[0].startswith("generating with PyTorch, which is slower: the model was edited")
 
 
 GATE = [

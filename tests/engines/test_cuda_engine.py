@@ -287,7 +287,7 @@ def test_where_capturing_fails_there_is_one_sentence_and_the_same_text(model: Mo
     graphs = TapeCapture(error="operation not permitted when stream is capturing\nmore")
     engine = CudaEngine(model, slots=3, graphs=graphs, on_status=said.append)
     assert texts_of(engine) == texts_of(CudaEngine(model, slots=3))
-    assert len(said) == 1 and "writing without CUDA graphs" in said[0] and "\n" not in said[0]
+    assert len(said) == 1 and "generating without CUDA graphs" in said[0] and "\n" not in said[0]
 
 
 def test_where_compiling_fails_there_is_one_sentence_and_the_same_text(
@@ -300,7 +300,7 @@ def test_where_compiling_fails_there_is_one_sentence_and_the_same_text(
     monkeypatch.setattr(torch, "compile", lambda *_, **__: no_compiler)
     engine = CudaEngine(model, slots=3, compiled=True, on_status=said.append)
     assert texts_of(engine) == texts_of(CudaEngine(model, slots=3))
-    assert said == ["writing without torch.compile, which failed (no compiler here)"]
+    assert said == ["generating without torch.compile, which failed (no compiler here)"]
 
 
 def test_a_compiler_can_take_the_whole_step_at_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,7 +325,7 @@ def test_a_model_on_a_cuda_device_gets_this_engine(device: str, monkeypatch: pyt
     make_engine(elsewhere, slots=3)
     make_engine(elsewhere, "cuda", slots=4)
     assert taken == [3, 4]
-    with pytest.raises(ConfigError, match="quantization='int8' cannot be used: the cuda engine does not have it"):
+    with pytest.raises(ConfigError, match="quantization='int8' cannot be used: the cuda engine does not support it"):
         make_engine(elsewhere, "cuda", quantization="int8")
 
 

@@ -342,7 +342,7 @@ def test_auto_takes_numba_on_a_cpu_and_says_why_if_it_cannot(monkeypatch: pytest
     assert isinstance(make_engine(model), NumbaEngine)
     monkeypatch.setattr(engine_module.importlib.util, "find_spec", lambda _: None)
     assert type(make_engine(model, on_status=said.append)).__name__ == "TorchEngine"
-    assert said == ["writing with PyTorch, which is slower: Numba is not installed (pip install numba)"]
+    assert said == ["generating with PyTorch, which is slower: Numba is not installed (pip install numba)"]
     with pytest.raises(ConfigError, match="Numba is not installed"):
         make_engine(model, "numba")
     with pytest.raises(ConfigError, match="quantization='int8' cannot be used: Numba is not installed"):

@@ -10,11 +10,13 @@ from quill.errors import CheckpointError
 from quill.runs.resume import resumed_settings
 
 
-def test_a_folder_without_a_run_is_answered_with_a_run_that_is_there(here, trained):  # U7
-    with pytest.raises(CheckpointError, match=r"out holds no run to resume: name"):
+def test_a_folder_without_a_run_is_answered_with_a_run_that_is_there(here, trained):  # U7, U17
+    """The advice never starts a long run: it named to leave out --resume, which is half a day at the full size."""
+    with pytest.raises(CheckpointError, match=r"out holds no run to resume: start one first, .* minutes=5$"):
         resumed_settings(here / "out", {})
     shutil.copytree(trained.out, here / "out-mine")
-    with pytest.raises(CheckpointError, match=r"out holds no run to resume \(there is a run in out-mine\): name"):
+    found = r"out holds no run to resume \(there is a run in out-mine\): name its folder as out_dir$"
+    with pytest.raises(CheckpointError, match=found):
         resumed_settings(here / "out", {})
 
 

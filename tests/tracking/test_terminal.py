@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
+from rich.console import Console
 
 from quill.tracking.live_display import LiveDisplay
 from quill.tracking.run_status import RunStatus, format_end, format_start
@@ -51,6 +52,15 @@ def test_the_time_left_is_the_pace_times_the_steps_left(events, plain):
     text = plain([*told, events.step(10, seconds=31.0), events.step(20, seconds=37.0)])
     assert "step  10 of 100   loss 2.000   1,000 tokens/s   46 s left" in text
     assert "step  20 of 100   loss 2.000   1,000 tokens/s   48 s left" in text
+
+
+@pytest.mark.parametrize(("steps", "words"), [(21, "under 1 s left"), (25, "3 s left"), (60, "26 s left")])
+def test_both_displays_show_the_time_left_in_whole_seconds(events, plain, steps, words):
+    told = [events.start | {"max_iters": steps}, events.step(10, seconds=0.0), events.step(20, seconds=6.42)]
+    assert plain(told).endswith(f" tokens/s   {words}\n")
+    with LiveDisplay(Console(file=io.StringIO(), width=80), clock=lambda: 0.0) as display:
+        events.send(display, told)
+        assert display.frame()[0].plain.endswith(f"step 20/{steps}  {words}")
 
 
 def test_a_run_that_is_replanned_is_shown_with_its_new_length(events, plain):

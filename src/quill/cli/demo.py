@@ -28,12 +28,12 @@ PROMPTS = {"shakespeare": "ROMEO:", "pydoc": "The "}
 
 def add_arguments(parser: Parser) -> None:
     """Give the parser what `quill demo` takes."""
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long to train at most")
+    parser.add_argument("--seconds", type=float, default=60.0, help="longest time to train")
     parser.add_argument(
         "--out_dir", type=str, default="out-demo", help="folder of the run; an earlier demo there is replaced"
     )
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
-    parser.add_argument("--seed", type=int, default=1337, help="decides initial weights, batches and what is written")
+    parser.add_argument("--seed", type=int, default=1337, help="determines initial weights, batches and the sample")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     require_folder(out_dir)
     if holds_run(out_dir) and not is_demo(out_dir):
         raise ConfigError(
-            f"{out_dir} holds a run that is no demo, and a demo would replace it: choose another --out_dir"
+            f"{out_dir} holds a run that is not a demo, and the demo would replace it: choose another --out_dir"
         )
     resolve_device(arguments.device)  # a device that is not there is found before anything else is done
     given = check_settings(ASKED | {"out_dir": str(out_dir), "data_dir": str(out_dir / "data")})
@@ -87,7 +87,7 @@ def write_sample(out_dir: Path, device: str, seed: int) -> None:
     from quill.tracking.terminal import printable
 
     model = load(out_dir, device=device, engine="torch")  # one short text is not worth compiling for
-    print("\nThis is how it writes now:\n", flush=True)
+    print("\ngenerated text:\n", flush=True)
     for piece in model.stream(default_prompt(model.tokenizer), max_new_tokens=500, temperature=0.8, seed=seed + 1):
         print(printable(piece), end="", flush=True)
     print("\n")
@@ -101,7 +101,7 @@ def print_scores(out_dir: Path, device: str, dataset: Dataset) -> None:
     model = load_checkpoint(out_dir, device=resolve_device(device)).model
     score = evaluate_split(model, dataset.val, dataset.tokenizer)
     print(
-        f"validation loss  {score.loss:.4f} nats per token over the whole split ({score.tokens:,} tokens it never saw)"
+        f"validation loss  {score.loss:.4f} nats per token over the whole split ({score.tokens:,} tokens not used for training)"
     )
     print(f"that is          {score.bits_per_character:.4f} bits per character")
     print(f"the loss curve   {out_dir / 'loss.png'}")
@@ -112,12 +112,12 @@ def print_next(out_dir: Path, dataset: Dataset) -> None:
     folder = train.quote(out_dir)
     prompt = PROMPTS.get(dataset.name, "The ")
     commands = [
-        (f'quill generate --out_dir={folder} --prompt="{prompt}"', "it goes on from your words"),
+        (f'quill generate --out_dir={folder} --prompt="{prompt}"', "continues your prompt"),
         (
             "quill train --config=laptop --dataset=my.txt --out_dir=out-mine",
-            "a text of yours instead of my.txt",
+            "trains on your own text, my.txt",
         ),
-        (f"quill info {folder}", "what is in the model you have just made"),
+        (f"quill info {folder}", "shows what is in the run"),
     ]
     width = max(len(command) for command, _ in commands)
     print("\nTry next:")

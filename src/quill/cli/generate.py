@@ -29,7 +29,7 @@ def add_arguments(parser: Parser) -> None:
     parser.take_bare_word("prompt")
     add = parser.add_argument
     add("--prompt", type=str, help="text to continue; without it standard input is read, if something is piped in")
-    add("--prompt_file", type=str, help="file with the text to continue (its last line end does not count)")
+    add("--prompt_file", type=str, help="file with the text to continue (without its last line break)")
     add("--max_new_tokens", type=int, default=500, help="tokens to generate; characters, with the char tokenizer")
     add(
         "--temperature",
@@ -49,7 +49,7 @@ def add_arguments(parser: Parser) -> None:
     )
     add("--repetition_penalty", type=float, default=1.0, help="divides logits of tokens in the prompt or the text")
     add("--num_samples", type=int, default=1, help="texts to generate, together as one batch")
-    add("--seed", type=int | None, help="the same seed gives the same text; without one each call gives another")
+    add("--seed", type=int | None, help="the same seed gives the same text; without one the text is different each time")
     add(
         "--stop",
         type=str,
@@ -57,15 +57,15 @@ def add_arguments(parser: Parser) -> None:
         default=[],
         help=r"end before this text (may be repeated); \n in it is a line break, \t a tab",
     )
-    add("--unknown", type=Literal["error", "skip"], default="error", help="prompt characters outside the vocabulary")
+    add("--unknown", type=Literal["error", "skip"], default="error", help="what to do with prompt characters outside the vocabulary")
     add("--out_dir", type=str, help="run to load; without it the newest run in this folder")
-    add("--checkpoint", type=Literal["best", "last"], default="best", help="best has the lowest validation loss")
+    add("--checkpoint", type=Literal["best", "last"], default="best", help="which checkpoint of the run: best has the lowest validation loss")
     add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     add(
         "--engine",
         type=Literal["auto", "torch", "numba", "cuda"],
         default="auto",
-        help="what computes: cuda is the fastest on a GPU, numba on a CPU, torch runs anywhere",
+        help="implementation of the model: cuda is fastest on a GPU, numba on a CPU; torch runs anywhere",
     )
     add(
         "--quantization",
@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.top_k is not None and arguments.top_k > vocab_size:
         note(f"top_k={arguments.top_k} is more than the {vocab_size} tokens of the vocabulary: all are kept")
     if model.checkpoint is not None:
-        again = "" if arguments.seed is not None else f"; --seed={seed} writes the same again"
+        again = "" if arguments.seed is not None else f"; repeat with --seed={seed} for the same text"
         note(f"{model.checkpoint.path}{again}")
     write(pieces, arguments.num_samples)
     return 0
@@ -160,7 +160,7 @@ def read_stop(typed: str, model: LanguageModel) -> str:
     if text != typed:
         note(rf"--stop={typed} is read as {text!r}; \\ is a backslash")
     if text and (unknown := model.tokenizer.unknown_characters(text)):
-        note(f"the text will never hold {text!r}, because the vocabulary lacks {unknown[0][1]!r}")
+        note(f"--stop={typed} never matches: the vocabulary lacks {unknown[0][1]!r}")
     return text
 
 

@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         ("step", f"{checkpoint.step:,}"),
     ]
     if checkpoint.val_loss is not None:
-        loss = f"{checkpoint.val_loss:.4f} on validation, when it was saved (quill evaluate measures again)"
+        loss = f"{checkpoint.val_loss:.4f}, validation loss when it was saved (quill evaluate measures the whole split)"
         lines.append(("loss", loss))
     if is_run:
         lines += [(which, find_checkpoint(path, which).name) for which in ("best", "last")]
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     files = list(file_lines(path))
     print("files", *files, sep="\n  ")
     if altered := sum(ALTERED in line for line in files):
-        raise CheckpointError(f"{path}: {altered} of these files changed after it was written: do not trust it")
+        raise CheckpointError(f"{path}: {altered} of these files were changed after they were written: do not trust them")
     return 0
 
 

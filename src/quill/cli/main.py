@@ -130,7 +130,7 @@ def _describe(error: OSError) -> str:
     """Return what could not be read or written, why, and what to do; "" for an error that no user can cause."""
     reason = error.strerror or str(error)
     if error.filename == OUTPUT:
-        return f"{OUTPUT} cannot be written: {reason}; send it to another place"
+        return f"{OUTPUT} cannot be written: {reason}; redirect it to another file"
     what = f"{show(str(error.filename))}: " if error.filename else ""
     if error.errno in _DISK_FULL:
         return f"{what}{reason}: nothing more can be written; free some disk space, or choose another --out_dir"
@@ -140,7 +140,7 @@ def _describe(error: OSError) -> str:
         errno.ENOENT: "check the path",
         errno.EISDIR: "give a file instead of a folder",
         errno.ENOTDIR: "a part of the path is a file, not a folder",
-        errno.ELOOP: "symbolic links lead in a circle",
+        errno.ELOOP: "symbolic links form a loop",
         errno.EROFS: "choose a folder that can be written to",
     }
     return f"{what}{reason}: {advice.get(error.errno, 'choose another path, or change its permissions')}"

@@ -21,11 +21,11 @@ def add_arguments(parser: Parser) -> None:
         default=False,
         help="resume the run in out_dir from its last checkpoint (best: from its best one)",
     )
-    parser.add_argument("--overwrite", type=bool, default=False, help="start over where out_dir already holds a run")
+    parser.add_argument("--overwrite", type=bool, default=False, help="replace the run that out_dir holds")
     parser.add_argument(
         "--minutes",
         type=float | None,
-        help="how long to train: picks model, batch, rates and steps for this text and machine; flags override it",
+        help="time to train: chooses model, batch, rates and steps for this text and machine; flags override it",
     )
     add_configuration(parser)
 

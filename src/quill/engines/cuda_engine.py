@@ -235,7 +235,7 @@ class CudaEngine:
             try:
                 self._from_first_step(steps)
             except Exception as error:  # a missing compiler, an old GPU, a bug in the compiler: all end here
-                self._on_status(f"writing without torch.compile, which failed ({first_line(error)})")
+                self._on_status(f"generating without torch.compile, which failed ({first_line(error)})")
                 self._take_step = self._step
         if self.graphs is not None:
             try:
@@ -243,7 +243,7 @@ class CudaEngine:
                 self.step_1.zero_()
                 return self.graphs.capture(steps)
             except RuntimeError as error:
-                self._on_status(f"writing without CUDA graphs, which is slower: capturing failed ({first_line(error)})")
+                self._on_status(f"generating without CUDA graphs, which is slower: capturing failed ({first_line(error)})")
                 self.graphs = None
         return steps
 

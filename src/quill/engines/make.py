@@ -62,7 +62,7 @@ def make_engine(
         if wanted == "numba":
             return _numba_engine(model, kind, quantization, slots, on_status)
         if quantization is not None:
-            raise _UnavailableError(f"the {wanted} engine does not have it")
+            raise _UnavailableError(f"the {wanted} engine does not support it")
         if wanted == "cuda":
             return _cuda_engine(model, kind, slots, on_status)
     except _UnavailableError as error:
@@ -74,7 +74,7 @@ def make_engine(
             advice = on_gpu if name == "cuda" and kind != "cuda" else "engine='torch'"
             raise ConfigError(f"engine={name!r} cannot be used: {error}; use {advice}") from None
         if on_status:
-            on_status(f"writing with PyTorch, which is slower: {error}")
+            on_status(f"generating with PyTorch, which is slower: {error}")
     from quill.engines.torch_engine import TorchEngine
 
     return TorchEngine(_torch_model(model), slots=slots)

@@ -69,7 +69,7 @@ class ModernConfig:
     ngram: int = 4
     """longest n-gram of tokens that has an embedding of its own; 1 means single tokens only"""
     ngram_rows: int = 32749
-    """largest number of rows in each n-gram table, best a prime; n-grams that hash alike share a row"""
+    """largest number of rows in each n-gram table, best a prime; n-grams with the same hash share a row"""
     ngram_dropout: float = 0.4
     """share of n-gram embeddings dropped in training, because rare n-grams are memorised"""
     n_kv_head: int | None = None

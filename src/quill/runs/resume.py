@@ -25,10 +25,9 @@ def resumed_settings(out_dir: Path, given: Mapping[str, Any]) -> Settings:
     A given setting that changes the model or recipe is a ConfigError, a folder without a run a CheckpointError.
     """
     if not holds_run(out_dir):
-        raise CheckpointError(
-            f"{out_dir} holds no run to resume{suggest_run()}: name its folder as out_dir, or leave out resume=True "
-            f"to start one"
-        )
+        other = suggest_run()
+        advice = "name its folder as out_dir" if other else "start one first, for instance with minutes=5"
+        raise CheckpointError(f"{out_dir} holds no run to resume{other}: {advice}")
     stored = stored_settings(out_dir)
     if stored is None:
         raise CheckpointError(

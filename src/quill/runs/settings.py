@@ -32,7 +32,7 @@ class RunSettings:
     init_from: str | None = None
     """start from the weights of a run or a .safetensors file instead of random ones (fine-tuning)"""
     vocab: Literal["same", "extend"] = "same"
-    """init_from: what to do with characters that the model does not know: same (refuse them) or extend (add rows)"""
+    """with init_from: same refuses characters outside the model's vocabulary, extend adds them to it"""
     sample_tokens: int = 200
     """length of the sample generated at each evaluation; 0 for none"""
     log_interval: int = 10
@@ -40,10 +40,10 @@ class RunSettings:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps"""
     dtype: Literal["auto", "fastest", "float32", "bfloat16", "float16"] = "auto"
-    """number format of products: auto is bfloat16 (or float16) on CUDA and float32 elsewhere; fastest also uses
+    """number format of matrix products: auto is bfloat16 (or float16) on CUDA and float32 elsewhere; fastest also uses
     bfloat16 on CPUs with instructions for it"""
     compile: bool | Literal["auto"] = "auto"
-    """torch.compile: True pays on long runs; auto compiles on CUDA where steps cannot be captured as a graph (float16,
+    """torch.compile: True is worth it on long runs; auto compiles on CUDA where steps cannot be captured as a graph (float16,
     gradient checkpointing, a text too large for the GPU). If it fails there is one warning"""
     gradient_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, about a third more time"""

@@ -152,7 +152,7 @@ def run_for_minutes(
     if dataset is None:
         dataset = open_text(asked, text, observers)
         given = given if text is None else given | {"dataset": dataset.name}
-    observers.status("measuring how fast this machine is")
+    observers.status("measuring the speed of this machine")
     settings, speed = fit_to_minutes(dataset, minutes, given)
     observers.status(describe_choice(settings, minutes))
     budget = TimeBudget(

@@ -15,7 +15,7 @@ from quill.tracking.jsonl import events_until
 from quill.tracking.live_region import LiveRegion
 from quill.tracking.run_status import RunStatus, format_end, format_start, printable
 from quill.tracking.terminal_plot import QUIET, TRAINING, VALIDATION, draw_curve
-from quill.units import format_duration
+from quill.units import format_time_left
 
 if TYPE_CHECKING:
     from quill.training.events import Event
@@ -128,7 +128,7 @@ class LiveDisplay:
         label = f"step {step}/{total}"
         if (left := self._status.seconds_left()) is not None:
             left = max(0.0, left - (self._clock() - self._event_at))
-            timed = f"{label}  {format_duration(left)} left"
+            timed = f"{label}  {format_time_left(left)}"
             label = timed if len(timed) <= width else label
         if (bar := width - len(label) - 1) < SHORTEST_BAR:
             return Text(label)

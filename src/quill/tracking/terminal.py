@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO, cast
 
 from quill.tracking.phase_display import moves_cursor
 from quill.tracking.run_status import RunStatus, format_end, format_start, printable
-from quill.units import format_duration
+from quill.units import format_time_left
 
 if TYPE_CHECKING:
     from quill.tracking.live_display import LiveDisplay
@@ -54,7 +54,7 @@ class PlainDisplay:
         elif kind == "step" and event["seconds"] - self._printed_at >= SECONDS_BETWEEN_LINES:
             self._printed_at = event["seconds"]
             left = self._status.seconds_left()
-            time_left = f"   {format_duration(left)} left" if left is not None else ""
+            time_left = f"   {format_time_left(left)}" if left is not None else ""
             speed = f"{event['tokens_per_second']:,.0f} tokens/s"
             self._print(f"{self._step(event)}   loss {event['train_loss']:.3f}   {speed}{time_left}")
         elif kind == "evaluation":

@@ -39,7 +39,7 @@ class TrainConfig:
     lr_schedule: Literal["cosine", "linear", "wsd"] = "cosine"
     """how learning rates fall: cosine, linear, or wsd (warm-up, constant, then linear at the end)"""
     cooldown: float = 0.4
-    """wsd: share of the run, at its end, in which learning rates fall"""
+    """with wsd: share of the run, at its end, in which learning rates fall"""
     min_lr: float | None = None
     """learning rate at the end; None means a tenth of learning_rate for cosine, and 0 for linear and wsd"""
     warmup_iters: int = 100
