@@ -10,9 +10,9 @@ from types import FrameType
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command in this process, which is its own, and return its exit code.
+    """Run one command as the program of this process, and return its exit code.
 
-    A signal is answered from the first moment: imports take longer than it takes to press Ctrl-C.
+    Signals are handled before the first import: the imports take long enough for somebody to press Ctrl-C.
     """
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
@@ -23,15 +23,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     with end_on_signals():
         code = run(argv)
-    if code > 128:  # a signal has asked for it: do not wait for threads, nor run what libraries leave for the end
+    if code > 128:  # ended by a signal: wait for no threads, and run no exit handlers of libraries
         os._exit(code)
     return code
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """End the process, as long as nothing has begun."""
-    word = {signal.SIGINT: b"interrupted", signal.SIGTERM: b"terminated"}.get(signal.Signals(number), b"the terminal was closed")
-    os.write(2, b"quill: %s\n" % word)
+    """End the process at once: nothing has begun that would have to be saved."""
+    words = {signal.SIGINT: b"interrupted", signal.SIGTERM: b"terminated"}
+    os.write(2, b"quill: %s\n" % words.get(signal.Signals(number), b"the terminal was closed"))
     os._exit(128 + number)
 
 

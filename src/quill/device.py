@@ -1,7 +1,7 @@
-"""Which device and number format a run uses, and how much memory is there: part of the ground floor.
+"""Device and number format of a run, CPU threads, and free memory.
 
-`auto` takes the first that works of CUDA, Apple's MPS and the CPU. Nothing here is imported before it is needed,
-because importing PyTorch takes over a second.
+`auto` is the first that works of CUDA, Apple's MPS and the CPU. PyTorch is imported where it is needed, because its
+import takes over a second.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def means_cpu(name: str) -> bool:
-    """Say whether a device of this name is the CPU, as far as that can be known without importing PyTorch.
+    """Return whether a device of this name is the CPU, as far as that can be known without importing PyTorch.
 
-    "auto" is the CPU where PyTorch was built for nothing else, or where the driver of a GPU is missing.
+    "auto" is the CPU if PyTorch was built for nothing else, or if no driver of a GPU is installed.
     """
     if name != "auto" or sys.platform == "darwin":
         return name == "cpu"
@@ -62,7 +62,7 @@ def means_cpu(name: str) -> bool:
 
 
 def cpu_threads() -> int:
-    """Return how many threads compute on the CPU: as many as PyTorch has or would have, at most `usable_cores()`."""
+    """Return how many threads compute on the CPU: PyTorch's number (without importing it), at most `usable_cores()`."""
     cores = usable_cores()
     if "torch" in sys.modules:
         return min(cores, sys.modules["torch"].get_num_threads())
@@ -74,26 +74,26 @@ def cpu_threads() -> int:
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Return how many cores this process may use at once: by its affinity, and by the CPU quota of its container."""
+    """Return how many cores this process may use at once: the smaller of its affinity and its container's CPU quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([allowed, *(int(cores) for cores in _cpu_quotas(root))]))
 
 
 def _cpu_quotas(root: Path) -> list[float]:
-    """Return the cores that each control group of this process allows (Linux, cgroup v2 and v1)."""
+    """Return the number of cores that each control group of this process allows (Linux, cgroup v2 and v1)."""
     quotas = []
     for line in _read_words(root / "proc/self/cgroup", "\n"):
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
         base = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
-        # Inside a container its own group may be mounted at the top, where the path of the host does not exist.
+        # In a container, the container's own group may be mounted at the top, and the host's path does not exist.
         own = base / path.strip("/")
         for folder in [base, *(f for f in (own, *own.parents) if f.is_relative_to(base) and f != base)]:
             if controllers:
                 words = [*_read_words(folder / "cpu.cfs_quota_us"), *_read_words(folder / "cpu.cfs_period_us")]
             else:
-                words = _read_words(folder / "cpu.max")  # "max 100000" where there is no limit
+                words = _read_words(folder / "cpu.max")  # "max 100000" if there is no limit
             with contextlib.suppress(ValueError, ZeroDivisionError):
                 quota, period = map(int, words)
                 quotas += [quota / period] if quota > 0 else []
@@ -110,8 +110,8 @@ def _read_words(file: Path, separator: str | None = None) -> list[str]:
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """Return the number format of the arithmetic: "auto" is bfloat16 (or float16) on CUDA, and float32 elsewhere.
 
-    "fastest" takes bfloat16 on a CPU as well, where it has instructions for it. Weights stay in float32 whatever this
-    says; the format is used by autocast.
+    "fastest" is bfloat16 on a CPU too, if it has instructions for it. The format is that of autocast; weights stay in
+    float32.
     """
     import torch
 
@@ -129,10 +129,10 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def multiplies_bfloat16() -> bool:
-    """Say whether this machine's CPU has instructions that multiply bfloat16 (AVX-512 BF16 or AMX)."""
+    """Return whether this machine's CPU has instructions that multiply bfloat16 (AVX-512 BF16 or AMX)."""
     import torch
 
-    can = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of PyTorch cannot tell
+    can = getattr(torch.cpu, "get_capabilities", dict)()  # missing in older versions of PyTorch
     return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
 
 
@@ -149,7 +149,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def available_memory(device: torch.device | str) -> int:
-    """Return the bytes that a new run could still take on this device."""
+    """Return the free memory of a device, in bytes."""
     if str(device).startswith("cuda"):
         import torch
 

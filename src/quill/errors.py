@@ -11,7 +11,7 @@ LONGEST_MESSAGE = 800
 
 
 class QuillError(Exception):
-    """Something that the user can put right. Its text is one line: what is wrong, and what to do."""
+    """An error that the user can correct. Its text is one line: what is wrong, and what to do."""
 
     def __init__(self, message: object = "") -> None:
         super().__init__(shorten(str(message)))

@@ -1,7 +1,7 @@
 """Files that are written whole or not at all, and the folder for cached files.
 
-A file or folder is written under a draft name beside its final one, forced to disk and renamed. After a crash there is
-the old one or the new one. Drafts are hidden and end in `.draft`, so that `remove_drafts` recognises what a crash left.
+A file or folder is written under a draft name in the same folder, flushed to disk and renamed. After a crash the old or
+the new version exists, whole. Draft names are hidden and end in `.draft`, so that `remove_drafts` recognises them.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ def cache_folder() -> Path:
 
 
 def draft_of(path: Path) -> Path:
-    """Return a new hidden name beside `path`, to write or delete it under."""
+    """Return a new draft name in the folder of `path`, under which it is written or deleted."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.draft")
 
 
 def is_draft(path: Path) -> bool:
-    """Say whether a file or folder, or a folder that it lies in, has a name made by `draft_of`."""
+    """Return whether a file or folder, or a folder that contains it, has a name made by `draft_of`."""
     return any(_DRAFT.fullmatch(part) for part in path.parts)
 
 
 def write_atomically(path: str | Path, data: str | bytes) -> None:
-    """Write a file whole or not at all, durably; missing parent folders are made. Errors are the system's OSError."""
+    """Write a file whole or not at all, durably, and create missing folders. Errors are the system's OSError."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = draft_of(path)
@@ -51,7 +51,7 @@ def write_atomically(path: str | Path, data: str | bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force renames in this folder to disk; Windows does so by itself and cannot open folders."""
+    """Flush renames in this folder to disk. Windows does that by itself, and cannot open folders."""
     if os.name != "nt":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -61,7 +61,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder; what a crash or a missing permission leaves of it has the name of a draft."""
+    """Delete a folder; it is renamed to a draft first, so that `remove_drafts` finishes an interrupted deletion."""
     draft = draft_of(folder)
     with contextlib.suppress(OSError):
         os.replace(folder, draft)
@@ -69,7 +69,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_drafts(folder: Path) -> None:
-    """Delete the drafts that a crash left in this folder. No other process may be writing there."""
+    """Delete the drafts that a crash left in this folder. No other process may write there at the same time."""
     with contextlib.suppress(OSError):
         for path in [path for path in folder.iterdir() if _DRAFT.fullmatch(path.name)]:
             if path.is_dir() and not path.is_symlink():
@@ -80,5 +80,5 @@ def remove_drafts(folder: Path) -> None:
 
 
 def expand_home(path: str | os.PathLike[str]) -> Path:
-    """Return the path with a leading `~` or `~name` as that home folder, unless a file of this very name exists."""
+    """Return the path with a leading `~` or `~name` replaced by that home folder, unless such a file exists."""
     return Path(path if os.path.lexists(path) else os.path.expanduser(path))

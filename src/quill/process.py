@@ -1,8 +1,8 @@
-"""Settings of the whole process: waiting threads, the memory allocator, and what signals do.
+"""Settings of the whole process: waiting threads, the memory allocator, and signals.
 
-Python runs a signal's handler in the main thread, between two of its instructions. During a long call into PyTorch
-that can take minutes. The wakeup descriptor (signal.set_wakeup_fd) is written at once, so a thread that reads it can
-answer at once: PyTorch gives up the interpreter's lock during its calls.
+Python runs a signal handler in the main thread, between two of its instructions. During a long call into PyTorch that
+can take minutes. The wakeup descriptor (signal.set_wakeup_fd) is written at once, and PyTorch releases the GIL during
+its calls, so a thread that reads this descriptor can react at once.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Ctrl-C, a request to end, and a terminal that was closed."""
+"""Ctrl-C, a request to end the process, and a closed terminal."""
 
 GRACE = 1.0
-"""Seconds in which a command ends by itself after a signal."""
+"""Seconds that a command has to end by itself after a signal."""
 
 lines_said = 0
-"""Lines that `say` wrote to a terminal. A live display begins a new frame below them."""
+"""Number of lines that `say` has written to a terminal. A live display begins a new frame below them."""
 
 received: list[int] = []
-"""Signals that stopped the training of this process, oldest first; they decide its exit code."""
+"""Signals that stopped training in this process, oldest first. The exit code is that of the first."""
 
 
 def spin_briefly() -> None:
-    """Let PyTorch's threads sleep where they wait for long. This must come before PyTorch is imported.
+    """Make PyTorch's idle threads sleep after a short spin. Call it before PyTorch is imported.
 
     Between two operations the threads of GNU's OpenMP spin, by default for some milliseconds. If another program needs
-    one of their cores, each operation then waits for a whole turn of the system's scheduler: training was 20 times
-    slower beside two busy programs. A short spin covers the usual gap between operations. Variables that the user set
-    stay: https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html. Called by commands, never on import.
+    one of their cores, each operation then waits for a time slice of the scheduler: training was 20 times slower next
+    to two busy programs. A short spin covers the usual gap between operations. Variables that the user has set are
+    kept: https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html. Called by commands, never on import.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc keep memory that was freed, for this whole process; say whether it did (other systems do not need it).
+    """Make glibc keep freed memory, for the whole process; return whether it did (other systems do not need it).
 
     A training step frees and allocates the same large blocks again and again. By default glibc returns them to the
     system each time, and getting them back costs a page fault every 4096 bytes. Called by commands, never on import.
@@ -54,12 +54,14 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     libc, trim_threshold, mmap_threshold = ctypes.CDLL("libc.so.6"), -1, -3
-    kept = libc.mallopt(mmap_threshold, 2**30) or libc.mallopt(mmap_threshold, 2**25)  # old ones take 32 MiB at most
+    kept = libc.mallopt(mmap_threshold, 2**30) or libc.mallopt(
+        mmap_threshold, 2**25
+    )  # old versions accept at most 32 MiB
     return bool(kept and libc.mallopt(trim_threshold, 2**30))
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP arrived. Like KeyboardInterrupt it is no Exception, so that nothing catches it by accident."""
+    """SIGTERM or SIGHUP arrived. Like KeyboardInterrupt, it is not caught by `except Exception`."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -67,17 +69,17 @@ class Terminated(BaseException):
 
 
 def describe_signal(number: int) -> str:
-    """Return what a signal means for a command, in a word or two."""
+    """Return what a signal means for a command, in a few words."""
     words: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
     return words.get(number, "the terminal was closed")
 
 
 @contextlib.contextmanager
 def end_on_signals() -> Iterator[None]:
-    """End this program on a signal: an exception in the main thread or, where that takes too long, at once.
+    """End this program on a signal: by an exception in the main thread, or at once if that takes too long.
 
-    KeyboardInterrupt for Ctrl-C, else Terminated. After GRACE seconds, or at a second signal, the process is left with
-    exit code 128 + number.
+    The exception is KeyboardInterrupt for Ctrl-C, else Terminated. After GRACE seconds, or on a second signal, the
+    process exits with code 128 + number.
     """
     seen: list[int] = []
 
@@ -93,19 +95,19 @@ def end_on_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def catch_interrupts(announce: Callable[[str], object] | None = None) -> Iterator[Callable[[], int]]:
-    """Give a function that returns the signal that asked to stop, or 0, so that work can be saved first.
+    """Yield a function that returns the number of the first signal, or 0, so that work can be saved before the end.
 
-    The first signal is announced at once, on standard error unless `announce` takes the text; it is called in a thread
-    of its own. At a second one (except SIGHUP, which a closing terminal sends twice) a Quill command is left at once,
-    while a Python program that imports Quill gets a KeyboardInterrupt. Signals reach only the main thread: elsewhere,
-    in a notebook's worker for instance, nothing is caught.
+    The first signal is announced at once: on standard error, or by `announce(text)`, called in a thread of its own. On
+    a second one (except SIGHUP, which a closing terminal sends twice) a Quill command ends at once, and a Python
+    program that imports Quill gets a KeyboardInterrupt. Only the main thread receives signals: in other threads, such
+    as a notebook's worker, nothing is caught.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
         return
     is_command = signal.getsignal(signal.SIGTERM) is _raise
     handled: list[int] = []  # by the main thread
-    watched: list[int] = []  # by the thread that watches, perhaps earlier
+    watched: list[int] = []  # by the watching thread, possibly earlier
 
     def handle(number: int, frame: FrameType | None) -> None:
         if handled and number != getattr(signal, "SIGHUP", None) and not is_command:
@@ -127,7 +129,7 @@ def catch_interrupts(announce: Callable[[str], object] | None = None) -> Iterato
 
 
 def say(text: str) -> None:
-    """Write a line to standard error now, from whatever thread, even if it is closed or has no reader."""
+    """Write a line to standard error now, from any thread; a closed standard error is ignored."""
     global lines_said
     start = "\n" if _is_terminal(2) else ""  # below the ^C that the terminal shows
     lines_said += bool(start)
@@ -136,7 +138,7 @@ def say(text: str) -> None:
 
 
 def leave(number: int) -> None:
-    """End the process now: exit code 128 + number, a word on standard error, the cursor visible. Nothing is saved."""
+    """End the process now, without saving: exit code 128 + number, a message on standard error, the cursor visible."""
     for descriptor in (1, 2):
         if _is_terminal(descriptor):
             with contextlib.suppress(OSError):
@@ -146,13 +148,13 @@ def leave(number: int) -> None:
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
-    """Handle a signal of a program that has nothing to save."""
+    """Raise the exception for a signal, in a program that has nothing to save."""
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
 
 @contextlib.contextmanager
 def _handling(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """Handle SIGNALS this way, except those that are ignored, as `nohup` asks."""
+    """Install a handler for SIGNALS for the duration of a block, except for ignored ones (`nohup`)."""
     before = {n: signal.getsignal(n) for n in SIGNALS if signal.getsignal(n) not in (signal.SIG_IGN, None)}
     for number in before:
         signal.signal(number, handler)
@@ -167,8 +169,8 @@ def _handling(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]
 def _watching(on_signal: Callable[[int], float | None]) -> Iterator[None]:
     """Call on_signal(number) at once for each of SIGNALS, in a thread of its own.
 
-    It may return seconds, after which the process is left unless the block has ended. Windows has no such descriptors:
-    there on_signal is never called.
+    It may return a number of seconds, after which the process exits unless the block has ended. Windows has no such
+    descriptors: there on_signal is never called.
     """
     if sys.platform == "win32":
         yield

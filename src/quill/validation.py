@@ -1,4 +1,4 @@
-"""Checks and conversions of settings: a failure names the setting, its value and what would be accepted."""
+"""Checks and conversions of settings. An error names the setting, its value and what is accepted."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ NOTHING = ("none", "null")
 
 
 def require(condition: bool, name: str, value: object, accepted: str) -> None:
-    """Raise ConfigError, naming the setting, its value and what would be accepted, unless the condition holds."""
+    """Raise ConfigError unless the condition holds; it names the setting, its value and what is accepted."""
     if not condition:
         raise ConfigError(f"{name}={show(value)} cannot be used: {name} must be {accepted}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return " (did you mean 'x'?)" for the known name that is most like this one, or an empty string."""
+    """Return " (did you mean 'x'?)" with the most similar known name, or an empty string."""
     import difflib  # here, because only a mistake needs it
 
     close = difflib.get_close_matches(name[:100], list(known), n=1)
@@ -41,7 +41,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 class _ShortRepr(reprlib.Repr):
-    """The repr of a value, cut so that it fits into a line whatever the value is."""
+    """A repr that is cut to fit into a line, however large the value is."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,12 +56,12 @@ _SHORT = _ShortRepr()
 
 
 def show(value: object) -> str:
-    """Return the value's repr for a message, cut to a part of a line however large the value is."""
+    """Return the value's repr for a message, cut to at most 200 characters."""
     return shorten(_SHORT.repr(value), 200)
 
 
 def check_fields(config: Any) -> None:
-    """Check every field of a dataclass instance against its annotation, so that a wrong type fails by name.
+    """Raise ConfigError for the first field of a dataclass instance whose value does not fit its annotation.
 
     A whole number is accepted where a float is expected; True and False are never accepted as numbers.
     """
@@ -76,7 +76,7 @@ def check_fields(config: Any) -> None:
 def convert_settings(settings: Mapping[str, Any], annotations: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Return the settings of a configuration file as values of the annotated types.
 
-    An unknown name, or a value that cannot be of its type, is a ConfigError that names the source and the setting.
+    An unknown name, or a value of a wrong type, is a ConfigError that names the source and the setting.
     """
     where, converted = f"{source}: " if source else "", {}
     for name, value in settings.items():
@@ -94,9 +94,9 @@ def convert_settings(settings: Mapping[str, Any], annotations: Mapping[str, Any]
 
 
 def convert_value(value: object, annotation: Any) -> Any:
-    """Return a value read from YAML as the annotated type; ValueError where that is impossible.
+    """Return a value read from YAML as the annotated type; ValueError if that is impossible.
 
-    YAML 1.1 reads 1e-3 and None as text: they are converted where a number or None is accepted.
+    YAML 1.1 reads 1e-3 and None as text: they are converted if a number or None is accepted.
     """
     if isinstance(value, str):
         return convert_text(value, annotation)
@@ -109,7 +109,7 @@ def convert_value(value: object, annotation: Any) -> Any:
 
 
 def convert_text(text: str, annotation: Any) -> Any:
-    """Return a text, such as the value of a flag, as the annotated type; ValueError where that is impossible."""
+    """Return a text, such as the value of a flag, as the annotated type; ValueError if that is impossible."""
     if get_origin(annotation) in (Union, types.UnionType):
         options = get_args(annotation)
         if type(None) in options and text.lower() in NOTHING:

@@ -67,7 +67,10 @@ def test_int8_writes_a_text_and_torch_says_that_it_has_none(write):
     code, out, _ = write("--prompt=KING", LENGTH, "--seed=2", "--quantization=int8")
     assert code == 0 and len(out.rstrip("\n")) > 10
     code, out, error = write("--prompt=KING", "--engine=torch", "--quantization=int8")
-    assert (code, out) == (2, "") and "quantization='int8' cannot be used: the torch engine does not support it" in error
+    assert (code, out) == (
+        2,
+        "",
+    ) and "quantization='int8' cannot be used: the torch engine does not support it" in error
 
 
 def test_the_flag_of_earlier_versions_works_with_advice(write):

@@ -1,7 +1,7 @@
-"""The one place where a finished model is made faster or smaller in memory. The models themselves know nothing of it.
+"""Apply all optimizations of speed and memory to a finished model. The model files contain none of them.
 
-`print(model)` shows what was replaced. Parameters keep their names. Without this file results are the same up to
-rounding; only masks of dropout are drawn differently. Idea: gpt-fast's `apply_tp(model)`.
+`print(model)` shows what was replaced. Parameters keep their names. Results are the same up to rounding, except that
+dropout masks are drawn differently. Idea: gpt-fast's `apply_tp(model)`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def apply_acceleration(
     """Apply every optimization of eager mode to a finished model, in this order.
 
     `compiled` says that torch.compile will follow. `sparse_gradients` is for an optimizer that updates rows of n-gram
-    tables. A class of the model that was edited, so that its faster version computes something else, is left as it is,
-    and `warn` gets one line. `check=False` skips that comparison, for models of fake tensors.
+    tables. If a class of the model was edited, and its faster version computes something else, its modules are kept and
+    `warn` is called with one line. `check=False` skips that comparison, for models of fake tensors.
     """
     if device.type == "cpu" and not compiled:  # a compiler fuses operations itself
         use_fused_cpu_ops(model, warn, check)
@@ -39,7 +39,7 @@ def apply_acceleration(
         use_fast_dropout(model)
         if sparse_gradients:
             use_sparse_gradients(model)
-        if not gradient_checkpointing:  # which recomputes them anyway
+        if not gradient_checkpointing:  # which recomputes these activations anyway
             recompute_activations(model, warn, check)
     if gradient_checkpointing:
         checkpoint_blocks(model)

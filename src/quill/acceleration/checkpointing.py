@@ -23,11 +23,11 @@ from quill.model.gpt import FeedForward
 
 
 def checkpoint_blocks(model: Model) -> None:
-    """Make each block store only its input, and recompute the rest when gradients are needed.
+    """Make each block store only its input, and recompute its activations in the backward pass.
 
-    Activations then cost one block, and one tensor for each other block, instead of all tensors of all blocks, for one
-    more forward pass (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"). Dropout draws the same
-    numbers both times, so gradients are the same.
+    Memory is then needed for the activations of one block and the inputs of the others, at the cost of one more forward
+    pass (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"). Dropout draws the same numbers both times,
+    so gradients are the same.
     """
     for index, block in enumerate(model.blocks):
         if not isinstance(block, CheckpointedBlock):
@@ -35,25 +35,25 @@ def checkpoint_blocks(model: Model) -> None:
 
 
 class CheckpointedBlock(nn.Module):
-    """A block of any kind that is recomputed in the backward pass. Parameters and submodules keep their names."""
+    """A block that is recomputed in the backward pass. Parameters and submodules keep their names."""
 
     block: nn.Module
 
     def __init__(self, block: nn.Module):
         super().__init__()
-        # The block's own dictionaries of parameters and submodules: what is exchanged here is exchanged there.
+        # This shares the block's dictionaries of parameters and submodules: replacing one here replaces it there.
         self.__dict__.update(vars(block), block=block)
 
     def forward(self, *inputs: Any) -> Tensor:
-        self.block.training = self.training  # the block is no submodule, so that names stay
+        self.block.training = self.training  # the block is not a submodule, so that names stay
         return checkpoint(self.block.forward, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
 
 
 def recompute_activations(model: Model, warn: Warn = no_warning, check: bool = True) -> None:
-    """Make a classic model's feed-forward networks store their hidden layer once: before the activation.
+    """Make a classic model's feed-forward networks store their hidden layer only before the activation function.
 
-    The backward pass applies the activation again, which is cheap beside matrix products (Chen et al. 2016,
-    section 4.1). Measured in docs/log.md.
+    The backward pass applies the activation function again, which is cheap compared with matrix products (Chen et al.
+    2016, section 4.1). Measured in docs/log.md.
     """
     make = functools.partial(as_subclass, kind=RecomputedFeedForward)
     replace_modules(model, Replacement(FeedForward, make, same_feed_forward), warn, check)
@@ -79,7 +79,7 @@ class RecomputedFeedForward(FeedForward):
 
 
 def same_feed_forward(module: FeedForward, recomputed: RecomputedFeedForward) -> bool:
-    """Compare on a few vectors."""
+    """Return whether both modules give the same results on a few vectors."""
     weight = module.hidden.weight
     x_BTD = random_tensor(1, 4, weight.size(-1)).to(weight)
     return same_results(module, recomputed, lambda each, x: each(x), x_BTD)

@@ -12,13 +12,13 @@ from quill.errors import first_line
 from quill.model.build import Model
 
 
-def compile_choice(asked: bool | Literal["auto"], captured: bool) -> bool | Literal["auto"]:
-    """Return whether to compile a model: "auto" does not if steps are captured as a CUDA graph.
+def compile_choice(setting: bool | Literal["auto"], captured: bool) -> bool | Literal["auto"]:
+    """Return whether to compile a model: with "auto" it is not compiled if steps are captured as a CUDA graph.
 
-    Compiling takes about a minute before the first step, which only a long run wins back. `--compile=True` compiles the
+    Compiling takes about a minute before the first step, which pays only in long runs. `--compile=True` compiles the
     model and captures the compiled step.
     """
-    return False if captured and asked == "auto" else asked
+    return False if captured and setting == "auto" else setting
 
 
 def compile_model(
@@ -34,7 +34,7 @@ def compile_model(
     compiled = torch.compile(model)
     try:
         compiled(example_BT).float().sum().backward()
-    except Exception as error:  # a missing C++ compiler, an old GPU, a bug in the compiler: all raise here
+    except Exception as error:  # for example a missing C++ compiler, an old GPU, a bug in the compiler
         warn(
             f"training continues without torch.compile, which failed ({first_line(error)}); "
             "--compile=False does not try it"

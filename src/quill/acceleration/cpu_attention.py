@@ -1,4 +1,4 @@
-"""Attention for CPUs: short windows by the formula, and dropped attention weights tile by tile."""
+"""Attention for CPUs: all weights at once for short windows, and tile by tile with dropout."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from quill.model.gpt import Attention
 from quill.model.modern import Attention as ModernAttention
 
 SHORT = 256  # tokens; up to here computing all attention weights is faster than the fused call
-QUERIES, WEIGHTS = 128, 2**18  # at most in a tile (more weights if a single window has more)
+QUERIES, WEIGHTS = 128, 2**18  # maximum of a tile (but a tile has at least one window)
 LONGEST_CHECK = 1024  # tokens; a longer comparison would take noticeable time
 
 
 def use_cpu_attention(model: Model, warn: Warn = no_warning, check: bool = True) -> None:
     """Replace the attention of either model with one that is faster on a CPU.
 
-    Dropped weights are drawn with `draw_mask`, so they differ from those that PyTorch draws with the same seed.
+    Dropout masks are drawn with `draw_mask`, so they differ from those that PyTorch draws with the same seed.
     """
     block_size = model.config.block_size
     for kind, faster in ((Attention, CPUAttention), (ModernAttention, CPUModernAttention)):
@@ -42,7 +42,7 @@ def use_cpu_attention(model: Model, warn: Warn = no_warning, check: bool = True)
 
 
 class CPUAttention(Attention):
-    """Attention of the classic model, in little memory while attention weights are dropped."""
+    """Attention of the classic model, with less memory if there is dropout."""
 
     def attend(self, q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor) -> Tensor:
         """Return heads_BHTE."""
@@ -52,7 +52,7 @@ class CPUAttention(Attention):
 
 
 class CPUModernAttention(ModernAttention):
-    """Attention of the modern model, in little memory while weights are dropped, and faster where windows are short."""
+    """Attention of the modern model, with less memory if there is dropout, and faster for short windows."""
 
     def attend(self, q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor) -> Tensor:
         """Return heads_BHTE."""
@@ -78,12 +78,12 @@ def attend_with_dropout(q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, scale: f
 
 
 class DropoutAttentionFunction(torch.autograd.Function):
-    """Attention with dropped weights that keeps one byte a weight for the backward pass, and works tile by tile.
+    """Attention with dropout, tile by tile; it stores one byte per attention weight for the backward pass.
 
         W = softmax(Q Kᵀ · scale + mask)        heads = drop(W) V
 
-    W is computed again in the backward pass (Dao et al. 2022, "FlashAttention", section 3.1). A tile is some queries of
-    some windows, small enough for a core's cache. Keys that no query of a tile may attend to are not computed.
+    W is recomputed in the backward pass (Dao et al. 2022, "FlashAttention", section 3.1). A tile has some queries of
+    some windows, and fits a core's cache. Keys that no query of a tile may attend to are skipped.
 
     Shapes: N windows × heads of a tile, R queries, S keys that the last of them may attend to.
     """
@@ -134,13 +134,13 @@ def tiles(q_BHTE: Tensor, k_BHSE: Tensor) -> Iterator[tuple[slice, slice, int, T
         visible = S - T + queries.stop
         mask_RS = torch.full((queries.stop - start, visible), -math.inf, dtype=q_BHTE.dtype, device=q_BHTE.device)
         mask_RS.triu_(1 + S - T + start)
-        count = max(1, B // 16, WEIGHTS // (H * mask_RS.numel()))  # some dozen tiles at most
+        count = max(1, B // 16, WEIGHTS // (H * mask_RS.numel()))  # a few dozen tiles at most
         for first in range(0, B, count):
             yield slice(first, first + count), queries, visible, mask_RS
 
 
 def same_attention(module: Attention | ModernAttention, faster: CPUAttention, block_size: int) -> bool:
-    """Compare `attend` on a window of one head; where weights are dropped, the tiles too, with nothing dropped."""
+    """Return whether `attend` gives the same results on a window of one head; with dropout, also tile by tile."""
     size = module.query_key_value.in_features // module.n_head
 
     def attend(each: Attention | ModernAttention, *qkv: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ def same_attention(module: Attention | ModernAttention, faster: CPUAttention, bl
     def attend_by_tiles(each: Attention | ModernAttention, *qkv: Tensor) -> Tensor:
         if each is module:
             return each.attend(*qkv)
-        each.training, each.dropout = True, 1e-9  # rounds to 0
+        each.training, each.dropout = True, 1e-9  # takes the path with dropout, and rounds to 0
         try:
             return each.attend(*qkv)
         finally:

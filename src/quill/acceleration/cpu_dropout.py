@@ -1,6 +1,6 @@
-"""Dropout for CPUs: the same mathematics as PyTorch's, with masks that are drawn by all threads and take a byte each.
+"""Dropout for CPUs: the formula of PyTorch's, with masks of one byte per activation that all threads draw.
 
-PyTorch draws its masks on one core, a float32 for each activation. Here a random number of 64 bits decides four
+PyTorch draws its masks on one core, one float32 per activation. Here one 64-bit random number is used for four
 activations. Measured in docs/log.md.
 """
 
@@ -20,12 +20,12 @@ LEVELS = 2**16  # values of a 16-bit draw; probabilities are rounded to multiple
 
 
 def use_fast_dropout(model: Model) -> None:
-    """Make dropout of activations draw its masks with `drop`. Dropout of attention weights: cpu_attention.py."""
+    """Replace dropout of activations with `FastDropout`. Dropout of attention weights is in cpu_attention.py."""
     replace_modules(model, Replacement(nn.Dropout, functools.partial(as_subclass, kind=FastDropout)))
 
 
 class FastDropout(nn.Dropout):
-    """Dropout with the masks of `drop`."""
+    """Dropout with masks drawn by `draw_mask`."""
 
     def forward(self, input: Tensor) -> Tensor:
         return drop(input, self.p) if self.training and self.p > 0 else input
@@ -43,7 +43,7 @@ def drop(x: Tensor, p: float) -> Tensor:
 def draw_mask(shape: Sequence[int], p: float, device: torch.device) -> tuple[Tensor, float]:
     """Return a boolean mask that is False with probability p, and the factor 1 / (1 - p) after rounding.
 
-    Draws come from PyTorch's global generator: a seed or a restored state repeats them.
+    Random numbers come from PyTorch's global generator, so a seed or a restored state reproduces them.
     """
     count = math.prod(shape)
     draws = torch.empty((count + 3) // 4, dtype=torch.int64, device=device).random_(-(2**63), None)

@@ -1,7 +1,7 @@
 """Small operations of a modern model, fused for CPUs: the same formulas in fewer passes over memory.
 
-A training step of a small model is bound by how often its activations are read and written. Each operation here takes
-one or two passes where the model's own lines take about five. Measured in docs/log.md.
+A training step of a small model is limited by memory traffic for its activations. Each operation here takes one or two
+passes; the model's own code takes about five. Measured in docs/log.md.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class FusedReLUSquared(ReLUSquared):
 
 
 class FusedRotary(Rotary):
-    """Rotary positions as complex numbers: a rotation is one product. Beyond the trained context the model's own."""
+    """Rotary positions as complex numbers: a rotation is one product. Beyond the trained context it is not fused."""
 
     factors_S1E2: Tensor
-    """cos and sin of all angles. Pairs of real numbers: `.to(dtype)` would cut complex ones down to their real part."""
+    """cos and sin of all angles, as pairs of real numbers: `.to(dtype)` would discard imaginary parts"""
 
     @classmethod
     def of(cls, rotary: Rotary) -> FusedRotary:
@@ -76,7 +76,7 @@ class RMSNormFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        # Scaled before it is squared: the sum of squares would overflow float16. All but the norm is one number a row.
+        # The norm is scaled before it is squared: a sum of squares would overflow float16.
         rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True).mul_(x.size(-1) ** -0.5)
         inverse = rms.square_().add_(1e-6).rsqrt_()
         y = x * inverse
@@ -91,7 +91,7 @@ class RMSNormFunction(torch.autograd.Function):
 
 
 class ReLUSquaredFunction(torch.autograd.Function):
-    """y = h² with h = max(0, x), which is all that the gradient 2 g h needs."""
+    """y = h² with h = max(0, x); the gradient is 2 g h, so only h is stored."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -126,13 +126,13 @@ def multiply_pairs(x_BTHE: Tensor, factors_T1E: Tensor) -> Tensor:
 
 
 def same_on_vectors(module: RMSNorm | ReLUSquared, fused: RMSNorm | ReLUSquared) -> bool:
-    """Compare on vectors of several sizes: ε of a norm, for one, matters only where activations are small."""
+    """Return whether both give the same results on vectors of several sizes: ε matters only for small ones."""
     sizes = torch.tensor([1e-3, 1e-2, 1.0, 10.0])[:, None, None]
     return same_results(module, fused, lambda module, x: module(x), sizes * random_tensor(4, 2, 16))
 
 
 def same_rotations(rotary: Rotary, fused: FusedRotary) -> bool:
-    """Compare at all positions of the trained context, counted from its start and from its middle."""
+    """Return whether both give the same results at all positions of the context, from its start and its middle."""
     (S, _, E, _) = fused.factors_S1E2.shape
     x_BTHE, half = random_tensor(1, S, 1, 2 * E), S // 2
     return all(

@@ -1,8 +1,8 @@
 """Warm-up, capture and replay of a function as a CUDA graph.
 
-A graph holds the kernels of a function with the addresses of their tensors. Replaying it launches all of them with one
-call, and without Python. So the function must not read values back to the host, and all that changes between replays
-lies in tensors that stay at their addresses.
+A graph contains the kernels of a function with the addresses of their tensors. Replaying it launches all of them with
+one call, without Python. So the function must not read values back to the host, and whatever changes between replays
+must be in tensors at fixed addresses.
 
 Source: Ng et al. 2021, "Accelerating PyTorch with CUDA Graphs";
 https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
@@ -24,20 +24,19 @@ class GraphCapture(Protocol):
     device: torch.device
 
     def warm_up(self, run: Callable[[], T]) -> T:
-        """Call the function where it will be captured: libraries choose kernels and allocate memory the first time."""
+        """Call the function on the capture stream: libraries choose kernels and allocate memory in the first call."""
         ...
 
     def capture(self, run: Callable[[], T]) -> Callable[[], T]:
-        """Return a function that replays this one and returns the same tensors. Capturing computes nothing."""
+        """Return a function that replays this one and returns its tensors. Capturing itself computes nothing."""
         ...
 
 
 class CudaGraphCapture:
-    """Captures on a stream of its own, as CUDA demands.
+    """Captures on a stream of its own, as CUDA requires.
 
-    With `share_memory` all graphs use one pool of memory. This is right where nothing that a graph computed is needed
-    after the next one is replayed, except in tensors that existed before. Then other threads may use CUDA during a
-    capture.
+    With `share_memory` all graphs share one memory pool. That is correct if a graph's results are not used after the
+    next replay, except in tensors that existed before the capture. Other threads may then use CUDA during a capture.
     """
 
     def __init__(self, device: torch.device, share_memory: bool = False) -> None:
@@ -55,15 +54,15 @@ class CudaGraphCapture:
         return result
 
     def capture(self, run: Callable[[], T]) -> Callable[[], T]:
-        """Return a function that replays this one. If it raises, the generator's state is as it was before."""
+        """Return a function that replays this one. If capturing raises, the generator's state is restored."""
         graph, before = torch.cuda.CUDAGraph(), torch.cuda.get_rng_state(self.device)
         how = {"pool": self.pool, "stream": self.stream, "capture_error_mode": self.error_mode}
         try:
-            # The outer stream is left even where PyTorch, after a failure, does not leave the inner one.
+            # After a failure PyTorch does not restore the stream of the graph's context; the outer context does.
             with torch.cuda.stream(self.stream), torch.cuda.graph(graph, **how):
                 result = run()
         except Exception:
-            # The generator may still count as being captured: give it a state that is not.
+            # The generator may still be marked as captured: give it a fresh state.
             fresh = torch.Generator(self.device)
             fresh.set_state(before)
             generator = torch.cuda.default_generators[self.stream.device_index]

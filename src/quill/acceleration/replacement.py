@@ -1,7 +1,7 @@
 """Replace submodules of a finished model with faster ones that compute the same results.
 
-A faster module implements the formula of one class. The class may have been edited since without a parameter being
-renamed. So each replacement is compared with the module that it replaces before it takes its place.
+A faster module implements the formula of one class. The class may have been edited without a change in its parameters.
+So each faster module is compared with the module that it replaces before it is used.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def no_warning(message: str) -> None:
 
 @dataclass(frozen=True)
 class Replacement:
-    """A class, and what takes its place.
+    """A class and its faster replacement.
 
-    `make(module)` returns the faster module. `compare(module, faster)` says whether both give the same results; None
-    where there is nothing to compare, because the class is not the project's own.
+    `make(module)` returns the faster module. `compare(module, faster)` returns whether both give the same results; None
+    means that there is nothing to compare, because the class is PyTorch's own.
     """
 
     kind: type[nn.Module]
@@ -41,8 +41,8 @@ class Replacement:
 def replace_modules(model: nn.Module, replacement: Replacement, warn: Warn = no_warning, check: bool = True) -> None:
     """Replace each submodule whose class is exactly `replacement.kind`. Parameters and their names stay.
 
-    A module whose results differ from those of its replacement stays as it is, and `warn` gets one line. `check=False`
-    compares nothing: fake tensors have no values. The global random-number state does not change.
+    A module whose results differ from those of its replacement is kept, and `warn` is called with one line.
+    `check=False` compares nothing, because fake tensors have no values. The global RNG state does not change.
     """
     differs = False
     for parent in list(model.modules()):
@@ -62,17 +62,17 @@ def replace_modules(model: nn.Module, replacement: Replacement, warn: Warn = no_
 
 
 def as_subclass(module: nn.Module, kind: type[M]) -> M:
-    """Return a `kind`, a subclass of the module's class, with the same parameters, submodules and attributes."""
+    """Return an instance of `kind`, a subclass of the module's class, with the module's parameters and attributes."""
     made = kind.__new__(kind)
     made.__dict__ = {k: copy.copy(v) if isinstance(v, dict | set) else v for k, v in vars(module).items()}
     return made
 
 
 def same_results(module: nn.Module, other: nn.Module, call: Callable[..., Tensor], *inputs: Tensor) -> bool:
-    """Say whether `call(module, *inputs)` gives the same output and gradients with both modules.
+    """Return whether `call(module, *inputs)` gives the same output and gradients with both modules.
 
-    Gradients of parameters count too: a module may use a parameter that does not change its output yet, a gate that
-    starts at 0 or a gain that starts at 1.
+    Gradients of parameters are compared too: a parameter may not change the output yet, such as a gate that starts at 0
+    or a gain that starts at 1.
     """
     results = []
     for each in (module, other):
@@ -95,12 +95,12 @@ def _agree(module: nn.Module, faster: nn.Module, compare: Callable[[Any, Any], b
     try:
         with evaluation_mode(module), evaluation_mode(faster), torch.enable_grad(), torch.random.fork_rng(devices=[]):
             return compare(module, faster)
-    except Exception:  # an edited module may take other arguments or lack a method: the faster one does not fit it
+    except Exception:  # an edited module may take other arguments, or lack a method
         return False
 
 
 def _close(found: Tensor | None, expected: Tensor | None) -> bool:
-    """Say whether two results agree: to 1e-4 of the largest value of a row, or 1e-6 of the largest of all."""
+    """Return whether two results agree to 1e-4 of the largest value of a row, plus 1e-6 of the largest of all."""
     if found is None or expected is None:
         return found is expected
     if found.shape != expected.shape or found.dtype != expected.dtype:

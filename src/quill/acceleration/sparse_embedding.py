@@ -9,9 +9,10 @@ from quill.model.modern import NGramEmbedding
 
 
 def use_sparse_gradients(model: Model) -> None:
-    """Make gradients of n-gram tables hold only the rows that a step used, so that the others need not be cleared.
+    """Make gradients of n-gram tables sparse: they hold only the rows that a step used.
 
-    For CPUs. A GPU has the bandwidth, and its captured steps must run the same operations each time.
+    For CPUs, where clearing whole tables takes long. A GPU has the bandwidth, and a captured step must run the same
+    operations each time.
     """
     for module in model.modules():
         if isinstance(module, NGramEmbedding):

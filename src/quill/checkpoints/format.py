@@ -5,8 +5,8 @@
         training.safetensors      optimizer state, random-number state, progress: enough to resume
         manifest.json             SHA-256 of both
 
-A safetensors file holds no code and no checksum: hence the manifest. PyTorch takes over a second to import, so it is
-imported where a model is made, and not to read weights as arrays.
+A safetensors file contains no code and no checksum, so the manifest has the checksums. Weights are read as NumPy
+arrays; PyTorch, whose import takes over a second, is imported only when a model is built.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 NAMES_IN_FORMAT_1 = {"embedding_skip": "reminders"}
 
-MOST_ANGLES = 1 << 26  # in a rotary table of a model that is built to learn its shapes
+MOST_ANGLES = 1 << 26  # in the rotary table of a model that is built only for the shapes of its weights
 
 ABOUT = {
     "format": one_of(1, 2),
@@ -57,7 +57,7 @@ class Checkpoint:
 
     config: ModelConfig
     weights: dict[str, np.ndarray] = field(repr=False)
-    """every weight by its name, float32; on a CPU those of `model` share their memory"""
+    """every weight by its name, float32; on a CPU they share memory with those of `model`"""
     tokenizer: Tokenizer
     step: int
     val_loss: float | None
@@ -70,12 +70,12 @@ class Checkpoint:
 
     @cached_property
     def model(self) -> Model:
-        """The model in evaluation mode, made when it is first asked for."""
+        """The model in evaluation mode, built at the first access."""
         import torch
 
         from quill.model.build import build_model
 
-        with torch.random.fork_rng(devices=[]):  # initial weights are drawn and thrown away
+        with torch.random.fork_rng(devices=[]):  # the initial weights are replaced below
             model = build_model(self.config)
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         check_weights({name: array.shape for name, array in self.weights.items()}, shapes, self.path)
@@ -122,22 +122,22 @@ def describe_model(
 
 
 def weights_of(model: Model) -> dict[str, Tensor]:
-    """Return every weight by its name; a shared one once, under its first name, and without a compiled wrapper's."""
+    """Return every weight by its name; a shared weight once, under its first name."""
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def read_checkpoint(file: Path, device: torch.device | str = "cpu") -> Checkpoint:
     """Return the model in a weights file; CheckpointError unless every byte is as written and fits the configuration.
 
-    In a run's folder the manifest must be there. A file that stands alone has only its header to be checked against.
+    In a run's folder a manifest is required. A file on its own is checked against its header only.
     """
     with TensorFile(file) as opened:
         manifest = manifest_beside(file)
         about, config, tokenizer = _parse_about(opened.metadata, file)
         if manifest and about["step"] != manifest.step:
             raise CheckpointError(f"{file} is of step {about['step']} and its manifest of step {manifest.step}")
-        today = {name_in_format(name, about["format"]): name for name in NAMES_IN_FORMAT_1}
-        names = {name: today.get(name, name) for name in opened.tensors}
+        present_names = {name_in_format(name, about["format"]): name for name in NAMES_IN_FORMAT_1}
+        names = {name: present_names.get(name, name) for name in opened.tensors}
         _check_tensors(config, {names[name]: info for name, info in opened.tensors.items()}, file)
         arrays, digest = opened.read()
     _check_digest(file, digest, manifest)
@@ -147,7 +147,7 @@ def read_checkpoint(file: Path, device: torch.device | str = "cpu") -> Checkpoin
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the metadata of a weights or training file, checked against any manifest beside it."""
+    """Return the tensors and the metadata of a weights or training file, checked against its manifest, if any."""
     import torch
 
     with TensorFile(file) as opened:
@@ -163,7 +163,7 @@ def name_in_format(name: str, format: int) -> str:
 
 
 def _parse_about(metadata: dict[str, Any], file: Path) -> tuple[dict[str, Any], ModelConfig, Tokenizer]:
-    """Return what a weights file says about itself, and the configuration and tokenizer in it."""
+    """Return the checked metadata of a weights file, and the configuration and tokenizer in it."""
     if metadata.get("format") == 1:
         metadata = {"text_sha256": None} | metadata
     about = check_record(metadata, ABOUT, file)
@@ -178,7 +178,7 @@ def _parse_about(metadata: dict[str, Any], file: Path) -> tuple[dict[str, Any], 
 
 
 def _check_tensors(config: ModelConfig, tensors: Mapping[str, TensorInfo], file: Path) -> None:
-    """Raise CheckpointError unless a weights file holds the weights of this model. Nothing large is built for it."""
+    """Raise CheckpointError unless a weights file has the weights of this model. Nothing large is built for this."""
     for name, info in tensors.items():
         if info.dtype not in FLOATS or 0 in info.shape:
             raise CheckpointError(f"{file} is damaged: {show(name)} is {info.dtype} of shape {info.shape}, not weights")
@@ -187,18 +187,21 @@ def _check_tensors(config: ModelConfig, tensors: Mapping[str, TensorInfo], file:
     found = {name: info.shape for name, info in tensors.items()}
     expected = weight_shapes(config)
     if found != expected and _is_cheap(config, found):
-        expected = _shapes_of_model(config)  # a model with weights of its own is described by its code alone
+        expected = _shapes_of_model(config)  # the user's own code may have other weights than weight_shapes() lists
     check_weights(found, expected, file)
 
 
 def _is_cheap(config: ModelConfig, found: Shapes) -> bool:
-    """Say whether a model can be built without memory for its weights: what it is wide is in the file."""
+    """Return whether building this model on the meta device is cheap.
+
+    A width that no tensor of the file has, or an enormous rotary table, is a damaged or hostile configuration.
+    """
     widest = max((size for shape in found.values() for size in shape), default=0)
     return config.n_embd <= widest and config.block_size * config.n_embd // config.n_head <= MOST_ANGLES
 
 
 def _shapes_of_model(config: ModelConfig) -> Shapes:
-    """Return the shape of each weight of the model that `build_model` makes, without memory for them."""
+    """Return the shape of each weight of the model that `build_model` builds, without memory for the weights."""
     import torch
 
     from quill.model.build import build_model

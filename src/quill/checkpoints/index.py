@@ -1,12 +1,12 @@
-"""The index of a run's checkpoints: one small file that names the last and the best, written atomically.
+"""The index of a run's checkpoints: one small file that names the last and the best one, written atomically.
 
     out/checkpoints/index.json
     {"format", "last": {"step", "manifest_sha256"}, "best": the same or null, "metrics": {"bytes", "sha256"}, "sha256"}
 
-Replacing it is the one moment at which a new checkpoint becomes `last`, and `best` if it is: after a crash both are old
-or both are new. It has a checksum of its own, and names folders by their step, so that it can name nothing outside
-`checkpoints`. The files `out/last` and `out/best` repeat it for people. Runs of format 1 have only those two.
-"metrics" is the length and SHA-256 of metrics.jsonl at that moment.
+Replacing this file makes a new checkpoint `last`, and `best` if it is: after a crash both are old or both are new. The
+index has a checksum of its own, and names folders by their step, so that it cannot name anything outside `checkpoints`.
+The files `out/last` and `out/best` repeat it for people. Runs of format 1 have only those two files. "metrics" is the
+length and SHA-256 of metrics.jsonl when the index was written.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Index:
 
 
 def read_index(out_dir: Path) -> Index | None:
-    """Return the index of a run; None where there is no checkpoint, CheckpointError where it is damaged or missing."""
+    """Return the index of a run, or None if there is no checkpoint; CheckpointError if it is damaged or missing."""
     source = index_file(out_dir)
     if os.path.lexists(source):
         return _parse_index(read_small_file(source), source)
@@ -86,7 +86,7 @@ def write_index(out_dir: Path, index: Index) -> None:
 
 
 def write_pointers(out_dir: Path, index: Index) -> None:
-    """Write the names of the last and best folders into `last` and `best` where they say something else."""
+    """Write the names of the last and best folders into the files `last` and `best`, if they differ."""
     for name, saved in (("last", index.last), ("best", index.best)):
         text = f"{folder_name(saved.step)}\n" if saved else None
         file = out_dir / name
@@ -97,9 +97,9 @@ def write_pointers(out_dir: Path, index: Index) -> None:
 
 
 def index_of_folders(out_dir: Path) -> Index:
-    """Return the index that a run should have, from its folders: for format 1, and for a crash in the first save.
+    """Return the index that a run should have, from its folders: for format 1, and after a crash in the first save.
 
-    The training state of the last checkpoint says which one is the best, whatever the file `best` says.
+    The training state of the last checkpoint decides which one is the best, even if the file `best` differs.
     """
     whole = whole_checkpoints(out_dir)
     last = _pointed_to(out_dir, "last", whole)
@@ -131,7 +131,7 @@ def folder_of(out_dir: Path, entry: Saved) -> Path:
 
 
 def whole_checkpoints(out_dir: Path) -> dict[int, Path]:
-    """Return the checkpoint folders of a run by their step. A folder is written whole, and its manifest last."""
+    """Return the complete checkpoint folders of a run by their step: those with a manifest, which is written last."""
     with contextlib.suppress(OSError):
         folders = list((out_dir / "checkpoints").iterdir())
         steps = {folder: step_of(folder) for folder in folders if os.path.isfile(folder / MANIFEST)}
@@ -140,7 +140,7 @@ def whole_checkpoints(out_dir: Path) -> dict[int, Path]:
 
 
 def index_file(out_dir: Path) -> Path:
-    """Return where the index of a run is."""
+    """Return the path of a run's index."""
     return out_dir / "checkpoints" / "index.json"
 
 
@@ -161,7 +161,7 @@ def _parse_index(data: bytes, source: Path) -> Index:
 
 
 def metrics_are_whole(out_dir: Path) -> bool:
-    """Say whether metrics.jsonl still begins with all that it held when the index was written."""
+    """Return whether metrics.jsonl still begins with what it contained when the index was written."""
     source = index_file(out_dir)
     if not os.path.lexists(source):
         return True
@@ -173,7 +173,7 @@ def metrics_are_whole(out_dir: Path) -> bool:
 
 
 def _describe_file(file: Path, size: int | None = None) -> dict[str, Any] | None:
-    """Return the length and SHA-256 of a file, or of its first bytes; None where it is missing or shorter."""
+    """Return the length and SHA-256 of a file, or of its first `size` bytes; None if it is missing or shorter."""
     try:
         with open(file, "rb") as opened:
             size = os.fstat(opened.fileno()).st_size if size is None else size
@@ -194,7 +194,7 @@ def _checksum(record: dict[str, Any]) -> str:
 
 
 def _pointed_to(out_dir: Path, pointer: Which, whole: dict[int, Path]) -> int | None:
-    """Return the step that `last` or `best` names; None where there is no such file."""
+    """Return the step that the file `last` or `best` names, or None if there is no such file."""
     source = out_dir / pointer
     if not os.path.lexists(source):
         return None
@@ -208,7 +208,7 @@ def _pointed_to(out_dir: Path, pointer: Which, whole: dict[int, Path]) -> int | 
 
 
 def _recorded_best_step(file: Path) -> int | None:
-    """Return the best step that a training state tells of, if any."""
+    """Return the best step that a training state records, or None."""
     with TensorFile(file) as opened:
         progress = opened.metadata.get("progress")
     step = progress.get("best_step") if isinstance(progress, dict) else None

@@ -1,4 +1,4 @@
-"""A lock on the folder of a run, so that two processes never train into one."""
+"""A lock on the folder of a run, so that two processes never train in the same folder."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 from quill.errors import ConfigError
 
 LOCK = ".lock"
-_BEYOND_CONTENT = 1 << 20  # Windows keeps others from reading the locked bytes, and the process id must be readable
+_BEYOND_CONTENT = 1 << 20  # Windows makes locked bytes unreadable for others, and the process id must be readable
 
 
 @contextlib.contextmanager
 def lock_run(out_dir: str | Path) -> Iterator[None]:
-    """Hold a run's folder for the duration of a block; it is made where it is missing.
+    """Lock a run's folder for the duration of a block; create the folder if it is missing.
 
-    The lock is the operating system's, on the file `.lock`: it ends with its process, however that ends. A folder that
-    is held already is a ConfigError that names the process. Where the file system knows no locks, nothing is held.
+    The operating system holds the lock, on the file `.lock`, and releases it when the process ends. If another process
+    holds it, that is a ConfigError that names the process. On a file system without locks nothing is locked.
     """
     out_dir = Path(out_dir)
     descriptor = _open_locked(out_dir)
@@ -36,7 +36,7 @@ def lock_run(out_dir: str | Path) -> Iterator[None]:
 
 
 def _open_locked(out_dir: Path) -> int:
-    """Return a descriptor of the lock's file, locked."""
+    """Return an open, locked descriptor of the lock file."""
     file = out_dir / LOCK
     while True:
         try:
@@ -52,11 +52,11 @@ def _open_locked(out_dir: Path) -> int:
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(descriptor), os.stat(file)):
                 return descriptor
-        os.close(descriptor)  # the one who held it deleted the file meanwhile
+        os.close(descriptor)  # the process that held the lock deleted the file meanwhile
 
 
 def _lock(descriptor: int) -> bool:
-    """Lock an open file, and say whether it was free."""
+    """Lock an open file, and return whether it was free."""
     try:
         if os.name == "nt":
             import msvcrt

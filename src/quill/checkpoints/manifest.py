@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint folder: its step and the SHA-256 of its two files. Other small JSON files, too."""
+"""The manifest of a checkpoint folder (its step and the SHA-256 of its two files), and reading of small JSON files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from quill.errors import CheckpointError
 from quill.files import write_atomically
 
 FORMAT = 2
-"""Of the checkpoints that are written. Format 1 has other names for some weights, and no index; it is read too."""
+"""Format of new checkpoints. Format 1, which has other names for some weights and no index, can still be read."""
 
 WEIGHTS, STATE, MANIFEST = "model.safetensors", "training.safetensors", "manifest.json"
 
@@ -25,7 +25,7 @@ _STEP_FOLDER = re.compile(r"step-([0-9]{6,16})")
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint folder should hold: its step, and the SHA-256 of each file."""
+    """What a checkpoint folder should contain: its step, and the SHA-256 of each file."""
 
     step: int
     sha256: dict[str, str]
@@ -38,9 +38,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def manifest_beside(file: Path) -> Manifest | None:
-    """Return the manifest that covers a weights or training file; None for a file that stands alone.
+    """Return the manifest that covers a weights or training file; None for a file outside a checkpoint folder.
 
-    CheckpointError where it is damaged, of another step than its folder, or missing from a folder of a run.
+    CheckpointError if it is damaged, of another step than its folder, or missing from a folder of a run.
     """
     folder = file.absolute().parent
     step = step_of(folder)
@@ -54,7 +54,7 @@ def manifest_beside(file: Path) -> Manifest | None:
 
 
 def parse_manifest(data: bytes, source: Path) -> Manifest:
-    """Return what a manifest says; CheckpointError where it is damaged."""
+    """Return the manifest in these bytes; CheckpointError if it is damaged."""
     record = parse_small_file(data, source)
     of_format_2 = {"format": one_of(FORMAT)} if "format" in record else {}
     check_record(record, {"step": STEP, "sha256": OBJECT} | of_format_2, source)
@@ -63,13 +63,13 @@ def parse_manifest(data: bytes, source: Path) -> Manifest:
 
 
 def read_manifest(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 that each file of a checkpoint folder should have; empty where there is no manifest."""
+    """Return the SHA-256 that each file of a checkpoint folder should have; empty if there is no manifest."""
     manifest = manifest_beside(folder / WEIGHTS) if (folder / MANIFEST).exists() else None
     return manifest.sha256 if manifest else {}
 
 
 def read_small_file(file: Path) -> bytes:
-    """Return the contents of a pointer, manifest or index; CheckpointError where it is missing or far too large."""
+    """Return the contents of a pointer, manifest or index; CheckpointError if it is missing or far too large."""
     if not os.path.isfile(file):
         raise CheckpointError(f"{file} is missing: use another checkpoint of the run")
     try:
@@ -83,7 +83,7 @@ def read_small_file(file: Path) -> bytes:
 
 
 def parse_small_file(data: bytes, source: Path) -> dict[str, Any]:
-    """Return the JSON object in a small file; CheckpointError where it is something else."""
+    """Return the JSON object in these bytes of `source`; CheckpointError if they are something else."""
     try:
         record = parse_json(data)
     except ValueError as error:
@@ -94,7 +94,7 @@ def parse_small_file(data: bytes, source: Path) -> dict[str, Any]:
 
 
 def step_of(folder: Path) -> int | None:
-    """Return the step of a checkpoint folder by its name; None where it has another name."""
+    """Return the step of a checkpoint folder by its name, or None if it has another kind of name."""
     match = _STEP_FOLDER.fullmatch(folder.name)
     return int(match[1]) if match and folder_name(int(match[1])) == folder.name else None
 

@@ -30,9 +30,8 @@ def save_model(
 ) -> Path:
     """Write the weights with their configuration and tokenizer, whole or not at all, and return the file.
 
-    A path that ends in .safetensors is the file; any other is a folder, and the file in it is model.safetensors. A
-    file that is there already is replaced. A path that belongs to a run, and weights that are not finite, are a
-    CheckpointError.
+    A path that ends in .safetensors is the file; any other is a folder, and the file in it is model.safetensors. An
+    existing file is replaced. CheckpointError if the path belongs to a run, or weights are not finite.
     """
     import torch
 
@@ -60,9 +59,9 @@ def save_model(
 
 
 def checked_path(path: str | os.PathLike[str]) -> Path:
-    """Return a path that the system can look up, whether or not anything is there.
+    """Return the path, which need not exist; a value of another type is a ConfigError.
 
-    What is no path is a ConfigError; a text in the place of one, for example, is a CheckpointError.
+    A path that the system cannot look up, such as a long text given as a path, is a CheckpointError.
     """
     valid = isinstance(path, str | os.PathLike) and isinstance(os.fspath(path), str) and os.fspath(path) != ""
     require(valid, "path", path, "the path of a run, a checkpoint or a .safetensors file")

@@ -1,4 +1,4 @@
-"""The folder of a run: saving and finding its checkpoints, its configuration, and cleaning up after a crash."""
+"""The folder of a run: save and find checkpoints, write the configuration, and clean up after a crash."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint, make it `last` (and `best`), delete those that are neither, and return its folder.
 
-    Numbers that are not finite are a TrainingError. Whatever else goes wrong, such as a full disk, is a
-    CheckpointError. In both cases the earlier checkpoints are kept.
+    Values that are not finite are a TrainingError. An error of the system, such as a full disk, is a CheckpointError.
+    In both cases the earlier checkpoints are kept.
     """
     out_dir = Path(out_dir)
     folder = out_dir / "checkpoints" / folder_name(step)
@@ -68,7 +68,7 @@ def save_checkpoint(
             draft, model, tokenizer, step=step, val_loss=val_loss, text_sha256=text_sha256,
             training_tensors=training_tensors, training_metadata=training_metadata,
         )  # fmt: skip
-        if folder.exists():  # a crash left it before the index named it
+        if folder.exists():  # left by a crash before the index named it
             remove_folder(folder)
         os.replace(draft, folder)
         sync_folder(folder.parent)
@@ -90,7 +90,9 @@ def require_finite(tensors: Mapping[str, Tensor], val_loss: float | None, step: 
     def is_finite(tensor: Tensor) -> bool:
         if not tensor.is_floating_point() or not tensor.numel():
             return True
-        return bool(torch.stack(torch.aminmax(tensor.detach())).isfinite().all())  # NaN is the minimum of all
+        return bool(
+            torch.stack(torch.aminmax(tensor.detach())).isfinite().all()
+        )  # aminmax returns NaN if any value is NaN
 
     broken = next((name for name, tensor in tensors.items() if not is_finite(tensor)), None)
     if broken is None and val_loss is not None and not abs(val_loss) < float("inf"):
@@ -118,10 +120,10 @@ def _why_not_saved(folder: Path, error: OSError, size: int, out_dir: Path, befor
 
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu", checkpoint: Which = "best") -> Checkpoint:
-    """Read a model from a run directory, a checkpoint folder or a model.safetensors file.
+    """Return the model in a run directory, a checkpoint folder or a model.safetensors file.
 
-    Missing, truncated or altered files, and files that no Quill wrote, are a CheckpointError. `checkpoint` says which
-    one of a run; one that cannot be read is never replaced by the other.
+    `checkpoint` selects one of a run's checkpoints. If it cannot be read, the other one is not used instead. Missing,
+    truncated or altered files, and files that Quill did not write, are a CheckpointError.
     """
     path = expand_home(path)
     if not (path / "checkpoints").is_dir():
@@ -135,12 +137,12 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu", checkp
         try:
             return read_checkpoint(find_checkpoint(path, checkpoint) / WEIGHTS, device)
         except CheckpointError:
-            if read_index(path) == before:  # else training has replaced it meanwhile
+            if read_index(path) == before:  # otherwise training has replaced it meanwhile
                 raise
 
 
 def find_checkpoint(out_dir: str | Path, checkpoint: Which = "best") -> Path:
-    """Return the folder of a run's best (or last) checkpoint; a run that never evaluated has only a last one."""
+    """Return the folder of a run's best (or last) checkpoint; the last one if there was no evaluation yet."""
     out_dir = Path(out_dir)
     index = read_index(out_dir)
     if index is None:
@@ -177,7 +179,7 @@ def suggest_run(folder: str | Path = ".") -> str:
 
 
 def _saved_at(run: Path) -> int | None:
-    """Return when a run saved last, in nanoseconds; None for what is not a run or cannot be read."""
+    """Return the time of a run's last save, in nanoseconds; None for a folder that is not a run or cannot be read."""
     for file in (run / "last", index_file(run)):
         if os.path.isfile(file) and os.path.isdir(run / "checkpoints"):
             return file.stat().st_mtime_ns
@@ -185,15 +187,14 @@ def _saved_at(run: Path) -> int | None:
 
 
 def holds_run(out_dir: Path) -> bool:
-    """Say whether there is something to lose: a folder without any whole checkpoint holds nothing yet."""
+    """Return whether a folder holds a run: an index, or at least one complete checkpoint."""
     return any(os.path.lexists(f) for f in (out_dir / "last", index_file(out_dir))) or bool(whole_checkpoints(out_dir))
 
 
 def clean_run_folder(out_dir: str | Path) -> None:
-    """Finish what a crash interrupted: make the index whole, and delete drafts and checkpoints that it does not name.
+    """Finish what a crash interrupted: write the index if it is missing, delete drafts and checkpoints not in it.
 
-    To be called with the lock of the run held, before it is resumed and when it is found finished. A damaged
-    index is a CheckpointError.
+    Call it with the run's lock held, before a run is resumed or found finished. A damaged index is a CheckpointError.
     """
     out_dir = Path(out_dir)
     for folder in (out_dir, out_dir / "checkpoints"):
@@ -211,9 +212,9 @@ def clean_run_folder(out_dir: str | Path) -> None:
 
 
 def return_to_best(out_dir: str | Path) -> Path:
-    """Make the best checkpoint the last one too, delete what came after it, and return its folder.
+    """Make the best checkpoint the last one too, delete later ones, and return its folder.
 
-    For a run whose later steps are of no use. It is then resumed from its best.
+    The run is then resumed from its best checkpoint.
     """
     out_dir = Path(out_dir)
     folder = find_checkpoint(out_dir, "best")
@@ -225,7 +226,7 @@ def return_to_best(out_dir: str | Path) -> Path:
 
 
 def make_last_best(out_dir: str | Path) -> None:
-    """Make the last checkpoint the best one too: for an evaluation that follows its save."""
+    """Make the last checkpoint the best one too, after an evaluation that came after its save."""
     out_dir = Path(out_dir)
     index = read_index(out_dir)
     assert index is not None
@@ -234,7 +235,7 @@ def make_last_best(out_dir: str | Path) -> None:
 
 
 def _delete_others(out_dir: Path, steps: set[int]) -> None:
-    """Delete the checkpoint folders of other steps, and drafts. What cannot be deleted stays for the next time."""
+    """Delete the checkpoint folders of other steps, and drafts. What cannot be deleted is left for the next call."""
     for folder in (out_dir / "checkpoints").iterdir():
         if step_of(folder) not in (None, *steps):
             remove_folder(folder)
@@ -242,7 +243,7 @@ def _delete_others(out_dir: Path, steps: set[int]) -> None:
 
 
 def require_folder(out_dir: Path) -> None:
-    """Raise ConfigError when a run cannot live there because a file is in its way."""
+    """Raise ConfigError if out_dir cannot be a folder, because it or a folder above it is a file."""
     for path in (out_dir, *out_dir.parents):
         if path.exists():
             if not path.is_dir():
@@ -253,7 +254,7 @@ def require_folder(out_dir: Path) -> None:
 
 
 def write_config(out_dir: Path, settings: dict[str, Any], mark: str = "") -> None:
-    """Write the whole configuration where `--config` and `--resume` find it."""
+    """Write the complete configuration of a run, which `--config` and `--resume` read; `mark` is a comment above it."""
     write_atomically(out_dir / "config.yaml", mark + format_config(settings))
 
 
@@ -263,7 +264,7 @@ def format_config(settings: dict[str, Any]) -> str:
 
 
 def remove_run(out_dir: Path) -> None:
-    """Delete what a run wrote into this folder, and nothing else that may lie there."""
+    """Delete the files of a run from its folder, and nothing else."""
     names = ("last", "best", "config.yaml", "metrics.jsonl", "samples.txt", "loss.png")
     for file in (index_file(out_dir), *(out_dir / name for name in names)):
         file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Typed, bounded descriptions of the JSON in checkpoints. Each value is checked before anything is built from it."""
+"""Types and bounds of the JSON in checkpoints. Each value is checked before anything is built from it."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ MOST_STEPS = 2**53  # the largest whole number that every JSON reader keeps exac
 
 @dataclass(frozen=True)
 class Rule:
-    """Which values are accepted under a name, and the same in words."""
+    """A test of values, and its description for messages."""
 
     accepts: Callable[[Any], bool]
     words: str
 
 
 def whole(lowest: int, highest: int) -> Rule:
-    """Accept whole numbers between two bounds, both included."""
+    """Return a rule that accepts whole numbers between two bounds, both included."""
     return Rule(lambda value: type(value) is int and lowest <= value <= highest, "a whole number within bounds")
 
 
 def optional(rule: Rule) -> Rule:
-    """Accept null too."""
+    """Return a rule that also accepts null."""
     return Rule(lambda value: value is None or rule.accepts(value), f"{rule.words}, or null")
 
 
 def one_of(*values: object) -> Rule:
-    """Accept these values, with their own type."""
+    """Return a rule that accepts these values, with exactly their types."""
     accepts = lambda value: any(type(value) is type(each) and value == each for each in values)  # noqa: E731
     return Rule(accepts, " or ".join(map(repr, values)))
 
@@ -52,7 +52,7 @@ SHA256 = Rule(
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what JSON says; ValueError also where it is nested too deeply."""
+    """Return the value of a JSON text; ValueError if it is invalid or nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:

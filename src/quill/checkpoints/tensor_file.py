@@ -4,9 +4,9 @@
     N bytes                          JSON: {"__metadata__": {…}, name: {"dtype", "shape", "data_offsets"}, …}
     the rest of the file             tensors without gaps, at their offsets
 
-Format: the documentation of the safetensors library, whose files are read here and which reads ours (a test compares
-both). It is read here without the library so that the header is checked before anything else is read, bfloat16 needs
-no PyTorch, and the SHA-256 is that of the bytes that are used: a file is read once. Nothing in it can run code.
+The format is documented by the safetensors library, which reads these files, and whose files are read here (a test
+compares both). The library is not used, so that the header is checked before anything else is read, bfloat16 needs no
+PyTorch, and the SHA-256 is computed from the same bytes that are used. Nothing in such a file can run code.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ TORCH_NAMES = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What the header says of one tensor; `start` and `end` count bytes after the header."""
+    """One tensor in the header; `start` and `end` are byte offsets after the header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -58,8 +58,8 @@ class TensorInfo:
 class TensorFile:
     """An open safetensors file whose header was read and agrees with the file's length.
 
-    `tensors` describes each tensor, `metadata` is the JSON object that we keep under "quill". What is not such a file
-    is a CheckpointError. Use it as a context manager.
+    `tensors` describes each tensor, `metadata` is the JSON object under the key "quill". A file of another kind is a
+    CheckpointError. Use it as a context manager.
     """
 
     def __init__(self, path: Path):

@@ -29,9 +29,14 @@ def add_arguments(parser: Parser) -> None:
     """Add the flags of `quill evaluate` to the parser."""
     parser.take_bare_word("out_dir")
     parser.add_argument("--out_dir", type=str, help="the run to measure; by default the newest run in this folder")
-    parser.add_argument("--checkpoint", type=Literal["best", "last"], default="best", help="which checkpoint of the run")
     parser.add_argument(
-        "--split", type=Literal["val", "train"], default="val", help="val is the last tenth of the text, train is the rest"
+        "--checkpoint", type=Literal["best", "last"], default="best", help="which checkpoint of the run"
+    )
+    parser.add_argument(
+        "--split",
+        type=Literal["val", "train"],
+        default="val",
+        help="val is the last tenth of the text, train is the rest",
     )
     parser.add_argument("--dataset", type=str, help="another text to measure on; by default the run's own")
     parser.add_argument("--data_dir", type=str, help="folder for prepared token files; by default the run's own")

@@ -49,7 +49,9 @@ def add_arguments(parser: Parser) -> None:
     )
     add("--repetition_penalty", type=float, default=1.0, help="divides logits of tokens in the prompt or the text")
     add("--num_samples", type=int, default=1, help="texts to generate, together as one batch")
-    add("--seed", type=int | None, help="the same seed gives the same text; without one the text is different each time")
+    add(
+        "--seed", type=int | None, help="the same seed gives the same text; without one the text is different each time"
+    )
     add(
         "--stop",
         type=str,
@@ -57,9 +59,19 @@ def add_arguments(parser: Parser) -> None:
         default=[],
         help=r"end before this text (may be repeated); \n in it is a line break, \t a tab",
     )
-    add("--unknown", type=Literal["error", "skip"], default="error", help="what to do with prompt characters outside the vocabulary")
+    add(
+        "--unknown",
+        type=Literal["error", "skip"],
+        default="error",
+        help="what to do with prompt characters outside the vocabulary",
+    )
     add("--out_dir", type=str, help="run to load; without it the newest run in this folder")
-    add("--checkpoint", type=Literal["best", "last"], default="best", help="which checkpoint of the run: best has the lowest validation loss")
+    add(
+        "--checkpoint",
+        type=Literal["best", "last"],
+        default="best",
+        help="which checkpoint of the run: best has the lowest validation loss",
+    )
     add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     add(
         "--engine",

@@ -54,7 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
     files = list(file_lines(path))
     print("files", *files, sep="\n  ")
     if altered := sum(ALTERED in line for line in files):
-        raise CheckpointError(f"{path}: {altered} of these files were changed after they were written: do not trust them")
+        raise CheckpointError(
+            f"{path}: {altered} of these files were changed after they were written: do not trust them"
+        )
     return 0
 
 

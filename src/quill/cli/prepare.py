@@ -20,7 +20,10 @@ def add_arguments(parser: Parser) -> None:
         help="shakespeare, tinystories, pydoc, or the path of your own text: a file, a folder or a glob",
     )
     parser.add_argument(
-        "--tokenizer", type=Literal["char", "byte"], default="char", help="how text becomes tokens: char (its own characters) or byte (any text, any language)"
+        "--tokenizer",
+        type=Literal["char", "byte"],
+        default="char",
+        help="how text becomes tokens: char (its own characters) or byte (any text, any language)",
     )
     parser.add_argument("--data_dir", type=str, default="data", help="folder for prepared token files")
     parser.add_argument("--force", type=bool, default=False, help="rewrite the files even if they are up to date")

@@ -56,9 +56,9 @@ class Corpus:
 
     @classmethod
     def from_text(cls, text: str, *, name: str = "text", on_progress: OnProgress = lambda what, share: None) -> Corpus:
-        """Return a corpus of a text at hand; `name` and the text's digest name its folder. CorpusError if it is empty.
+        """Return a corpus of a given text, unchanged; CorpusError if it is empty.
 
-        The text is taken as it is.
+        `name` and the text's digest are the name of its folder.
         """
         if not isinstance(text, str):
             raise CorpusError(f"text={show(text)} cannot be used: it must be a str, not {type(text).__name__}")
@@ -78,7 +78,7 @@ def find_corpus(
 ) -> Corpus:
     """Return the corpus of a name, a path or several; CorpusError says what is wrong with it and what to do.
 
-    The byte tokenizer accepts any bytes, so with `tokenizer="byte"` a file that is not UTF-8 text is taken as it is.
+    The byte tokenizer accepts any bytes, so with `tokenizer="byte"` a file that is not UTF-8 text is used unchanged.
     A download takes at most `download_seconds` in all; `offline` forbids it.
     """
     paths = paths_of(dataset)
@@ -98,7 +98,7 @@ def find_demo_corpus() -> Corpus:
 
 
 def paths_of(dataset: PathLike | Sequence[PathLike]) -> tuple[str, ...]:
-    """Return the names and paths of a dataset as strings; CorpusError if there is none or one is no path."""
+    """Return the names and paths of a dataset as strings; CorpusError if there is none, or one is not a path."""
     given = [dataset] if isinstance(dataset, str | os.PathLike) else dataset
     if not isinstance(given, list | tuple) or not all(isinstance(each, str | os.PathLike) for each in given):
         raise CorpusError(
@@ -118,9 +118,9 @@ def title_of(dataset: PathLike | Sequence[PathLike]) -> str:
 
 
 def name_of(dataset: PathLike | Sequence[PathLike]) -> str:
-    """Return the folder name for a dataset: its own if it has one, else its stem and a digest of its whole path.
+    """Return the folder name for a dataset: the name of a named corpus, else the stem and a digest of the whole path.
 
-    The digest distinguishes two `input.txt`, and a user's `pydoc.txt` from the corpus `pydoc`.
+    The digest distinguishes two files `input.txt`, and a user's `pydoc.txt` from the corpus `pydoc`.
     """
     first, *others = paths_of(dataset)
     if not others and first in NAMES:
@@ -132,7 +132,7 @@ def name_of(dataset: PathLike | Sequence[PathLike]) -> str:
 
 
 def _folder_name(text: str) -> str:
-    """Return the text with nothing in it that a file system could refuse."""
+    """Return the text as a name that every file system accepts."""
     return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:40] or "text"
 
 
@@ -156,8 +156,8 @@ def _shakespeare(download_seconds: float, on_progress: OnProgress) -> Corpus:
         return _tiny_shakespeare(raw, str(path), "from QUILL_DATA_DIR")
     if cached.is_file() and SHAKESPEARE.is_same(raw := read_bytes(cached)):
         return _tiny_shakespeare(raw, str(cached), "from the cache")
-    looked = f"in QUILL_DATA_DIR ({data_dir})" if data_dir else "in QUILL_DATA_DIR (not set)"
-    reason = f"Tiny Shakespeare is neither {looked} nor in the cache ({cached.parent})"
+    folder = f"in QUILL_DATA_DIR ({data_dir})" if data_dir else "in QUILL_DATA_DIR (not set)"
+    reason = f"Tiny Shakespeare is neither {folder} nor in the cache ({cached.parent})"
     if download_seconds <= 0:
         raise CorpusNotFoundError(f"{reason}, and downloading is off", advice)
     try:
@@ -166,7 +166,7 @@ def _shakespeare(download_seconds: float, on_progress: OnProgress) -> Corpus:
         raise CorpusNotFoundError(f"{reason}, and {SHAKESPEARE.address} failed ({error})", advice) from error
     try:
         write_atomically(cached, raw)
-    except OSError as error:  # the text is here: a cache that cannot be written must not stop the run
+    except OSError as error:  # the text was downloaded: a cache that cannot be written must not stop the run
         return _tiny_shakespeare(raw, SHAKESPEARE.address, f"downloaded, not kept in the cache ({error.strerror})")
     return _tiny_shakespeare(raw, SHAKESPEARE.address, "downloaded")
 
@@ -203,9 +203,9 @@ def _tinystories() -> str:
 def _read_corpus(
     paths: tuple[str, ...], download_seconds: float, *, any_bytes: bool, on_progress: OnProgress
 ) -> Corpus:
-    """Return the texts behind all paths as one corpus. All files are found and looked at before one is read."""
+    """Return the texts of all paths as one corpus. All files are found and checked before the first is read."""
     named = {path: corpus for path in paths if (corpus := _named(path, download_seconds, on_progress))}
-    found = {path: find_files(_place_of(path), NAMES) for path in paths if path not in named}
+    found = {path: find_files(_resolve_name(path), NAMES) for path in paths if path not in named}
     reader = Reader([found[path] for path in found], any_bytes, on_progress)
     texts: list[str] = []
     for path in dict.fromkeys(paths):
@@ -216,11 +216,12 @@ def _read_corpus(
     count = sum(map(bool, texts))
     size = f"{len(text):,} characters" + (f" in {count} files" if count > 1 else "")
     note = "; ".join((f"{title}, {size}", *reader.notes()))
-    source = ", ".join(map(_place_of, paths))[:1000]
+    source = ", ".join(map(_resolve_name, paths))[:1000]
     return Corpus(name_of(paths), source, text, _digest(text, on_progress), note, count, title)
 
 
-def _place_of(path: str) -> str:
+def _resolve_name(path: str) -> str:
+    """Return the path of the local TinyStories for that name, and any other path as it is."""
     return _tinystories() if path == "tinystories" else path
 
 

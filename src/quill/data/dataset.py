@@ -1,7 +1,7 @@
 """A corpus as tokens on disk: prepare it, open it, find it again.
 
 The tokens of a corpus are in `data_dir/<name>/<tokenizer>/`; token_files.py describes the files. The first 90 % of the
-characters train, the rest validates. windows.py cuts batches from them.
+characters are the training split, the rest is the validation split. windows.py cuts batches from them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Dataset:
     folder: Path
     source: str
     sha256: str
-    """SHA-256 of the text as UTF-8: two datasets of one tokenizer have the same tokens if it is the same"""
+    """SHA-256 of the text as UTF-8: datasets with the same digest and the same tokenizer have the same tokens"""
     tokenizer: Tokenizer
     train: np.memmap
     val: np.memmap
@@ -57,7 +57,7 @@ class Dataset:
 
     @property
     def longest_block_size(self) -> int:
-        """The largest block_size that both splits are long enough for; 0 if there is none."""
+        """The largest block_size for which both splits are long enough; 0 if there is none."""
         return longest_block_size(self.train, self.val)
 
     def require_window(self, block_size: int) -> None:
@@ -90,16 +90,17 @@ def prepare_dataset(
     force: bool = False,
     on_progress: OnProgress = _ignore,
 ) -> Dataset:
-    """Return the dataset of a named corpus, a path, several paths or a `text`, preparing it unless that was done.
+    """Return the dataset of a named corpus, a path, several paths or a `text`; prepare it if it is not on disk.
 
-    What is in `data_dir` is used when it came from the same text, or when the text cannot be found any more; `force`
-    prepares it again. With `sha256`, a text that cannot be found is replaced by prepared tokens of the text with this
-    digest, whatever their name, so that a run can be resumed from another folder; a text that is found is not compared.
+    Prepared tokens in `data_dir` are used if they came from the same text, or if the text can no longer be found;
+    `force` prepares them again. With `sha256`, a text that cannot be found is replaced by prepared tokens of the text
+    with this digest, under any name, so that a run can be resumed from another folder. A text that is found is not
+    compared with it.
 
-    A tokenizer in place of its name is used as it is. `on_progress` is called many times a second with what is being
-    done and the share that is done. An exception from it or from a signal handler ends the work, and leaves nothing
-    half-written. CorpusError for a text that is missing or cannot be used, and when the files cannot be written;
-    TokenizerError where the tokenizer cannot encode the text.
+    `tokenizer` is a name, or a tokenizer to be used. `on_progress` is called many times a second with the current phase
+    and its completed share. An exception from it or from a signal handler ends the work and leaves no partial files.
+    CorpusError if a text is missing or cannot be used, or the files cannot be written; TokenizerError if the tokenizer
+    cannot encode the text.
     """
     check_tokenizer(tokenizer)
     if text is not None:
@@ -135,14 +136,16 @@ def dataset_folder(name: str, tokenizer: str | Tokenizer, data_dir: str | Path) 
     """Return the folder for the tokens of the corpus of this name."""
     if isinstance(tokenizer, str):
         kind = tokenizer
-    elif (kind := tokenizer.kind) != "byte":  # bytes are always the same; other vocabularies have a digest
+    elif (
+        kind := tokenizer.kind
+    ) != "byte":  # the byte vocabulary is always the same; another is identified by its digest
         described = json.dumps(tokenizer.to_json(), sort_keys=True).encode()
         kind += f"-{hashlib.sha256(described).hexdigest()[:8]}"
     return expand_home(data_dir) / name / kind
 
 
 def open_dataset(folder: str | Path, *, on_progress: OnProgress = _ignore) -> Dataset:
-    """Return the dataset in a folder; CorpusError if there is none or a byte of it is missing or altered."""
+    """Return the dataset in a folder; CorpusError if there is none, or a byte of it is missing or altered."""
     folder = Path(folder)
     about = read_description(folder)
     try:
@@ -164,7 +167,7 @@ def open_dataset(folder: str | Path, *, on_progress: OnProgress = _ignore) -> Da
 def find_prepared(
     sha256: str, tokenizer: str | Tokenizer, data_dir: str | Path, *, on_progress: OnProgress = _ignore
 ) -> Dataset | None:
-    """Return a dataset in `data_dir` that was prepared from the text with this SHA-256, whatever its name, or None."""
+    """Return a dataset in `data_dir` that was prepared from the text with this SHA-256, under any name, or None."""
     for folder in sorted(expand_home(data_dir).glob("*/*/")):
         try:
             same = read_description(folder)["sha256"] == sha256
@@ -179,7 +182,7 @@ def find_prepared(
 def _open_by_name(
     dataset: PathLike | Sequence[PathLike], tokenizer: str | Tokenizer, data_dir: str | Path, on_progress: OnProgress
 ) -> Dataset | None:
-    """Return the dataset whose folder has this very name, such as that of a text that came from no file."""
+    """Return the dataset whose folder has this name, such as that of a text that came from no file, or None."""
     name, *others = paths_of(dataset)
     if others or Path(name).name != name:
         return None
@@ -199,7 +202,7 @@ def _kind_of(tokenizer: str | Tokenizer) -> str:
 
 
 def _prepare(corpus: Corpus, tokenizer: str | Tokenizer, folder: Path, *, force: bool, on_progress: OnProgress) -> None:
-    """Write the tokens of a corpus, unless another process does it meanwhile."""
+    """Write the tokens of a corpus, unless another process has written them meanwhile."""
     text, title = corpus.text, corpus.title or corpus.name
     if len(text) < 2:
         raise CorpusError(f"{title} has {len(text)} character: choose a text of a few thousand or more")

@@ -38,7 +38,7 @@ class RemoteFile:
         return hashlib.sha256(raw).hexdigest() == self.sha256
 
     def fetch(self, seconds: float, on_share: Callable[[float], None] = lambda share: None) -> bytes:
-        """Return the file's bytes, checked; CorpusError with the bare reason if they do not arrive in `seconds`.
+        """Return the file's bytes, checked; CorpusError with the reason if they do not arrive in `seconds`.
 
         `on_share` is called a few times a second with the share that has arrived.
         """
@@ -76,7 +76,7 @@ class RemoteFile:
         """Append the file's bytes to `pieces` as they arrive."""
         received = 0
         with urllib.request.urlopen(self.address, timeout=max(0.01, deadline - time.monotonic())) as response:
-            while received <= self.size:  # one piece too many shows a longer file; an endless one is not followed
+            while received <= self.size:  # a file that is too long is noticed one piece later
                 if time.monotonic() > deadline:
                     raise TimeoutError
                 piece = response.read1(_CHUNK_BYTES)
@@ -87,7 +87,7 @@ class RemoteFile:
 
 
 def _reason(error: Exception, seconds: float) -> str:
-    """Return in a few words why a transfer failed; an unexpected exception is a bug and is raised."""
+    """Return why a transfer failed, in a few words; an unexpected exception is a bug and is raised."""
     if isinstance(error, urllib.error.HTTPError):
         error.close()
         return f"the server answered {error.code} {error.reason}"

@@ -1,7 +1,7 @@
-"""Read one file as text: plain text, JSON lines or Parquet. What is none of them is refused with the reason.
+"""Read one file as text: plain text, JSON lines or Parquet. Any other file is refused with the reason.
 
-Text is UTF-8. A byte order mark is left out, and Windows line ends become LF. The byte tokenizer takes any file: what
-is not UTF-8 text keeps its invalid bytes as surrogates (PEP 383), which that tokenizer encodes as those bytes.
+Text is UTF-8. A byte order mark is left out, and Windows line ends become LF. The byte tokenizer accepts any file:
+bytes that are not UTF-8 become surrogates (PEP 383), which that tokenizer encodes as these bytes.
 Files are read in pieces, so that progress can be shown and a signal takes effect between two pieces.
 
 Reference: RFC 3629 (UTF-8); https://jsonlines.org; https://parquet.apache.org.
@@ -22,10 +22,10 @@ from typing import Any
 from quill.errors import CorpusError, MissingDependencyError, first_line
 
 OnProgress = Callable[[str, float], None]
-"""Called as on_progress(what, share): what is being done, in words, and which share of it is done, 0 to 1."""
+"""Called as on_progress(what, share): the current phase, in words, and its completed share, from 0 to 1."""
 
 OnBytes = Callable[[int], None]
-"""Called as on_bytes(count): so many more bytes of a file are done."""
+"""Called as on_bytes(count): `count` more bytes of a file have been read."""
 
 TEXT_COLUMN = "text"
 RAW = "taken byte for byte: it is not UTF-8 text"
@@ -56,7 +56,7 @@ def _ignore(count: int) -> None:
 
 @dataclass(frozen=True)
 class FileText:
-    """The text of a file, and in words what was changed in reading it."""
+    """The text of a file, and the changes that were made to it, in words."""
 
     text: str
     changes: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ class NotTextError(CorpusError):
 
 
 def check_file(path: Path) -> os.stat_result:
-    """Return the status of a regular file; CorpusError for all else. A pipe or a device could be read for ever."""
+    """Return the status of a regular file, else raise CorpusError: reading a pipe or a device might never end."""
     try:
         status = path.stat()
     except OSError as error:
@@ -79,10 +79,10 @@ def check_file(path: Path) -> os.stat_result:
 
 
 def read_file(path: Path, *, any_bytes: bool = False, on_bytes: OnBytes = _ignore) -> FileText:
-    """Return the text of a file by its ending (.jsonl, .parquet, all else plain); CorpusError if it holds none.
+    """Return the text of a file by its ending (.jsonl, .parquet, else plain text); CorpusError if it holds none.
 
-    With `any_bytes`, a plain file that is not UTF-8 text is taken byte for byte instead of being refused.
-    `on_bytes` is called with the size of each piece that is done, in bytes of the file.
+    With `any_bytes`, a plain file that is not UTF-8 text is used byte for byte instead of being refused.
+    `on_bytes` is called with the size of each piece of the file after it was read.
     """
     ending = path.suffix.lower()
     if ending == ".parquet":
@@ -108,7 +108,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def join_texts(texts: Iterable[str]) -> str:
-    """Return several texts as one, an empty line between them; a single text stays as it is."""
+    """Return several texts as one, with an empty line between them; a single text is returned unchanged."""
     parts = [text for text in texts if text]
     if len(parts) < 2:
         return "".join(parts)
@@ -127,21 +127,21 @@ def _pieces_of(path: Path, on_bytes: OnBytes = _ignore) -> Iterator[bytes]:
 
 
 def _decode(path: Path, pieces: Iterable[bytes]) -> tuple[str, tuple[str, ...]]:
-    """Return the text of UTF-8 bytes and what was changed in it; NotTextError says what the bytes are instead."""
+    """Return the text of UTF-8 bytes and the changes made to it; NotTextError says what the bytes are instead."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     # Each piece is only checked; decoding all bytes at the end takes less memory than joining decoded pieces.
-    raw, cr, converted = bytearray(), b"", False  # cr: one at the end of a piece waits for the next piece
+    raw, cr, converted = bytearray(), b"", False  # cr: a CR at the end of a piece, kept for the next piece
     start, done = b"", 0  # the first bytes, and how many bytes there were before this piece
     for piece in itertools.chain(pieces, [b""]):
         start = start or piece[:4096]
         if (zero := piece.find(b"\0")) >= 0:
             raise _not_text(path, start, f"binary, not text (NUL byte at offset {done + zero:,})")
-        held = len(decoder.getstate()[0])  # bytes of an unfinished character at the end of the piece before
+        unfinished = len(decoder.getstate()[0])  # bytes of an incomplete character at the end of the previous piece
         try:
-            if held or not piece.isascii():
+            if unfinished or not piece.isascii():
                 decoder.decode(piece, final=not piece)
         except UnicodeDecodeError as error:
-            where = f"invalid byte 0x{error.object[error.start]:02X} at offset {done - held + error.start:,}"
+            where = f"invalid byte 0x{error.object[error.start]:02X} at offset {done - unfinished + error.start:,}"
             raise _not_text(path, start, f"not UTF-8 text ({where})") from error
         done += len(piece)
         lines = cr + piece
@@ -157,7 +157,7 @@ def _decode(path: Path, pieces: Iterable[bytes]) -> tuple[str, tuple[str, ...]]:
 
 
 class _LineEnds:
-    """Yields texts with Windows line ends replaced by LF, and notes whether there were any."""
+    """Yields texts with Windows line ends replaced by LF, and records whether there were any."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts, self.changes = texts, ()
@@ -170,7 +170,7 @@ class _LineEnds:
 
 
 def _not_text(path: Path, start: bytes, what: str) -> NotTextError:
-    """Return the error for a file that begins with these bytes, with a way to make text of it where there is one."""
+    """Return the error for a file that begins with these bytes, with advice on how to convert it, if it is known."""
     encoding = next((name for mark, name in _OTHER_MARKS.items() if start.startswith(mark)), None)
     if encoding is None and "NUL" in what and _looks_like_utf16(start):
         encoding = "UTF-16"
@@ -182,14 +182,14 @@ def _not_text(path: Path, start: bytes, what: str) -> NotTextError:
 
 
 def _looks_like_utf16(start: bytes) -> bool:
-    """Return whether NUL bytes are as in Western UTF-16 without a mark: nearly every second byte, few elsewhere."""
+    """Return whether NUL bytes occur as in Western UTF-16 without a mark: nearly every second byte, few elsewhere."""
     zeros = sorted((start[::2].count(0), start[1::2].count(0)))
     return len(start) % 2 == 0 and zeros[1] > 0.3 * len(start) and zeros[0] < 0.05 * len(start)
 
 
 def _json_texts(text: str, path: Path, on_bytes: OnBytes) -> Iterator[str]:
     for number, line in enumerate(_lines_of(text), start=1):
-        on_bytes(len(line) + 1)  # characters: fewer than bytes, and near enough for showing progress
+        on_bytes(len(line) + 1)  # characters instead of bytes: close enough for progress
         if not line.strip():
             continue
         where = f"{path} line {number:,}"
@@ -206,12 +206,12 @@ def _json_texts(text: str, path: Path, on_bytes: OnBytes) -> Iterator[str]:
         value = record[TEXT_COLUMN]
         if not isinstance(value, str | None):
             raise CorpusError(f"{where}: column {TEXT_COLUMN!r} holds {type(value).__name__}, and must hold text")
-        # JSON can spell half a character ("\\ud83d" alone), which no encoding can write: it becomes U+FFFD.
+        # JSON can contain half a character ("\\ud83d" alone), which cannot be encoded: it becomes U+FFFD.
         yield (value or "").encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _lines_of(text: str) -> Iterator[str]:
-    """Yield the lines of a text one by one: to split a long text at once would be deaf to signals."""
+    """Yield the lines of a text one by one. Splitting a long text in one call would delay signals."""
     start = 0
     while (end := text.find("\n", start)) >= 0:
         yield text[start:end]

@@ -1,4 +1,4 @@
-"""Read many files one after another: each once, with progress and an account of what was changed or left out."""
+"""Read many files, each once, with progress and notes on what was changed or left out."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from quill.data.text_files import PLAIN_ENDINGS, FoundFiles, describe_skipped
 
 
 class Reader:
-    """Reads files one after another, each once, and keeps account of progress and of what to note."""
+    """Reads files one after another, each once; reports progress, and collects notes."""
 
     def __init__(self, found: Sequence[FoundFiles], any_bytes: bool, on_progress: OnProgress) -> None:
         self._any_bytes, self._on_progress = any_bytes, on_progress
         self._changes, self._skipped = set[str](), Counter[str]()
-        self._seen = set[tuple[int, int]]()  # files by device and number, however many paths lead to them
+        self._seen = set[tuple[int, int]]()  # device and inode of each file, which several paths may lead to
         self._total = self._done = self._repeated = 0
         for each in found:
             self._skipped += each.skipped
@@ -54,7 +54,7 @@ class Reader:
         return advance
 
     def notes(self) -> list[str]:
-        """Return what was changed, read once only, or left out."""
+        """Return notes on what was changed, found twice, or left out."""
         repeated = f"{self._repeated} file{'s' * (self._repeated != 1)} found twice and read once"
         return [
             *sorted(self._changes),

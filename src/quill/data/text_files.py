@@ -1,8 +1,7 @@
 """Find the text files behind a path, a folder or a glob.
 
-A folder is read with the folders below it, links to folders included. Hidden files, the folders of runs and prepared
-token files are left out, and so is every ending that is not known to hold text. What is left out is counted, so that
-a note can say so.
+A folder is read with its subfolders, including links to folders. Hidden files, the folders of runs, prepared token
+files, and files with an ending that is not known as text are left out, counted, and mentioned in a note.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from quill.files import expand_home
 from quill.validation import nearest
 
 TEXT_ENDINGS = (".txt", ".md", ".jsonl", ".parquet")
-"""Endings that a folder is read for. A file of them that holds no text is an error."""
+"""Endings of texts. In a folder, a file with one of these endings that is not text is an error."""
 
 PLAIN_ENDINGS = frozenset(
     {
@@ -29,7 +28,7 @@ PLAIN_ENDINGS = frozenset(
         ".kt", ".swift", ".rb", ".php", ".pl", ".lua", ".r", ".jl", ".hs", ".ml", ".scala", ".sh", ".sql", ".css",
     }
 )  # fmt: skip
-"""Endings of plain text. A folder's files of them are read too; one that is not UTF-8 text is skipped."""
+"""Endings of other plain text. In a folder, a file with one of these endings is skipped if it is not UTF-8 text."""
 
 _RUN = {"config.yaml", "checkpoints"}
 _RUN_ENTRIES = {*_RUN, "metrics.jsonl", "samples.txt", "loss.png", "last", "best", "tensorboard"}
@@ -39,16 +38,16 @@ _PLURALS = {"run folder": "run folders", "file of a run": "files of runs"}
 
 @dataclass
 class FoundFiles:
-    """Files in an order that does not depend on the machine, and how many others were left out, by ending."""
+    """Files in an order that is the same on every machine, and how many others were left out, by ending."""
 
     paths: list[Path]
     skipped: Counter[str] = field(default_factory=Counter)
     in_folder: bool = False
-    """the files come from a folder, and those of PLAIN_ENDINGS may turn out to hold no text"""
+    """whether the files come from a folder, where those of PLAIN_ENDINGS may turn out not to be text"""
 
 
 class CorpusNotFoundError(CorpusError):
-    """The text is not where it was looked for; `reason` is the message without its advice."""
+    """The text was not found; `reason` is the message without its advice."""
 
     def __init__(self, reason: str, advice: str) -> None:
         super().__init__(f"{reason}: {advice}")
@@ -58,7 +57,7 @@ class CorpusNotFoundError(CorpusError):
 def find_files(dataset: str, names: tuple[str, ...]) -> FoundFiles:
     """Return the files behind a path, a folder or a glob. CorpusError if there are none.
 
-    `names` are the corpora that a mistyped path could have meant.
+    `names` are the named corpora, which the message suggests for a mistyped path.
     """
     if not dataset:
         raise CorpusError(f"dataset='' names nothing: use {', '.join(names)}, or the path of a text")
@@ -86,7 +85,7 @@ def find_files(dataset: str, names: tuple[str, ...]) -> FoundFiles:
 
 
 def describe_skipped(skipped: Counter[str], most: int = 4) -> str:
-    """Return the commonest endings with their counts, "3 .jpg, 1 .csv", and how many files more there are."""
+    """Return the most frequent endings with their counts, "3 .jpg, 1 .csv", and the number of other files."""
     shown = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))[:most]
     more = skipped.total() - sum(count for _, count in shown)
     words = [f"{count:,} {_PLURALS.get(ending, ending) if count > 1 else ending}" for ending, count in shown]
@@ -94,7 +93,7 @@ def describe_skipped(skipped: Counter[str], most: int = 4) -> str:
 
 
 def _is_a_text(dataset: str) -> bool:
-    """Return whether this can only be a text that was given where its path belongs."""
+    """Return whether this must be a text that was given instead of its path."""
     parts = dataset.replace("\\", "/").split("/")
     return "\n" in dataset or len(dataset) > 1000 or max(map(len, parts)) > 255
 
@@ -119,9 +118,9 @@ def _files_in(folder: Path) -> FoundFiles:
 
 
 def _walk(root: Path, skipped: Counter[str]) -> Iterator[tuple[Path, list[str]]]:
-    """Yield each folder below `root`, itself included, with the names of its files; hidden ones and runs left out.
+    """Yield `root` and each folder below it with the names of its files, without hidden files and runs.
 
-    Every folder comes once, however many links lead to it: by its own path if that is below `root` too.
+    Every folder is yielded once, however many links lead to it: with its own path if that is below `root` too.
     """
     seen, folders, links = set[tuple[int, int]](), [root], list[Path]()
     while folders or links:
@@ -150,7 +149,7 @@ def _walk(root: Path, skipped: Counter[str]) -> Iterator[tuple[Path, list[str]]]
 
 
 def _files_of_glob(pattern: Path, dataset: str) -> FoundFiles:
-    """Return the files that match, whatever their ending."""
+    """Return the files that match a pattern, with any ending."""
     skipped = Counter[str]()
     literal = Path(*[part for part in _until_magic(pattern.parts)])
     paths = []
@@ -175,7 +174,7 @@ def _until_magic(parts: tuple[str, ...]) -> Iterator[str]:
 
 
 def _expand(pattern: Path, skipped: Counter[str]) -> Iterator[Path]:
-    """Yield what matches a pattern. Python's own `**` would follow links that form a loop for ever."""
+    """Yield the paths that match a pattern. Python's own `**` would follow a loop of links without end."""
     if "**" not in pattern.parts:
         yield from map(Path, glob.iglob(str(pattern)))
         return
@@ -188,7 +187,10 @@ def _expand(pattern: Path, skipped: Counter[str]) -> Iterator[Path]:
 
 
 def _belongs_to_a_run(path: Path, literal: Path) -> bool:
-    """Return whether a match is in a run's folder, of those that wildcards matched or that the pattern starts from."""
+    """Return whether a path that matched a pattern is a file of a run.
+
+    The run's folder is below `literal`, the part of the pattern before the first wildcard, or it is `literal` itself.
+    """
     for folder in path.parents:
         is_run = all((folder / name).exists() for name in _RUN)
         if folder == literal:
@@ -199,7 +201,7 @@ def _belongs_to_a_run(path: Path, literal: Path) -> bool:
 
 
 def _files_beside(path: Path) -> list[str]:
-    """Return the files beside a path that does not exist: a mistyped name may have meant one of them."""
+    """Return the files in the folder of a path that does not exist, as suggestions for a mistyped name."""
     try:
         return [str(found) for found in islice(path.parent.iterdir(), 1000)]
     except OSError:

@@ -1,7 +1,7 @@
 """The files of a prepared corpus: `train.bin`, `val.bin` and `dataset.json`, written whole or not at all.
 
 Tokens are little-endian unsigned integers. `dataset.json` has the SHA-256 of each token file and a checksum of its own,
-so that a damaged folder is noticed whatever byte of it is wrong.
+so that any altered byte in the folder is noticed.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from quill.errors import CorpusError
 from quill.files import draft_of, remove_drafts, sync_folder, write_atomically
 from quill.tokenizers.base import Tokenizer
 
-FORMAT = 2  # raised whenever the same text would give other files
+FORMAT = 2  # increased whenever the same text gives different files
 
 _DESCRIPTION = "dataset.json"
 _SLICE_CHARACTERS = 1 << 22
-_SYNC_BYTES = 1 << 26  # between two calls of fsync, so that none of them takes seconds
+_SYNC_BYTES = 1 << 26  # between two calls of fsync, so that no call takes seconds
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Return what `dataset.json` says, its checksum verified.
+    """Return the contents of `dataset.json`, which `write_tokens` wrote, after its checksum was verified.
 
-    CorpusError if it is missing, damaged or of another format. See `write_tokens` for what it holds.
+    CorpusError if it is missing, damaged or of another format.
     """
     try:
         about = json.loads((folder / _DESCRIPTION).read_text("utf-8"))
@@ -50,7 +50,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def map_tokens(folder: Path, split: str, about: dict[str, Any], dtype: np.dtype, on_progress: OnProgress) -> np.memmap:
-    """Return the tokens of a split as a read-only memory map. CorpusError unless size and SHA-256 are as described."""
+    """Return the tokens of a split as a read-only memory map; CorpusError unless size and SHA-256 match `about`."""
     path, stored = folder / f"{split}.bin", dtype.newbyteorder("<")
     expected = about[split]["tokens"] * stored.itemsize
     digest, done = hashlib.sha256(), 0
@@ -80,10 +80,10 @@ def write_tokens(
     is_done: Callable[[], bool],
     on_progress: OnProgress,
 ) -> None:
-    """Write the folder of a text's tokens: the first 90 % of its characters train, the rest validates.
+    """Write the folder of a text's tokens; the first 90 % of its characters are for training, the rest for validation.
 
-    `facts` go into the description. `is_done` is asked before the new folder replaces an old one, or when writing
-    failed: another process may have prepared the same text meanwhile. CorpusError if the files cannot be written.
+    `facts` go into the description. `is_done` is called before the new folder replaces an old one, and after writing
+    has failed: another process may have prepared the same text meanwhile. CorpusError if the files cannot be written.
     """
     cut = len(text) * 9 // 10
     draft = draft_of(folder)
@@ -113,11 +113,11 @@ def write_tokens(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         with contextlib.suppress(OSError):
-            folder.parent.rmdir()  # only succeeds where nothing was written
+            folder.parent.rmdir()  # only succeeds if it is empty
 
 
 def remove_dead_drafts(folder: Path) -> None:
-    """Delete the drafts that killed processes left in this folder, unless a living one is preparing here."""
+    """Delete the drafts that killed processes left in this folder, unless a running process is preparing here."""
     with contextlib.suppress(OSError):
         if any(folder.glob(".*.draft")):
             with _protect_drafts(folder, remove=True):
@@ -126,9 +126,10 @@ def remove_dead_drafts(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _protect_drafts(folder: Path, *, remove: bool = False) -> Iterator[None]:
-    """Keep others from removing drafts in this folder meanwhile; with `remove`, remove them if nobody else keeps any.
+    """Hold a shared lock on a folder for the duration of a block, so that no other process removes drafts there.
 
-    A lock of the folder ends with its process, however that ends. Where there are no locks, nothing is removed.
+    With `remove` the lock is exclusive, and the drafts are removed if it was free. The operating system releases the
+    lock when the process ends. On systems without such locks nothing is removed.
     """
     try:
         import fcntl
@@ -137,7 +138,7 @@ def _protect_drafts(folder: Path, *, remove: bool = False) -> Iterator[None]:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # BlockingIOError: another process is preparing; or no locks on this disk
+        with contextlib.suppress(OSError):  # BlockingIOError: another process is preparing; or the disk has no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if remove else fcntl.LOCK_SH)
             if remove:
                 remove_drafts(folder)
@@ -149,7 +150,7 @@ def _protect_drafts(folder: Path, *, remove: bool = False) -> Iterator[None]:
 def _write_split(
     path: Path, text: str, start: int, end: int, tokenizer: Tokenizer, report: Callable[[int, int], None]
 ) -> dict[str, Any]:
-    """Encode text[start:end] into a file, a slice at a time to bound memory, and return its description."""
+    """Encode text[start:end] into a file, slice by slice to limit memory, and return its description."""
     stored = tokenizer.dtype.newbyteorder("<")
     count, unsynced, digest = 0, 0, hashlib.sha256()
     with open(path, "xb") as file:
@@ -169,13 +170,13 @@ def _write_split(
 
 
 def _checksum(about: dict[str, Any]) -> str:
-    """Return the SHA-256 of a description without its checksum, whatever the order and the spaces of its JSON."""
+    """Return the SHA-256 of a description without its checksum; order and spaces of the JSON do not matter."""
     plain = {name: value for name, value in about.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
-    """Rename a finished folder to its place. The old one is restored if that fails."""
+    """Rename a finished folder to its final name. The old folder is restored if that fails."""
     old = draft_of(folder)
     with contextlib.suppress(FileNotFoundError):
         os.replace(folder, old)

@@ -30,10 +30,10 @@ def sample_batch(
     rank: int = 0,
     data_order: DataOrder = "random",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (inputs_BT, targets_BT), int64, of one step; the arguments alone decide them.
+    """Return (inputs_BT, targets_BT), int64, of one step: a pure function of the arguments.
 
-    In random order each start is equally likely; shuffled takes every part of the text once in each epoch.
-    CorpusError if there are fewer tokens than a window and its last target need.
+    In random order each start is equally likely; in shuffled order every part of the text occurs once in each epoch.
+    CorpusError if there are too few tokens for a window and its last target.
     """
     require_window(tokens, block_size, "the text")
     sizes = {"batch_size": batch_size, "block_size": block_size}
@@ -59,26 +59,26 @@ def window_starts(
 
 def _shuffled_starts(count: int, batch_size: int, block_size: int, seed: int, step: int, rank: int) -> np.ndarray:
     # The windows of all steps form one sequence, which runs through one epoch after another.
-    windows = max(1, (count - 1) // block_size - 1)  # one less than fit, so that each epoch can have its own offset
-    epochs_B, places_B = np.divmod(step * batch_size + np.arange(batch_size), windows)
+    windows = max(1, (count - 1) // block_size - 1)  # one fewer than fit, so that each epoch can have its own offset
+    epochs_B, indices_B = np.divmod(step * batch_size + np.arange(batch_size), windows)
     starts_B = np.empty(batch_size, np.int64)
     for epoch in np.unique(epochs_B).tolist():
         offset, order = _epoch_order(count, windows, block_size, seed, rank, epoch)
         of_epoch = epochs_B == epoch
-        starts_B[of_epoch] = offset + order[places_B[of_epoch]].astype(np.int64) * block_size
+        starts_B[of_epoch] = offset + order[indices_B[of_epoch]].astype(np.int64) * block_size
     return starts_B
 
 
 @functools.lru_cache(maxsize=2)  # a batch may end one epoch and begin the next
 def _epoch_order(count: int, windows: int, block_size: int, seed: int, rank: int, epoch: int) -> tuple[int, np.ndarray]:
-    """Return the offset of an epoch's first window, and the shuffled numbers of its windows."""
+    """Return the offset of an epoch's first window, and the shuffled indices of its windows."""
     generator = _generator(seed, rank, epoch)
     offset = int(generator.integers(0, count - windows * block_size))
     return offset, generator.permutation(np.arange(windows, dtype=np.int32 if windows < 2**31 else np.int64))
 
 
 def _generator(seed: int, rank: int, number: int) -> np.random.Generator:
-    # Drawing advances the lower 128 bits of the counter; `number` is above them, so that no two streams overlap.
+    # Draws advance the lower 128 bits of the counter. `number` is above them, so that no two streams overlap.
     key, counter = np.array([seed, rank], np.uint64), np.array([0, 0, number, 0], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
@@ -103,10 +103,7 @@ def evaluation_windows(
 
 
 def longest_block_size(*splits: np.ndarray) -> int:
-    """Return the largest block_size of which a window and its last target fit into every one of these splits.
-
-    0 means that one of them is too short for any.
-    """
+    """Return the largest block_size for which each of these splits has a window and its last target, else 0."""
     return max(0, min(map(len, splits)) - 1)
 
 
@@ -124,6 +121,6 @@ def require_window(tokens: np.ndarray, block_size: int, what: str) -> None:
 
 
 def _windows(tokens: np.ndarray, starts_B: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    # Gathered in the stored dtype and widened after: an eighth of the memory traffic, and both results contiguous.
+    # Gather in the stored dtype, then convert: an eighth of the memory traffic, and both results are contiguous.
     windows = np.asarray(tokens)[starts_B[:, None] + np.arange(length + 1)]
     return windows[:, :-1].astype(np.int64), windows[:, 1:].astype(np.int64)

@@ -243,7 +243,9 @@ class CudaEngine:
                 self.step_1.zero_()
                 return self.graphs.capture(steps)
             except RuntimeError as error:
-                self._on_status(f"generating without CUDA graphs, which is slower: capturing failed ({first_line(error)})")
+                self._on_status(
+                    f"generating without CUDA graphs, which is slower: capturing failed ({first_line(error)})"
+                )
                 self.graphs = None
         return steps
 

@@ -50,11 +50,11 @@ def evaluate_split(
     forward: Callable[[Tensor], Tensor] | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> Evaluation:
-    """Return the loss of a model over a split, or over `max_windows` windows spread evenly over it.
+    """Return the loss of a model over a split, or over `max_windows` evenly spaced windows of it.
 
     `forward`, if given, is called instead of the model: tokens_BT in, logits_BTV out. `on_progress` is called before
-    each batch with the share that is done, and may raise to stop the evaluation. The model's mode does not change. A
-    split shorter than two tokens is a CorpusError.
+    each batch with the completed share, and may raise to stop the evaluation. The model's mode does not change. A split
+    of fewer than two tokens is a CorpusError.
     """
     device = model.token_embedding.weight.device
     nats = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)

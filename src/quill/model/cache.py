@@ -1,10 +1,10 @@
-"""The key/value cache: the keys and values of a text so far, so that a forward pass computes only those of new tokens.
+"""The key/value cache: keys and values of the tokens so far, so that a forward pass computes only those of new tokens.
 
-It is an argument of the model and belongs to one batch of texts; the model keeps no reference to it.
+It is an argument of the model and belongs to one batch of sequences; the model keeps no reference to it.
 
-Where positions can roll (`rolling_window` of the configuration), a full cache takes further tokens one at a time: its
-last `window` slots become a ring in which each new token replaces the oldest. A single query does not depend on the
-order of slots, because each key carries its position. The slots before the ring keep the beginning of the text.
+If positions can roll (`rolling_window` of the configuration), a full cache takes further tokens one at a time: its last
+`window` slots become a ring buffer in which each new token replaces the oldest. The order of slots does not matter to a
+query, because each key contains its position. The slots before the ring keep the beginning of the sequence.
 
     slots      0 … beginning … | … ring of `window` slots …  capacity
 
@@ -23,11 +23,11 @@ from quill.validation import require
 
 
 class KVCache:
-    """Keys and values of up to `block_size` tokens for each layer, and the token ids, of texts of one length.
+    """Keys and values of up to `block_size` tokens for each layer, and the token ids, for sequences of equal length.
 
-    `length` counts the tokens read so far. A forward pass attends to them, appends its own and advances `length`.
-    Beyond `capacity` tokens it takes one at a time, and the last `window` tokens are attended to. Several at once, or
-    one where positions cannot roll, are a ConfigError.
+    `length` is the number of tokens so far. A forward pass attends to them, appends its own and advances `length`.
+    Beyond `capacity` tokens it takes one token at a time, which attends to the last `window`. Several at once are a
+    ConfigError there, and so is any token if positions cannot roll.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class KVCache:
 
     @property
     def rolled(self) -> bool:
-        """Whether more tokens were read than there are slots, so that some were overwritten."""
+        """Whether there were more tokens than slots, so that some were overwritten."""
         return self.length > self.capacity
 
     def append(self, layer: int, key_BHTE: Tensor, value_BHTE: Tensor) -> tuple[Tensor, Tensor]:
-        """Store one layer's keys and values of T new tokens; return those of all S tokens attended to, shapes BHSE.
+        """Store one layer's keys and values of T new tokens; return those of all S attended tokens, shapes BHSE.
 
-        In a ring they are in the order of slots.
+        Those of a ring are in the order of its slots.
         """
         new, attended = self.slots(key_BHTE.size(2))
         keys_BHSE, values_BHSE = self.keys_LBHSE[layer], self.values_LBHSE[layer]
@@ -63,13 +63,13 @@ class KVCache:
         return keys_BHSE[:, :, attended], values_BHSE[:, :, attended]
 
     def append_tokens(self, tokens_BT: Tensor) -> Tensor:
-        """Store T new token ids, for models with n-gram embeddings; return all S that are attended to, in order."""
+        """Store T new token ids, for models with n-gram embeddings; return all S attended ones, in order."""
         new, attended = self.slots(tokens_BT.size(1))
         self.tokens_BS[:, new] = tokens_BT
         return self.tokens_BS[:, attended].roll(attended.stop - new.stop, dims=1)  # the newest comes last
 
     def slots(self, T: int) -> tuple[slice, slice]:
-        """Return the slots of T new tokens, and all slots that they then attend to."""
+        """Return the slots of T new tokens, and all slots that these tokens attend to."""
         end, limit = self.length + T, self.capacity
         if end <= limit:
             return slice(self.length, end), slice(0, end)
@@ -81,11 +81,11 @@ class KVCache:
         return slice(slot, slot + 1), slice(first, limit)
 
     def advance(self, tokens: int) -> None:
-        """Count tokens as read, once every layer has appended them."""
+        """Add to `length`, once every layer has appended the new tokens."""
         self.length += tokens
 
     def repeat(self, batch_size: int) -> KVCache:
-        """Return a new cache with this one text in each of `batch_size` rows, so that a prompt is read once."""
+        """Return a new cache with this single sequence in each of `batch_size` rows, so that a prompt is read once."""
         keys_LBHSE, filled = self.keys_LBHSE, min(self.length, self.capacity)
         rows = KVCache(self.config, batch_size, keys_LBHSE.device, keys_LBHSE.dtype)
         rows.keys_LBHSE[:, :, :, :filled] = keys_LBHSE[:, :, :, :filled]
@@ -95,9 +95,9 @@ class KVCache:
         return rows
 
     def truncate(self, length: int) -> None:
-        """Remove all tokens after the first `length`; the rest is as if they had never been read.
+        """Remove all tokens after the first `length`; the cache is then as it was at that length.
 
-        Once a ring has overwritten tokens, only lengths within the beginning before the ring are possible.
+        Once a ring has overwritten tokens, `length` can only be within the slots before the ring.
         """
         whole = self.capacity - self.window if self.rolled else self.length
         accepted = f"from 0 to the {whole} tokens that are stored" + (" of the beginning" if self.rolled else "")
@@ -106,7 +106,7 @@ class KVCache:
 
 
 def refuse_targets(cache: object) -> None:
-    """Raise ConfigError if a tensor is given as the cache: the habit of `logits, loss = model(x, y)`."""
+    """Raise ConfigError if a tensor is given as the cache, as in nanoGPT's `logits, loss = model(x, y)`."""
     if isinstance(cache, Tensor):
         raise ConfigError(
             "the second argument of a model is a KVCache, not a Tensor: the model returns logits only; "

@@ -46,7 +46,7 @@ class GPTConfig:
 
     @property
     def rolling_window(self) -> int:
-        """0: learned positions are part of the cached keys, so a full cache cannot take one more token."""
+        """0: learned positions are part of the cached keys, so a full cache cannot take another token."""
         return 0
 
 
@@ -105,15 +105,16 @@ class ModernConfig:
 
     @property
     def rolling_window(self) -> int:
-        """How many of the latest tokens are seen once a text is longer than `block_size`.
+        """How many of the last tokens are attended to once a sequence is longer than `block_size`.
 
-        Three quarters of it: long distances are rare in training, and with them the loss is higher (docs/log.md).
+        Three quarters of `block_size`: larger distances are rare in training, and attending to them raises the loss
+        (docs/log.md).
         """
         return max(1, 3 * self.block_size // 4)
 
 
 QK_GAIN = 1.2
-"""Factor of a modern model's normalised queries, and of its keys; without it, attention scores stay within ±√E."""
+"""Factor of a modern model's normalised queries and keys. Without it, attention scores are within ±√E."""
 
 ModelConfig = GPTConfig | ModernConfig
 

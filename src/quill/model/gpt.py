@@ -48,7 +48,7 @@ class Attention(nn.Module):
     def attend(self, q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor) -> Tensor:
         """Return heads_BHTE by one fused call, which need not store the T × S weights (Dao et al. 2022)."""
         T, S = q_BHTE.size(2), k_BHSE.size(2)
-        # is_causal means the first T of T tokens; behind a cache the T new tokens are the last of S.
+        # is_causal aligns the mask to the first key; with a cache, the T new tokens are the last of S.
         return F.scaled_dot_product_attention(
             q_BHTE,
             k_BHSE,
@@ -107,8 +107,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """The whole model: tokens_BT (ids below V) to logits_BTV, which score every token as the next one.
 
-    With a cache, tokens_BT continue the text in the cache. More than `block_size` tokens in all are a ConfigError. The
-    model computes no loss and knows no optimizer.
+    With a cache, tokens_BT continue the sequences in the cache. More than `block_size` tokens in all are a ConfigError.
+    Loss and optimizer are not part of the model.
     """
 
     def __init__(self, config: GPTConfig):

@@ -1,4 +1,4 @@
-"""A modern GPT: gpt.py with what the field has learned since 2019. Read it from top to bottom.
+"""A modern GPT: gpt.py with improvements published since 2019. Read it from top to bottom.
 
     tokens ─→ token + n-gram embeddings ─→ RMSNorm ─→ n_layer blocks ─→ RMSNorm ─→ capped logits over the vocabulary
 
@@ -91,7 +91,7 @@ class Rotary(nn.Module):
         return torch.stack(rotated, dim=-1).flatten(-2)
 
     def angles(self, start: int, T: int) -> Tensor:
-        """Return angles_TE of T positions from `start` on, in float64: near a million, float32 has steps of 1/16.
+        """Return angles_TE of T positions from `start` on, in float64: float32 angles near 10⁶ are multiples of 1/16.
 
         They are computed on the CPU, because not every accelerator has float64.
         """
@@ -198,9 +198,9 @@ class Block(nn.Module):
 class ModernGPT(nn.Module):
     """The whole model: tokens_BT (ids below V) to logits_BTV, which score every token as the next one.
 
-    With a cache, tokens_BT continue the text in the cache. Beyond `block_size` tokens it takes one at a time, which
-    attends to the last `rolling_window`; several at once are a ConfigError. The model computes no loss and knows no
-    optimizer.
+    With a cache, tokens_BT continue the sequences in the cache. Beyond `block_size` tokens the model takes one token at
+    a time, which attends to the last `rolling_window`; several at once are a ConfigError. Loss and optimizer are not
+    part of the model.
     """
 
     def __init__(self, config: ModernConfig):
@@ -252,5 +252,5 @@ class ModernGPT(nn.Module):
                 module.weight.uniform_(-bound, bound)
 
     def count_parameters(self, positions: bool = True) -> int:
-        """Return the number of weights. Rotary positions have none, whatever `positions` says."""
+        """Return the number of weights. Rotary positions have none, so `positions` changes nothing."""
         return sum(parameter.numel() for parameter in self.parameters())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 ROPE_BASE = 1024
-"""Of the frequencies in radians per token: 1 for the first pair of a head, 1 / ROPE_BASE for the last."""
+"""Ratio of the highest frequency to the lowest: the first pair of a head rotates by 1 radian per token, the last by
+1 / ROPE_BASE."""
 
 
 def rotary_frequencies(size: int) -> list[float]:

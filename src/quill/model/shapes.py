@@ -1,8 +1,7 @@
-"""Names and shapes of all weights of a model, known from its configuration alone, without importing PyTorch.
+"""Names and shapes of all weights of a model, from its configuration, without importing PyTorch.
 
 A checkpoint is compared with these when it is read, so that generating on a CPU needs no PyTorch. A test compares them
-with the models in gpt.py and modern.py. A model that was given other weights is described by its code alone; see
-checkpoints/format.py.
+with the models in gpt.py and modern.py. For a model with other weights, checkpoints/format.py builds the model itself.
 
 Shapes: V vocabulary    S context    D width    N outputs of the projection to queries, keys and values.
 """

@@ -1,6 +1,6 @@
 """Muon: each weight matrix is updated with its orthogonalized momentum.
 
-The gradient of a matrix is dominated by a few directions. Orthogonalized, the update has the same size in every
+The gradient of a matrix is dominated by a few directions. An orthogonalized update has the same size in every
 direction, so weak directions are learned too (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural
 networks").
 
@@ -20,8 +20,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# The optimal polynomials a + b x² + c x⁴ to multiply x by, one after another (Amsel et al. 2025, "The Polar Express",
-# section 3). More of them bring singular values nearer to 1; three are enough: runs learn as much as with five.
+# Coefficients of the optimal polynomials a + b x² + c x⁴ by which x is multiplied one after another (Amsel et al. 2025,
+# "The Polar Express", section 3). More of them bring singular values nearer to 1, but five do not lower the loss.
 POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -50,7 +50,7 @@ def muon_update(
         for index, new_momentum, update in zip(indices, momenta_NRC, updates_NRC, strict=True):
             momenta[index].copy_(new_momentum)
             weight = weights[index].mul_(decay)
-            if isinstance(scale, Tensor):  # as `alpha` it would have to be read from the device
+            if isinstance(scale, Tensor):  # `alpha` would read it from the device
                 weight.addcmul_(update, scale, value=-1)
             else:
                 weight.add_(update, alpha=-scale)
@@ -59,9 +59,10 @@ def muon_update(
 def orthogonalize(matrices_NRC: Tensor) -> Tensor:
     """Return approximately U Vᵀ for each matrix U S Vᵀ: singular values, unless tiny, become 0.15 to 2.
 
-    A polynomial in X Xᵀ applied to X changes only its singular values (Newton-Schulz iteration). Where the longer side
-    of a matrix is at least twice the shorter one, the polynomials are multiplied out in the small X Xᵀ and applied to X
-    once. Not under autocast: squares of small singular values are lost in bfloat16 (docs/log.md).
+    A polynomial in X Xᵀ applied to X changes only its singular values (Newton-Schulz iteration). If the longer side of
+    a matrix is at least twice the shorter one, the product of the polynomials is computed from the smaller matrix X Xᵀ
+    and applied to X once. This is not done under autocast, because bfloat16 loses the squares of small singular values
+    (docs/log.md).
     """
     tall = matrices_NRC.size(-2) > matrices_NRC.size(-1)
     x = matrices_NRC.mT if tall else matrices_NRC

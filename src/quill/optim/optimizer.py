@@ -25,8 +25,8 @@ KEYS_IN_FORMAT_1 = {"row_moments": "readings"}
 class Optimizer:
     """Updates parameter groups, each by its `kind`: muon, rowwise_adam, or AdamW for every other kind.
 
-    `param_groups` and `state` are as in PyTorch's optimizers. A group also has the `names` of its parameters, and the
-    `share` that its learning rate is of the recipe's.
+    `param_groups` and `state` are as in PyTorch's optimizers. A group also has the `names` of its parameters and
+    `share`, the ratio of its learning rate to that of the recipe.
     """
 
     def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float]):
@@ -109,11 +109,11 @@ def split_qkv(names: list[str], matrices: list[Tensor]) -> list[Tensor]:
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
-    """Use this learning rate from the next step on; groups with a rate of their own keep their ratio to it."""
+    """Set the learning rate of the next steps; groups with a rate of their own keep their ratio to it."""
     for group in optimizer.param_groups:
         rate = learning_rate * group["share"]
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)  # a kernel with the number as its argument: no synchronisation
+            group["lr"].fill_(rate)  # the number is a kernel argument: no synchronisation
         else:
             group["lr"] = rate
 
@@ -125,7 +125,7 @@ def put_learning_rates_on_device(optimizer: Optimizer, device: torch.device) -> 
 
 
 def state_keys(kind: str) -> tuple[str, ...]:
-    """Return the keys of the state of each parameter in a group of this kind."""
+    """Return the state keys of each parameter in a group of this kind."""
     return {"muon": ("momentum",), "rowwise_adam": ("row_moments",)}.get(kind, ("step", "exp_avg", "exp_avg_sq"))
 
 

@@ -1,13 +1,13 @@
-"""Row-wise Adam: an embedding table of which each step uses few rows. Only these rows are updated.
+"""Row-wise Adam, for an embedding table of which each step uses few rows. Only these rows are updated.
 
-    g = gradient of a row in this step                          rows with g ≠ 0, no others
+    g = gradient of a row in this step                          only rows with g ≠ 0
     v ← β v + (1 - β) mean(g²)        n ← n + 1                 second moment, number of updates
     row ← (1 - lr · decay) row - lr g / √(v / (1 - βⁿ))
 
 An n-gram table has some hundred thousand rows, of which a step uses a few thousand. Most rows belong to rare n-grams
 and are used a few times in all. AdamW would keep two numbers for each weight, and decay all of them at every step.
 Here a row has one second moment for all its weights, as in Adafactor (Shazeer & Stern 2018, section 3), and a count of
-its own updates for bias correction. What it is worth: docs/log.md.
+its own updates for bias correction. Measured in docs/log.md.
 
 Shapes: R rows of the table, N rows to update, D width. The state of a row is two columns: second moment and count.
 """

@@ -14,7 +14,7 @@ class StreamDecoder(Protocol):
     """Decodes one token at a time; the pieces joined equal `decode` of all the tokens."""
 
     def feed(self, token: int) -> str:
-        """Return the text that this token completes: possibly none, never part of a character."""
+        """Return the text that this token completes: whole characters, possibly none."""
         ...
 
     def flush(self) -> str:

@@ -18,10 +18,10 @@ _SURROGATE_OF_NO_BYTE = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")
 
 @dataclass(frozen=True)
 class ByteTokenizer:
-    """One token for each byte of the text's UTF-8: 256 tokens, any language, no training.
+    """One token for each byte of the text in UTF-8: 256 tokens, any language, no training.
 
-    Invalid bytes, which a str holds as PEP 383 surrogates ("surrogateescape"), are encoded as themselves. Decoding
-    shows U+FFFD where the bytes are not UTF-8, and never fails.
+    Invalid bytes, which a str holds as PEP 383 surrogates ("surrogateescape"), become the tokens of these bytes.
+    Decoding never fails: bytes that are not UTF-8 become U+FFFD.
     """
 
     @property

@@ -14,12 +14,12 @@ from quill.errors import TokenizerError
 from quill.tokenizers.base import StreamDecoder, check_tokens
 
 # Code points take four bytes a character: slices that fit the processor's cache are three times as fast as one array.
-# Short slices also let a signal in between them.
+# Signals are handled between two slices.
 _SLICE = 1 << 16
 
 _CODE_POINTS = 0x110000
 
-# Undecodable bytes of a file are U+DC80 to U+DCFF in a str (PEP 383); other lone surrogates mean nothing.
+# Bytes of a file that are not UTF-8 are U+DC80 to U+DCFF in a str (PEP 383). Other lone surrogates have no meaning.
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -49,7 +49,7 @@ class CharTokenizer:
     def from_text(cls, text: str, *, on_share: Callable[[float], None] = lambda share: None) -> CharTokenizer:
         """Return the tokenizer whose vocabulary is the sorted set of the text's characters.
 
-        `on_share` is called now and then with the share of the text that was looked at.
+        `on_share` is called now and then with the share of the text that has been scanned.
         """
         return cls(_characters_of(text, on_share))
 
@@ -113,7 +113,7 @@ class CharTokenizer:
 
     @cached_property
     def _token_of_code(self) -> np.ndarray:
-        """Return the token of each code point, -1 where there is none; the last entry stands for all beyond it."""
+        """Return the token of each code point, or -1 if it has none. The last entry is for all higher code points."""
         table = np.full(int(self._codes.max()) + 2, -1, np.int32)
         table[self._codes] = np.arange(self.vocab_size)
         return table

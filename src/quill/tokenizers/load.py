@@ -17,9 +17,9 @@ KINDS = ("char", "byte")
 def build_tokenizer(
     tokenizer: str | Tokenizer, text: str, *, on_share: Callable[[float], None] = lambda share: None
 ) -> Tokenizer:
-    """Return the tokenizer of this name for this text; a tokenizer is returned as it is.
+    """Return the tokenizer of this name for this text; a tokenizer is returned as it is. Else TokenizerError.
 
-    `on_share` is called now and then with the share of the text that was looked at. TokenizerError for anything else.
+    `on_share` is called now and then with the share of the text that has been scanned.
     """
     check_tokenizer(tokenizer)
     if not isinstance(tokenizer, str):

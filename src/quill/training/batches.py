@@ -1,8 +1,8 @@
-"""Batches for the training step: cut by the CPU, or by a GPU from text in its own memory.
+"""Batches for the training step: cut by the CPU, or by a GPU from tokens in its own memory.
 
-Both give the same windows, the pure function of (tokens, seed, step) in data/windows.py.
+Both give the same windows: a pure function of (tokens, seed, step), in data/windows.py.
 
-Shapes: B windows of a whole step, all micro-batches in one; T time; N tokens of the text.
+Shapes: B windows of a whole step, all micro-batches together; T time; N tokens of the split.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from quill.device import available_memory
 from quill.model.config import ModelConfig
 from quill.training.config import TrainConfig
 
-LARGEST_SHARE = 0.25  # of a device's free memory that the text may take
+LARGEST_SHARE = 0.25  # of a device's free memory that the tokens may take
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """What decides the windows of every step, beside the text."""
+    """Everything that decides the windows of every step, besides the tokens."""
 
     batch_size: int
     """windows of a whole step"""
@@ -33,28 +33,28 @@ class BatchPlan:
 
 
 def plan_batches(model_config: ModelConfig, config: TrainConfig) -> BatchPlan:
-    """Return the windows that a recipe asks for in each optimizer step, all its micro-batches in one."""
+    """Return the plan of a recipe; a batch has the windows of all micro-batches of an optimizer step."""
     windows = config.batch_size * config.gradient_accumulation_steps
     return BatchPlan(windows, model_config.block_size, config.seed, config.data_order)
 
 
 class HostBatches:
-    """Batches cut from the memory-mapped text by the CPU."""
+    """Batches cut from memory-mapped tokens by the CPU."""
 
     def __init__(self, tokens: np.ndarray, plan: BatchPlan, device: torch.device):
         self.tokens, self.plan, self.device = tokens, plan, device
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return inputs_BT and targets_BT of this step, int64, on the device. No earlier step is needed for it."""
+        """Return inputs_BT and targets_BT of this step, int64, on the device. It does not depend on earlier calls."""
         inputs_BT, targets_BT = sample_batch(self.tokens, step=step, **vars(self.plan))
         return torch.from_numpy(inputs_BT).to(self.device), torch.from_numpy(targets_BT).to(self.device)
 
 
 class DeviceBatches:
-    """The training text in a device's memory: a step needs only the starts of its windows.
+    """The training tokens in a device's memory: a step needs only the starts of its windows.
 
-    `set_step` writes them, and `cut` reads them from `starts_B`, which always has the same address: a step that was
-    captured once finds the windows of every later step there.
+    `set_step` writes them to `starts_B`, and `cut` reads them from there. `starts_B` has a fixed address, so a captured
+    step can be replayed for every later step.
     """
 
     def __init__(self, tokens: np.ndarray, plan: BatchPlan, device: torch.device):
@@ -67,7 +67,9 @@ class DeviceBatches:
         """Make the next `cut` return the batch of this step."""
         starts_B = torch.from_numpy(window_starts(self.count, step=step, **vars(self.plan)))
         if self.starts_B.is_cuda:
-            starts_B = starts_B.pin_memory()  # or the copy would wait for all work before it; each step pins its own
+            starts_B = (
+                starts_B.pin_memory()
+            )  # or the copy would wait for all earlier work; each step needs its own buffer
         self.starts_B.copy_(starts_B, non_blocking=True)
 
     def cut(self) -> tuple[Tensor, Tensor]:
@@ -77,10 +79,10 @@ class DeviceBatches:
 
 
 def stored_dtype(tokens: np.ndarray) -> np.dtype:
-    """Return the dtype of tokens on a device: uint8 where that is enough, else int32 (PyTorch lacks much of uint16)."""
+    """Return the dtype of tokens on a device: uint8 if they fit, else int32 (PyTorch lacks operations for uint16)."""
     return np.dtype(np.uint8 if tokens.dtype == np.uint8 else np.int32)
 
 
 def text_fits(tokens: np.ndarray, device: torch.device) -> bool:
-    """Say whether the training text fits into this device's memory and leaves enough for the model."""
+    """Return whether the training tokens fit into this device's memory and leave enough for the model."""
     return len(tokens) * stored_dtype(tokens).itemsize <= LARGEST_SHARE * available_memory(device)

@@ -1,4 +1,4 @@
-"""TrainConfig: the recipe of a training run, everything beside the model's shape that decides the result.
+"""TrainConfig: the recipe of a training run, everything besides the model's shape that decides the result.
 
 Names are nanoGPT's. The defaults train the full-size model on Tiny Shakespeare.
 """
@@ -106,5 +106,5 @@ def tokens_per_step(model_config: ModelConfig, config: TrainConfig) -> int:
 
 
 def has_ngram_updates(config: TrainConfig) -> bool:
-    """Say whether n-gram tables are updated row by row, so that their gradients may be sparse."""
+    """Return whether n-gram tables are updated row by row, so that their gradients may be sparse."""
     return config.optimizer == "muon"

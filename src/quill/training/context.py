@@ -31,7 +31,7 @@ class RunContext:
     def autocast(self) -> torch.autocast:
         """Return a new autocast context for forward passes.
 
-        Its cache is off: each weight is converted once in a micro-batch anyway, and a captured step would replay the
+        Its cache is off: each weight is converted once in a micro-batch anyway, and a captured step would reuse
         conversions of old weights.
         """
         mixed = self.dtype != torch.float32
@@ -47,10 +47,7 @@ def resolve_context(
     gradient_checkpointing: bool = False,
     log_interval: int = 10,
 ) -> RunContext:
-    """Return the context of a run from the values of its settings.
-
-    A device that this machine lacks, or a number format that the device lacks, is a ConfigError.
-    """
+    """Return the context of a run from its settings; ConfigError for an unavailable device or number format."""
     where = resolve_device(device)
     return RunContext(
         Path(out_dir).expanduser(), where, resolve_dtype(dtype, where), compile, gradient_checkpointing, log_interval

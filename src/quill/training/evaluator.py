@@ -15,21 +15,21 @@ from quill.model.build import Model
 from quill.training.events import Report
 from quill.training.state import Progress
 
-RISING = 3  # evaluations without a better validation loss before the run warns of overfitting
+RISING = 3  # evaluations without a better validation loss before a warning of overfitting
 
 Sample = Callable[[Model], Iterable[str]]
-"""Generates a text with a model: the whole text, or its pieces as they are generated."""
+"""Generates a sample with a model: an iterable of its pieces, such as a str."""
 
 
 class Interrupted(Exception):
-    """A signal asked to stop while something long was running. What it computed so far is dropped."""
+    """A signal arrived during a long computation, whose result so far is dropped."""
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Scores both splits, writes a sample, and reports both as events.
+    """Scores both splits, generates a sample, and reports both as events.
 
-    A split of up to `max_windows` windows is scored whole. The training loss is estimated on as much text.
+    A validation split of up to `max_windows` windows is scored whole. The training loss is estimated on as many tokens.
     """
 
     dataset: Dataset
@@ -39,7 +39,7 @@ class Evaluator:
     report: Report
     sample: Sample | None
     check: Callable[[], None]
-    """called between batches and pieces; it raises Interrupted to abandon the evaluation"""
+    """called between batches and between pieces of the sample; raises Interrupted to abandon the evaluation"""
 
     def __call__(self, model: Model, progress: Progress, seconds: Callable[[], float]) -> bool:
         """Return whether the validation loss is the best so far; `progress` records it.
@@ -93,7 +93,7 @@ class Evaluator:
 
 
 def overfitting_warning(progress: Progress) -> str | None:
-    """Return a warning once the validation loss has not improved for some evaluations while the training loss fell."""
+    """Return a warning if the validation loss has not improved for RISING evaluations while the training loss fell."""
     if progress.evaluations_since_best != RISING or not progress.overfits:
         return None
     return (

@@ -1,7 +1,6 @@
 """The training loop: batches in, checkpoints out. All of it is in `train`.
 
-What happens to a single batch is in step.py, what is set up before the first step in setup.py, and an evaluation in
-evaluator.py.
+The optimizer step is in step.py, the set-up before the first step in setup.py, and the evaluation in evaluator.py.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from quill.training.state import Progress, restore_training, training_state
 LONGEST_INTERVAL = 10_000  # steps whose losses are kept on the device
 
 Plan = Callable[[int], int]
-"""Returns how many steps the run shall have in all, given the number of finished steps."""
+"""Returns how many steps the run has in all, given the number of finished steps."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def train(
             dataset, config.batch_size, config.eval_iters * config.batch_size, context.dtype, report, sample, check
         )
         step_tokens, schedule = tokens_per_step(model_config, config), learning_rate_schedule(config)
-        # Losses since the last `step` event stay on the device: to read one makes a GPU finish all its work first.
+        # Losses since the last `step` event stay on the device: reading one waits until the GPU has finished its work.
         interval = min(context.log_interval, config.eval_interval, LONGEST_INTERVAL)
         losses, norms = torch.zeros(2, interval, device=device)
         reason = "finished"
@@ -191,7 +190,7 @@ def train(
 
 
 def is_pending(progress: Progress, config: TrainConfig) -> bool:
-    """Say whether the evaluation at this step is due and was not completed."""
+    """Return whether the evaluation at this step is due and was not completed."""
     due = progress.step % config.eval_interval == 0 or progress.step >= config.max_iters
     return due and progress.evaluated_step != progress.step
 
@@ -214,7 +213,7 @@ def check_finite(
 ) -> None:
     """Raise TrainingError at the first loss or gradient norm that is not finite, with what to try.
 
-    Where losses are `scaled` (float16), an infinite gradient only means that the scaler skips this step.
+    If losses are `scaled` (float16), an infinite gradient only means that the scaler skips this step.
     """
     for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=first_step):
         if not math.isfinite(loss) or (not scaled and not math.isfinite(norm)):

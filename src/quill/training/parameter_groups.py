@@ -13,8 +13,8 @@ from quill.training.config import TrainConfig
 def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     """Return the recipe's optimizer over the model's weights, a shared weight once.
 
-    Weights with two or more dimensions (matrices and embeddings) decay: only there does a smaller weight mean a
-    simpler function.
+    Weight decay applies to weights with two or more dimensions (matrices and embeddings): only there does a smaller
+    weight mean a simpler function.
     """
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     muon, own_rate = config.optimizer == "muon", config.embedding_learning_rate is not None
@@ -39,7 +39,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
 def kind_of(name: str, weight: nn.Parameter, model: nn.Module, *, muon: bool, own_rate: bool) -> str:
     """Return the group of a weight: vector, muon, rowwise_adam, embedding or matrix.
 
-    `muon` says that matrices in blocks are updated by Muon, and `own_rate` that embeddings have a rate of their own.
+    `muon`: Muon updates the matrices of blocks. `own_rate`: embeddings have a learning rate of their own.
     """
     if not decays(weight):
         return "vector"
@@ -50,5 +50,5 @@ def kind_of(name: str, weight: nn.Parameter, model: nn.Module, *, muon: bool, ow
 
 
 def decays(parameter: nn.Parameter) -> bool:
-    """Say whether weight decay applies: to matrices, not to biases and norms."""
+    """Return whether weight decay applies: to matrices, not to biases and norms."""
     return parameter.dim() >= 2

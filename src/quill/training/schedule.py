@@ -11,9 +11,9 @@ from quill.training.config import TrainConfig
 
 
 def learning_rate_schedule(config: TrainConfig) -> Callable[[int], float]:
-    """Return the function from a step (counted from 0) to the learning rate that this recipe uses there.
+    """Return the function from a step (counted from 0) to the recipe's learning rate.
 
-    It is the rate of AdamW's matrices; the other groups keep their proportion to it.
+    It is the rate of AdamW's matrices; the rates of other groups are proportional to it.
     """
     highest, end = config.learning_rate, config.max_iters if config.lr_decay_iters is None else config.lr_decay_iters
     rates: dict[str, Any] = {"learning_rate": highest, "warmup_iters": config.warmup_iters, "decay_iters": end}
@@ -47,8 +47,8 @@ def linear_decay(
 
         decay:    lr(s) = min_lr + (learning_rate - min_lr) · min(1, (decay_iters - s) / cooldown_iters)
 
-    With a cool-down as long as the run this is linear decay, to zero where min_lr is 0 (Defazio et al. 2023, "When,
-    Why and How Much?"); with a shorter one it is warm-up, stable, decay (Hu et al. 2024, "MiniCPM", section 4).
+    If the cool-down is as long as the run, this is linear decay, to zero if min_lr is 0 (Defazio et al. 2023, "When,
+    Why and How Much?"). If it is shorter, this is warm-up, stable, decay (Hu et al. 2024, "MiniCPM", section 4).
     """
     if step < warmup_iters:
         return learning_rate * (step + 1) / (warmup_iters + 1)

@@ -1,4 +1,4 @@
-"""What a run needs before its first step: model, optimizer, and the step itself."""
+"""Set-up before the first step of a run: model, optimizer, and the step itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from quill.training.parameter_groups import build_optimizer
 from quill.training.step import TrainStep
 
 Initialize = Callable[[Model], object]
-"""Changes the fresh weights of a model in place, for example to those of a trained one."""
+"""Changes the initial weights of a model in place, for example to those of a trained one."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Session:
     model: Model
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
-    """keeps small float16 gradients above 0; does nothing for other number formats"""
+    """scales the loss so that small float16 gradients do not become 0; disabled for other number formats"""
 
 
 def build_session(
@@ -43,7 +43,7 @@ def build_session(
     initialize: Initialize | None = None,
     warn: Callable[[str], None] = lambda message: None,
 ) -> Session:
-    """Return a fresh model and its optimizer. Initial weights are drawn from the recipe's seed."""
+    """Return a new model and its optimizer. Initial weights are drawn from the recipe's seed."""
     torch.manual_seed(config.seed)
     model = build_model(model_config).to(context.device)
     if initialize is not None:
@@ -90,10 +90,10 @@ def build_step(
     warn: Callable[[str], None],
     check: Callable[[], None] = lambda: None,
 ) -> tuple[Callable[[int], Result], bool]:
-    """Return the function that takes the step of a given number on these tokens, and whether the model is compiled.
+    """Return a function that runs the step of a given number on these tokens, and whether the model is compiled.
 
-    On a GPU the whole step is captured as a CUDA graph where that is possible. `warn` is told what failed, and
-    `check` is called between micro-batches.
+    On a GPU the whole step is captured as a CUDA graph if possible. `warn` is called with what failed, and `check` is
+    called between micro-batches.
     """
     plan = plan_batches(session.model.config, config)
     host = HostBatches(tokens, plan, context.device)
@@ -109,12 +109,12 @@ def build_step(
 
 
 def rng_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Return the state of the random number generators that a step on this device draws from."""
+    """Return the state of the random number generators that a step on this device uses."""
     return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 
 def abandon_step(session: Session, device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
-    """Drop the gradients of a step that was not finished, and set the generators back to their state before it."""
+    """Drop the gradients of an unfinished step, and restore the generators' state before it."""
     session.optimizer.zero_grad(set_to_none=True)
     torch.set_rng_state(state[0])
     if state[1] is not None:

@@ -1,7 +1,7 @@
-"""All that changes while a run trains, apart from the weights: enough to resume it as if it had never stopped.
+"""The state of a run besides its weights, with which resuming is bit-identical to a run that never stopped.
 
-Optimizer moments, random-number state and counters become named tensors and JSON for a checkpoint, and come back. What
-a file holds is compared with what this run needs, by name, type and shape, before any of it is used.
+Optimizer moments, RNG state and counters are converted to named tensors and JSON for a checkpoint, and back. The
+contents of a file are checked by name, type and shape before any of them is used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from quill.validation import show
 
 @dataclass
 class Progress:
-    """How far a run is. `step` counts finished optimizer steps; the losses are None before the first evaluation."""
+    """Counters and losses of a run. `step` counts finished optimizer steps; losses are None before an evaluation."""
 
     step: int = 0
     val_loss: float | None = None
@@ -85,14 +85,14 @@ def training_state(
     device: torch.device,
     config: TrainConfig | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return tensors and JSON metadata that `restore_training` turns back into the state of a run."""
+    """Return the tensors and JSON metadata from which `restore_training` restores the state of a run."""
     tensors = {"rng.cpu": torch.get_rng_state()}
     if device.type == "cuda":
         tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             state = optimizer.state.get(parameter, {})
-            for key in state_keys(group["kind"]):  # a weight that never had a gradient has no state yet
+            for key in state_keys(group["kind"]):  # a weight without any gradient so far has no state yet
                 value = state[key] if key in state else torch.zeros(state_shape(key, parameter))
                 tensors[f"optimizer.{key}.{name}"] = value
     recipe = asdict(config) if config else {}
@@ -109,10 +109,10 @@ def restore_training(
     text_sha256: str | None = None,
     config: TrainConfig | None = None,
 ) -> Progress:
-    """Set model, optimizer and random numbers to the run's last checkpoint, and return how far it was.
+    """Restore model, optimizer and RNG state from the run's last checkpoint, and return its progress.
 
-    A checkpoint of another model, text or recipe is a ConfigError; one without a whole training state is a
-    CheckpointError. In both cases nothing was changed.
+    A checkpoint of another model, text or recipe is a ConfigError; one with an incomplete training state is a
+    CheckpointError. In both cases nothing is changed.
     """
     folder = find_checkpoint(out_dir, "last")
     checkpoint = read_checkpoint(folder / WEIGHTS)
@@ -155,7 +155,7 @@ def restore_training(
 
 
 def require_same_text(before: str | None, now: str | None, out_dir: str | Path) -> None:
-    """Raise ConfigError if both SHA-256s are known and differ: a run is resumed with the text it was started with."""
+    """Raise ConfigError if both SHA-256s are known and differ: a run is resumed on the same text."""
     if before is not None and now is not None and before != now:
         raise ConfigError(
             f"the text is not the one that {out_dir} was trained on (SHA-256 {now[:12]}…, then {before[:12]}…): "
@@ -164,7 +164,7 @@ def require_same_text(before: str | None, now: str | None, out_dir: str | Path) 
 
 
 def _require_same_recipe(before: dict[str, Any], now: dict[str, Any], out_dir: str | Path) -> None:
-    """Raise ConfigError if a setting that must not change in a run is another one than at its last save."""
+    """Raise ConfigError if a setting that cannot change in a run differs from that of its last checkpoint."""
     for name in sorted((before.keys() & now.keys()) - FREE_ON_RESUME):
         if before[name] != now[name]:
             raise ConfigError(
@@ -188,7 +188,7 @@ def _read_progress(metadata: dict[str, Any], step: int, file: Path) -> Progress:
 
 
 def _expect(tensors: dict[str, Tensor], name: str, dtype: torch.dtype, shape: tuple[int, ...], file: Path) -> Tensor:
-    """Return a tensor of the file; CheckpointError where it is missing or of another type or shape."""
+    """Return a tensor of the file; CheckpointError if it is missing, or of another type or shape."""
     value = tensors.get(name)
     if value is None:
         raise CheckpointError(f"{file} has no {name}: the run cannot be resumed from it")

@@ -1,7 +1,7 @@
-"""One optimizer step: forward, loss, backward, clipping, update. The loop takes thousands of these.
+"""One optimizer step: forward, loss, backward, clipping, update.
 
-Nothing in it reads a value back from the device (float16's loss scaling excepted), so that a GPU never waits for the
-CPU, and the whole step can be captured as a CUDA graph: training/graph_step.py.
+It reads no value back from the device (except for the loss scaling of float16). So a GPU never waits for the CPU, and
+the whole step can be captured as a CUDA graph (training/graph_step.py).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class TrainStep:
     max_norm: float
     """maximum gradient norm; 0 never clips"""
     check: Callable[[], None] = lambda: None
-    """called between micro-batches; it raises to abandon the step"""
+    """called between micro-batches; raises to abandon the step"""
 
     def __call__(self, inputs_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Update the weights by one batch, all its micro-batches; return loss and gradient norm, on the device."""
@@ -55,7 +55,7 @@ class TrainStep:
 
     def update(self) -> Tensor:
         """Clip the gradients, update the weights and drop the gradients; return the gradient norm before clipping."""
-        self.scaler.unscale_(self.optimizer)  # type: ignore[arg-type]  (it needs param_groups and step, no more)
+        self.scaler.unscale_(self.optimizer)  # type: ignore[arg-type]  (only param_groups and step are needed)
         norm = clip_gradients(self.model, self.max_norm)
         # A GPU multiplies bfloat16 many times faster, and Muon's products tolerate it (Jordan et al. 2024).
         with self.autocast if norm.is_cuda else contextlib.nullcontext():
@@ -66,11 +66,11 @@ class TrainStep:
 
 
 def clip_gradients(model: Model, max_norm: float) -> Tensor:
-    """Scale the gradient of all weights together to at most `max_norm` (0: leave it); return its norm before that."""
+    """Clip the gradient norm over all weights to `max_norm` (0: no clipping), and return the norm before clipping."""
     gradients: list[Tensor] = []
     for parameter in model.parameters():
         if parameter.grad is not None and parameter.grad.is_sparse:
-            parameter.grad = parameter.grad.coalesce()  # one row for each row that was used, however often
+            parameter.grad = parameter.grad.coalesce()  # add up the gradients of a row that was used several times
             gradients.append(parameter.grad.values())
         elif parameter.grad is not None:
             gradients.append(parameter.grad)
