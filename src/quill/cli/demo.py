@@ -101,7 +101,8 @@ def print_scores(out_dir: Path, device: str, dataset: Dataset) -> None:
     model = load_checkpoint(out_dir, device=resolve_device(device)).model
     score = evaluate_split(model, dataset.val, dataset.tokenizer)
     print(
-        f"validation loss  {score.loss:.4f} nats per token over the whole split ({score.tokens:,} tokens not used for training)"
+        f"validation loss  {score.loss:.4f} nats per token over the whole split ({score.tokens:,} tokens, "
+        f"not used for training)"
     )
     print(f"that is          {score.bits_per_character:.4f} bits per character")
     print(f"the loss curve   {out_dir / 'loss.png'}")

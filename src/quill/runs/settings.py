@@ -43,8 +43,8 @@ class RunSettings:
     """number format of matrix products: auto is bfloat16 (or float16) on CUDA and float32 elsewhere; fastest also uses
     bfloat16 on CPUs with instructions for it"""
     compile: bool | Literal["auto"] = "auto"
-    """torch.compile: True is worth it on long runs; auto compiles on CUDA where steps cannot be captured as a graph (float16,
-    gradient checkpointing, a text too large for the GPU). If it fails there is one warning"""
+    """torch.compile: True is worth it on long runs; auto compiles on CUDA where steps cannot be captured as a graph
+    (float16, gradient checkpointing, a text too large for the GPU). If it fails there is one warning"""
     gradient_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, about a third more time"""
     tensorboard: bool = False
