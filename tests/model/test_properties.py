@@ -1,6 +1,6 @@
 """Properties of every GPT: it is causal, gives the same logits with a cache, and can learn.
 
-These tests also hold for custom blocks. The values of the two models in this package are checked in test_exact_values.py.
+These tests also hold for custom blocks. The values of the two models here are checked in test_exact_values.py.
 """
 
 import math

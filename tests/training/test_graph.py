@@ -1,7 +1,7 @@
 """Training with a CUDA graph gives the run that the plain step gives, bit for bit.
 
-Most of these tests need no GPU: a stand-in repeats the operations that it recorded. Which operations a graph can hold is
-tested in test_recorded_operations.py.
+Most of these tests need no GPU: a stand-in repeats the operations that it recorded. Which operations a graph can
+hold is tested in test_recorded_operations.py.
 """
 
 import contextlib
