@@ -13,7 +13,7 @@ PACKAGE = Path(quill.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 LONGEST_FILE, MOST_FILES = 300, 12  # lines; files in one folder
 
-GROUND = ["errors", "validation", "device", "process", "files", "units"]
+GROUND = ["errors", "validation", "other_names", "device", "process", "files", "units"]
 """The ground floor: modules that every package may import, and that import nothing of ours but each other."""
 
 # package: what it may import beside itself and the ground floor. A dotted name is a single module.

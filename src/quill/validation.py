@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import reprlib
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from quill.errors import ConfigError, shorten
@@ -73,7 +73,12 @@ def check_fields(config: Any) -> None:
         require(_fits(value, hints[field.name]), field.name, value, describe_type(hints[field.name]))
 
 
-def convert_settings(settings: Mapping[str, Any], annotations: Mapping[str, Any], source: str) -> dict[str, Any]:
+def convert_settings(
+    settings: Mapping[str, Any],
+    annotations: Mapping[str, Any],
+    source: str,
+    suggest: Callable[[str, Collection[str]], str] = nearest,
+) -> dict[str, Any]:
     """Return the settings of a configuration file as values of the annotated types.
 
     An unknown name, or a value of a wrong type, is a ConfigError that names the source and the setting.
@@ -81,7 +86,7 @@ def convert_settings(settings: Mapping[str, Any], annotations: Mapping[str, Any]
     where, converted = f"{source}: " if source else "", {}
     for name, value in settings.items():
         if name not in annotations:
-            raise ConfigError(f"{where}there is no setting {show(str(name))}{nearest(str(name), annotations)}")
+            raise ConfigError(f"{where}there is no setting {show(str(name))}{suggest(str(name), annotations)}")
         try:
             converted[name] = convert_value(value, annotations[name])
         except ValueError:

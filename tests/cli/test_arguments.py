@@ -9,10 +9,10 @@ from typing import Literal
 import pytest
 import yaml
 
+from quill import other_names
 from quill.checkpoints.run_folder import format_config
 from quill.cli.arguments import Parser, add_configuration, settings_of
 from quill.cli.main import COMMANDS, load_command
-from quill.cli.parsing import other_names
 from quill.errors import ConfigError
 from quill.model.build import build_model
 from quill.model.config import ModernConfig
@@ -115,6 +115,32 @@ def test_what_was_probably_meant_is_said(argv, message):
     with pytest.raises(ConfigError, match=message) as caught:
         read(*argv)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "words"),
+    [
+        ("generate", "--length=9", "did you mean '--max_new_tokens'"),
+        ("generate", "--max_length=9", "did you mean '--max_new_tokens'"),
+        ("generate", "--do_sample=False", "--temperature=0 always takes the most likely token"),
+        ("train", "--init_from=resume", "--resume=True resumes the run in --out_dir"),
+        ("train", "--init_from=scratch", "without --init_from, training starts with random weights"),
+    ],
+)
+def test_each_command_knows_other_tools_names_of_its_own_flags(refused, here, command, flag, words):  # U8
+    assert words in refused(command, flag)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("lr", "did you mean 'learning_rate'"), ("n_ctx", "did you mean 'block_size'"), ("n-layer", "mean 'n_layer'"),
+     ("epochs", "counts steps, not epochs: max_iters, or minutes"), ("eval_only", "quill evaluate")],
+)  # fmt: skip
+def test_other_tools_names_are_known_in_files_and_from_python(name, words):  # U8
+    for source in ("", "my.yaml"):
+        with pytest.raises(ConfigError, match=words) as caught:
+            check_settings({name: 1}, source)
+        assert str(caught.value).startswith(f"{source}: " if source else "there is no setting")
 
 
 def test_every_name_of_another_tool_leads_to_a_flag_that_some_command_has(commands):

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from quill.cli.parsing.flag import Flag, flags_of
 from quill.cli.parsing.help_page import help_page
-from quill.cli.parsing.other_names import suggest_flag, suggest_value
 from quill.errors import ConfigError
 from quill.model.config import CONFIGS
+from quill.other_names import suggest_flag, suggest_value
 from quill.runs.presets import preset_names, read_settings
 from quill.runs.settings import FIELDS, OLD_NAMES, RunSettings, Settings, resolve_settings
 from quill.training.config import TrainConfig

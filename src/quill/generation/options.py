@@ -11,6 +11,7 @@ from typing import Any, Literal, TypedDict
 from quill.engines.random_numbers import SEEDS
 from quill.engines.request import Request, SamplingConfig, checked_biases
 from quill.errors import ConfigError
+from quill.other_names import suggest_name
 from quill.tokenizers.base import Tokenizer
 from quill.validation import nearest, require, show
 
@@ -65,12 +66,6 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "complete": ("num_samples", "best_of", "logprobs", *GenerateOptions.__annotations__),
 }
 
-# What other libraries call our options.
-OTHER_NAMES = {
-    "max_tokens": "max_new_tokens", "max_length": "max_new_tokens", "length": "max_new_tokens", "n": "num_samples",
-    "num_return_sequences": "num_samples", "stop_strings": "stop", "stop_sequences": "stop", "random_seed": "seed",
-}  # fmt: skip
-
 OLD_NAMES = {"which": "checkpoint", "weights": "quantization", "tell": "on_status"}
 
 
@@ -78,9 +73,8 @@ def check_names(method: str, options: Iterable[str]) -> None:
     """Raise UnknownOptionError for the first of these options that the method does not take."""
     for name in options:
         if name not in OPTIONS[method]:
-            other = OTHER_NAMES.get(name) or next((m for m, names in OPTIONS.items() if name in names), None)
-            hint = f" (did you mean {other!r}?)" if name in OTHER_NAMES else f": {other} has it" if other else ""
-            hint = hint or nearest(name, OPTIONS[method])
+            other = next((m for m, names in OPTIONS.items() if name in names), "")
+            hint = f": {other} has it" if other else suggest_name(name, OPTIONS[method])
             raise UnknownOptionError(f"{method} has no option {show(name)}{hint}")
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_type_hints
 
 from quill.errors import ConfigError
 from quill.model.config import CONFIGS, ModelConfig
+from quill.other_names import suggest_name
 from quill.training.config import LARGEST_COUNT, TrainConfig
 from quill.validation import check_fields, convert_settings, require
 
@@ -121,7 +122,7 @@ def setting_types() -> dict[str, Any]:
 def check_settings(settings: Mapping[str, Any], source: str = "") -> Settings:
     """Return settings as values of their types, old names as new ones; errors name the source and the setting."""
     renamed = {OLD_NAMES.get(name, name): value for name, value in settings.items()}
-    return convert_settings(renamed, setting_types(), source)
+    return convert_settings(renamed, setting_types(), source, suggest_name)
 
 
 def check_effect(names: Iterable[str], settings: Settings) -> None:

@@ -52,7 +52,7 @@ _SAME = {
     "min_p": "minp",
     "repetition_penalty": "repeat_penalty rep_penalty",
     "num_samples": "num_return_sequences n_samples n samples best_of",
-    "stop": "stop_string stop_sequence stop_strings eos",
+    "stop": "stop_string stop_sequence stop_strings stop_sequences eos",
     "engine": "backend",
     "quantization": "quantize quant int8 load_in_8bit",
 }  # fmt: skip
@@ -84,24 +84,21 @@ _VALUES_INSTEAD = {
 }
 
 
-def suggest_flag(name: str, known: Collection[str]) -> str:
-    """Return what to say about a flag that does not exist: " (did you mean '--batch_size'?)", or "".
+def suggest_name(name: str, known: Collection[str]) -> str:
+    """Return what to say about a setting that does not exist: " (did you mean 'batch_size'?)", or "".
 
-    Known are the names of the command's flags. Its other spellings come first, then the name that other tools use,
-    then the most similar name.
+    `known` are the settings that exist. Another spelling of one of them is tried first, then the name that other tools
+    use, then the most similar name.
     """
-    plain = name.strip("-").replace("-", "_").lower()
-    if plain in known:
-        return _did_you_mean(plain)
-    for ours, others in _SAME.items():
-        if ours in known and plain in others.split():
-            return _did_you_mean(ours)
-    for others, advice in _INSTEAD.items():
-        if plain in others.split():
-            return f" ({advice})"
+    return _suggest(name, known, "") or nearest(name, known)
+
+
+def suggest_flag(name: str, known: Collection[str]) -> str:
+    """Return what `suggest_name` says, with flags: " (did you mean '--batch_size'?)". `known` are the flags' names."""
     flags = [f"--{each}" for each in known]
+    said = _suggest(name, known, "--") or nearest(name, flags)
     longer = [flag for flag in flags if flag.startswith(name)]
-    return nearest(name, flags) or (f" (did you mean '{longer[0]}'?)" if longer else "")
+    return said or (f" (did you mean '{longer[0]}'?)" if longer else "")
 
 
 def suggest_value(flag: str, value: str) -> str:
@@ -111,5 +108,11 @@ def suggest_value(flag: str, value: str) -> str:
     return _VALUES_INSTEAD.get((flag, value), "")
 
 
-def _did_you_mean(name: str) -> str:
-    return f" (did you mean '--{name}'?)"
+def _suggest(name: str, known: Collection[str], hyphens: str) -> str:
+    """Return what is known about a name, with this before the names of settings."""
+    plain = name.strip("-").replace("-", "_").lower()
+    ours = plain if plain in known else next((n for n in known if plain in _SAME.get(n, "").split()), "")
+    if ours:
+        return f" (did you mean '{hyphens}{ours}'?)"
+    advice = next((advice for others, advice in _INSTEAD.items() if plain in others.split()), "")
+    return f" ({advice.replace('--', hyphens)})" if advice else ""
