@@ -34,7 +34,10 @@ def is_draft(path: Path) -> bool:
 
 
 def write_atomically(path: str | Path, data: str | bytes) -> None:
-    """Write a file whole or not at all, durably, and create missing folders. Errors are the system's OSError."""
+    """Write a file whole or not at all, durably, and create missing folders.
+
+    Errors are the system's OSError, which names this file.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = draft_of(path)
@@ -45,6 +48,9 @@ def write_atomically(path: str | Path, data: str | bytes) -> None:
             os.fsync(file.fileno())
         os.replace(draft, path)
         sync_folder(path.parent)
+    except OSError as error:
+        error.filename = str(path)  # fsync and write name no file, the others the draft
+        raise
     finally:
         with contextlib.suppress(OSError):
             draft.unlink()

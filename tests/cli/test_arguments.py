@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from quill import other_names
-from quill.checkpoints.run_folder import format_config
+from quill.checkpoints.config_file import format_config
 from quill.cli.arguments import Parser, add_configuration, settings_of
 from quill.cli.main import COMMANDS, load_command
 from quill.errors import ConfigError

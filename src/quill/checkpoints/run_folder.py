@@ -1,4 +1,4 @@
-"""The folder of a run: save and find checkpoints, write the configuration, and clean up after a crash."""
+"""The folder of a run: save and find checkpoints, and clean up after a crash."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from quill.checkpoints.format import Checkpoint, read_checkpoint, write_checkpoint
 from quill.checkpoints.index import (
@@ -26,7 +24,7 @@ from quill.checkpoints.index import (
 )
 from quill.checkpoints.manifest import STATE, WEIGHTS, folder_name, manifest_beside, step_of
 from quill.errors import CheckpointError, ConfigError, TrainingError
-from quill.files import draft_of, expand_home, remove_drafts, remove_folder, sync_folder, write_atomically
+from quill.files import draft_of, expand_home, remove_drafts, remove_folder, sync_folder
 from quill.tokenizers.base import Tokenizer
 from quill.units import format_bytes
 
@@ -251,16 +249,6 @@ def require_folder(out_dir: Path) -> None:
                     f"out_dir={str(out_dir)!r} cannot be a folder: {path} is a file; choose another --out_dir"
                 )
             return
-
-
-def write_config(out_dir: Path, settings: dict[str, Any], mark: str = "") -> None:
-    """Write the complete configuration of a run, which `--config` and `--resume` read; `mark` is a comment above it."""
-    write_atomically(out_dir / "config.yaml", mark + format_config(settings))
-
-
-def format_config(settings: dict[str, Any]) -> str:
-    """Return the settings as YAML that `--config` reads back."""
-    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
 def remove_run(out_dir: Path) -> None:

@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
 def is_demo(out_dir: Path) -> bool:
     """Say whether the run in this folder is one of ours, by the mark on its configuration."""
     file = out_dir / "config.yaml"
-    return file.is_file() and file.read_text(encoding="utf-8").startswith(MARK)
+    return file.is_file() and file.read_bytes().startswith(MARK.encode())
 
 
 def prepare_demo_text(data_dir: str) -> Dataset:

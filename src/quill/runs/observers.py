@@ -73,9 +73,11 @@ class Observers:
 
         self._history = read_events(out_dir / "metrics.jsonl", self.warn) if resume else []
         with self._display(self._history) as display:
+            # The `end` event in metrics.jsonl means that the run is finished, so the picture is drawn before it.
             yield CompositeTracker(
-                JsonLines(out_dir / "metrics.jsonl"), display, SampleLog(out_dir / "samples.txt", self._history),
-                *more, LossPlot(out_dir / "loss.png", self._history, self.warn), self.watch,
+                display, SampleLog(out_dir / "samples.txt", self._history), *more,
+                LossPlot(out_dir / "loss.png", self._history, self.warn), JsonLines(out_dir / "metrics.jsonl"),
+                self.watch,
             )  # fmt: skip
 
     def _display(self, history: list[Event]) -> AbstractContextManager[Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from quill.checkpoints.config_file import require_unchanged
 from quill.checkpoints.run_folder import holds_run, suggest_run
 from quill.errors import CheckpointError, ConfigError, QuillError
 from quill.runs.presets import read_config
@@ -22,18 +23,24 @@ RESUMABLE = FREE_ON_RESUME | {
 def resumed_settings(out_dir: Path, given: Mapping[str, Any]) -> Settings:
     """Return the settings of the run in out_dir, with what was given over them.
 
-    A given setting that changes the model or recipe is a ConfigError, a folder without a run a CheckpointError.
+    A given setting that changes the model or recipe is a ConfigError. A folder without a run, and a configuration that
+    was changed since the run wrote it, are a CheckpointError.
     """
     if not holds_run(out_dir):
         other = suggest_run()
         advice = "name its folder as out_dir" if other else "start one first, for instance with minutes=5"
         raise CheckpointError(f"{out_dir} holds no run to resume{other}: {advice}")
-    stored = stored_settings(out_dir)
+    try:
+        stored = stored_settings(out_dir)
+    except ConfigError:
+        _require_unchanged(out_dir)  # a value that cannot be used, because it is damaged
+        raise
     if stored is None:
         raise CheckpointError(
             f"{out_dir} has lost its config.yaml, so its run cannot be resumed: put the file back, or start a new run "
             f"with init_from={out_dir}"
         )
+    _require_unchanged(out_dir)
     given = check_settings(given)
     for name, value in given.items():
         if name not in RESUMABLE and value != stored[name]:
@@ -42,6 +49,10 @@ def resumed_settings(out_dir: Path, given: Mapping[str, Any]) -> Settings:
                 f"leave it out, or start another run in another out_dir"
             )
     return resolve_settings(given, stored, source=str(out_dir / "config.yaml")) | {"out_dir": str(out_dir)}
+
+
+def _require_unchanged(out_dir: Path) -> None:
+    require_unchanged(out_dir, read_config(str(out_dir / "config.yaml"))[0])
 
 
 def refuse_existing_run(out_dir: Path, settings: Mapping[str, Any]) -> None:

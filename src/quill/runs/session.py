@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from quill.checkpoints.config_file import write_config
 from quill.checkpoints.index import metrics_are_whole
 from quill.checkpoints.lock import lock_run
-from quill.checkpoints.run_folder import clean_run_folder, write_config
+from quill.checkpoints.run_folder import clean_run_folder
 from quill.generation.sample import sample_function
 from quill.runs.init_from import initializer
 from quill.runs.observers import Observers

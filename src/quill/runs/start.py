@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from quill.checkpoints.lock import lock_run
+from quill.checkpoints.lock import LOCK, lock_run
 from quill.checkpoints.manifest import step_of
 from quill.checkpoints.run_folder import clean_run_folder, find_checkpoint, require_folder, return_to_best
 from quill.errors import ConfigError
@@ -178,9 +179,12 @@ def run_for_minutes(
 
 
 def require_free_folder(settings: Settings, given: Mapping[str, Any], overwrite: bool) -> None:
-    """Raise ConfigError where out_dir cannot be a folder, or holds a run that may not be replaced."""
+    """Raise ConfigError where out_dir cannot be a folder, is in use, or holds a run that may not be replaced."""
     out_dir = Path(settings["out_dir"])
     require_folder(out_dir)
+    if os.path.lexists(out_dir / LOCK):  # refused now, and not after a long text was prepared
+        with lock_run(out_dir):
+            pass
     refuse_foreign_files(out_dir)
     if not overwrite:
         refuse_existing_run(out_dir, given)

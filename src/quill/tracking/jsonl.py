@@ -76,9 +76,17 @@ class JsonLines:
     def __call__(self, event: Event) -> None:
         if event["event"] == "start":
             kept = events_until(read_events(self.file), event["step"])
-            write_atomically(self.file, "".join(map(_to_line, kept)).encode())
+            replace_text(self.file, "".join(map(_to_line, kept)))
         # Opened for each line: nothing is lost in a crash, and Windows lets others read the file meanwhile.
         append_text(self.file, _to_line(event), durable=event["event"] in DURABLE)
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Write a file whole or not at all; lone surrogates become "?". TrainingError if it cannot be written."""
+    try:
+        write_atomically(file, text.encode("utf-8", "replace"))
+    except OSError as error:
+        raise TrainingError(f"{file} cannot be written: {error.strerror or error}") from error
 
 
 def append_text(file: Path, text: str, *, durable: bool = False) -> None:

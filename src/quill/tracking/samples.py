@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quill.files import write_atomically
-from quill.tracking.jsonl import append_text, events_until
+from quill.tracking.jsonl import append_text, events_until, replace_text
 
 if TYPE_CHECKING:
     from quill.training.events import Event
@@ -26,7 +25,7 @@ class SampleLog:
     def __call__(self, event: Event) -> None:
         if event["event"] == "start":
             kept = [e for e in events_until(self._history, event["step"]) if e["event"] == "sample"]
-            write_atomically(self.file, "".join(map(self._format, kept)).encode("utf-8", "replace"))
+            replace_text(self.file, "".join(map(self._format, kept)))
         elif event["event"] == "sample":
             append_text(self.file, self._format(event))
 
