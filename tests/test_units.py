@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from quill.units import format_bytes, format_duration, format_time_left
+from quill.units import format_bytes, format_count, format_duration, format_time_left
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,10 @@ def test_durations_have_the_digits_that_matter(seconds, words):
 )  # fmt: skip
 def test_the_time_left_is_in_whole_seconds(seconds, words):
     assert format_time_left(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(4336, "4,336"), (99_999, "99,999"), (804_096, "0.80 M"), (10_646_784, "10.65 M")]
+)
+def test_a_small_model_is_not_shown_as_one_without_parameters(count, words):
+    assert format_count(count) == words

@@ -1,4 +1,4 @@
-"""Sizes and durations as text."""
+"""Sizes, counts and durations as text."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ def format_bytes(size: float) -> str:
     unit, each = next((pair for pair in units if abs(size) < 999.5 * pair[1]), units[-1])
     digits = 1 if unit != "B" and abs(size) < 99.95 * each else 0
     return f"{size / each:.{digits}f} {unit}"
+
+
+def format_count(count: int) -> str:
+    """Return a number of parameters: 4,336, 0.80 M, 10.65 M."""
+    return f"{count:,}" if count < 100_000 else f"{count / 1e6:.2f} M"
 
 
 def format_duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -12,7 +13,7 @@ import yaml
 from quill import other_names
 from quill.checkpoints.config_file import format_config
 from quill.cli.arguments import Parser, add_configuration, settings_of
-from quill.cli.main import COMMANDS, load_command
+from quill.cli.main import COMMANDS, _help, load_command
 from quill.errors import ConfigError
 from quill.model.build import build_model
 from quill.model.config import ModernConfig
@@ -169,6 +170,18 @@ def test_several_words_are_several_values_where_a_command_takes_them():
     assert several.read(["--", "-a.txt", "--b.txt"]).dataset == ["-a.txt", "--b.txt"]
 
 
+def test_no_command_drops_a_bare_word(commands):  # U1
+    for each in commands:
+        if each.several_words:
+            assert each.read(["a.txt", "b.txt"]).dataset == ["a.txt", "b.txt"]
+        else:
+            with pytest.raises(ConfigError, match=r"'b\.txt'|'a\.txt': flags look like"):
+                each.read(["a.txt", "b.txt"])
+    assert {each.prog for each in commands if each.several_words} == {
+        f"quill {name}" for name in ("train", "prepare", "estimate", "v2")
+    }
+
+
 def test_a_flag_that_is_repeated_with_the_same_value_is_accepted():
     assert read("--n_layer=2", "--n_layer=2", "my.txt", "--dataset=my.txt").given == {"n_layer": 2, "dataset": "my.txt"}
 
@@ -210,6 +223,15 @@ def test_help_fits_the_terminal_and_breaks_no_word(commands, monkeypatch, column
         assert set(page.split()) == whole[name]
         longest_word = max(len(word) for word in page.split())
         assert max(map(len, page.splitlines())) <= max(40, min(columns, 118), 6 + longest_word)
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_help_asks_the_terminal_for_its_width(commands, monkeypatch, columns):  # U5
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr("os.get_terminal_size", lambda descriptor: os.terminal_size((columns, 24)))
+    for page in (_help(), *(each.format_help() for each in commands)):
+        longest_word = max(len(word) for word in page.split())
+        assert columns - 20 < max(map(len, page.splitlines())) <= max(columns, 6 + longest_word)
 
 
 def test_help_is_bold_only_in_a_terminal_without_no_color(monkeypatch):

@@ -46,7 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
         ("step", f"{checkpoint.step:,}"),
     ]
     if checkpoint.val_loss is not None:
-        loss = f"{checkpoint.val_loss:.4f}, validation loss when it was saved (quill evaluate measures the whole split)"
+        loss = (
+            f"{checkpoint.val_loss:.4f} on validation text when it was saved (quill evaluate measures the whole split)"
+        )
         lines.append(("loss", loss))
     if is_run:
         lines += [(which, find_checkpoint(path, which).name) for which in ("best", "last")]

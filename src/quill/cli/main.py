@@ -90,7 +90,7 @@ def _run(command: str, words: list[str]) -> int:
         print(f"quill {__version__}")
         return 0
     if not command:
-        known = "; quill --help lists them" if words[0].startswith("-") else f"; there are {', '.join(COMMANDS)}"
+        known = "; quill --help lists them" if words[0].startswith("-") else f"; the commands are {', '.join(COMMANDS)}"
         raise ConfigError(f"unknown command {show(words[0])}{nearest(words[0], COMMANDS)}{known}")
     from quill.cli.arguments import Parser
 

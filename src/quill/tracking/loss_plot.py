@@ -14,6 +14,7 @@ from quill.errors import shorten
 from quill.files import write_atomically
 from quill.tracking.jsonl import events_until
 from quill.tracking.tracker import is_finite_number
+from quill.units import format_count
 
 if TYPE_CHECKING:
     from quill.training.events import Event
@@ -97,7 +98,7 @@ def draw_losses(events: Iterable[Event]) -> bytes:
         axes.plot([], [], ls="", label=f"above the axis: up to {loss:.2f} (step {step:,})")
     if start:
         name = shorten(start["dataset"], 40)
-        title = f"Loss of a GPT with {start['parameters'] / 1e6:.2f} M parameters on {name}"
+        title = f"Loss of a GPT with {format_count(start['parameters'])} parameters on {name}"
         axes.set_title(title, loc="left", fontfamily=installed_fonts(), parse_math=False)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (nats per token)")

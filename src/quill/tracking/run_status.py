@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quill.units import format_duration
+from quill.units import format_count, format_duration
 
 if TYPE_CHECKING:
     from quill.training.events import Event
@@ -75,7 +75,7 @@ class RunStatus:
 
 def format_start(event: Event) -> list[str]:
     """Return the lines that open a run: the model, the data, the run."""
-    size = f"{event['parameters'] / 1e6:.2f} M parameters"
+    size = f"{format_count(event['parameters'])} parameters"
     compiled = ", compiled" if event["compile"] is True else ""
     resumed = f", resumed from step {event['step']:,}" if event["step"] else ""
     lines = [
