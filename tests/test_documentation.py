@@ -1,6 +1,7 @@
 """The documentation: its commands run, its links and paths lead somewhere, its tables agree with the code."""
 
 import ast
+import json
 import os
 import re
 import shlex
@@ -8,7 +9,10 @@ import shutil
 import subprocess
 import sys
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import pytest
 
@@ -131,6 +135,48 @@ def test_every_command_that_a_page_mentions_exists_and_has_the_flags_it_is_given
         if program := re.match(r"quill [a-z]\w+|python [\w/]+\.py", command):
             for flag in re.findall(r" (--\w+)", command):
                 assert re.search(rf"{flag}\b", help_of(program[0])), command
+
+
+def test_the_figures_in_readme_are_those_of_the_committed_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """U18: one number for one thing. benchmarks/pictures.py draws the pictures from the same files."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    race, time_to_loss = import_module("race"), import_module("time_to_loss")
+
+    def stored(name: str) -> dict[str, Any]:
+        return json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))["results"]
+
+    def of(runs: list[dict[str, Any]]) -> tuple[str, str]:
+        return f"{median(run['losses'][-1] for run in runs):.3f}", f"{median(map(race.whole_time, runs)):.0f}"
+
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    runs, slower = stored("race"), stored("race-without-avx512")
+    (loss, seconds), (short, soon), (long, late) = (of(runs[name]) for name in ("nanoGPT", "sprint", "even"))
+    assert f"ends at {loss} after {seconds} s; Quill reaches {short} after {soon} s and {long} after {late} s" in readme
+    assert f"takes {seconds} seconds and ends at {loss}." in readme
+    assert f"took {late} seconds and ended at {long}." in readme
+
+    def meanwhile(runs: dict[str, Any]) -> str:
+        pairs = zip(runs["nanoGPT"], runs["even"], strict=True)
+        return f"{median(race.loss_at(race.whole_time(theirs), ours) for theirs, ours in pairs):.3f}"
+
+    def share(runs: dict[str, Any]) -> tuple[str, str]:
+        reached = median(time_to_loss.seconds_to(1.88, run) for run in runs["sprint"])
+        return f"{reached:.1f}", f"1/{median(map(race.whole_time, runs['nanoGPT'])) / reached:.0f}"
+
+    assert f"has reached **{meanwhile(runs)}**" in readme and f"the figures are {meanwhile(slower)}" in readme
+    assert f"**{share(runs)[0]} seconds**, start-up included. That is {share(runs)[1]} of nanoGPT's" in readme
+    assert f"again {share(slower)[1]}." in readme
+    step, text, shell = stored("training"), stored("generation")["long"], stored("generation")["shell"]
+    speeds = [f"{step[name]['tokens_per_second']['median']:,.0f}" for name in ("Quill", "nanoGPT", "transformers")]
+    assert f"| training, tokens/s | **{speeds[0]}** | {speeds[1]} | {speeds[2]} |" in readme
+    memory = [f"{step[name]['peak_megabytes']['median']:,.0f}" for name in ("Quill", "nanoGPT", "transformers")]
+    assert f"**{memory[0]} MB** | {memory[1]} MB | {memory[2]} MB |" in readme
+    names = ("Quill", "Quill, int8", "nanoGPT", "transformers")
+    rates = [f"{text[name]['tokens_per_second']['median']:,.0f}" for name in names]
+    assert f"tokens, tokens/s | **{rates[0]}**, int8 **{rates[1]}** | {rates[2]} | {rates[3]} |" in readme
+    waits = [f"{shell[name]['seconds']['median']:.2f} s" for name in ("Quill", "nanoGPT")]
+    assert f"first character | **{waits[0]}** | {waits[1]} |" in readme
+    assert f"`--help` | **{stored('startup')['quill --help']['seconds']['median']:.2f} s** |" in readme
 
 
 def anchors(page: Path) -> set[str]:
