@@ -1,4 +1,4 @@
-"""Signals, in processes of their own: each test waits for a line before it sends one."""
+"""Signals, in processes of their own, where each test waits for a line before it sends one; threads and forks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
+from threading import Event, Thread
 
 import pytest
 
@@ -207,10 +209,21 @@ def test_an_announcement_goes_where_it_is_wanted():
 
 WAITING = """
 import os, sys
+import quill
 from quill.cli.main import main
-assert "GOMP_SPINCOUNT" not in os.environ or len(sys.argv) > 1
-main(["--version"])
-print(os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules)
+before = os.environ.get("GOMP_SPINCOUNT")
+assert before is None or len(sys.argv) > 1
+def call(function, *arguments, **options):
+    try:
+        function(*arguments, **options)
+    except quill.ConfigError:
+        pass
+    print(os.environ.pop("GOMP_SPINCOUNT", None), "torch" in sys.modules, file=sys.stderr)
+    if before:
+        os.environ["GOMP_SPINCOUNT"] = before
+call(main, ["--version"])
+call(quill.run, resume=True, overwrite=True)
+call(quill.load, device=0)
 """
 
 
@@ -218,9 +231,31 @@ print(os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules)
     ("variables", "expected"),
     [({}, "4000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
 )
-def test_a_command_lets_threads_sleep_that_wait_for_long(variables: dict[str, str], expected: str) -> None:  # T5
+def test_commands_run_and_load_let_threads_sleep_that_wait_for_long(
+    variables: dict[str, str], expected: str
+) -> None:  # T5
     known = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
     environment = {name: value for name, value in os.environ.items() if name not in known} | variables
     command = [sys.executable, "-c", WAITING, *variables]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert run.stdout.splitlines()[1] == f"{expected} False"  # before PyTorch reads it
+    assert run.stderr.splitlines() == [f"{expected} False"] * 3  # before PyTorch reads it
+
+
+def test_a_lock_is_free_in_a_forked_child_unless_its_own_thread_holds_it():  # W4
+    other, own, held, done = process.lock_freed_by_fork(), process.lock_freed_by_fork(), Event(), Event()
+
+    def hold() -> None:
+        with other:
+            held.set()
+            done.wait(60)
+
+    thread = Thread(target=hold)
+    thread.start()
+    assert held.wait(60)
+    with own, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, about threads and forks
+        if (child := os.fork()) == 0:
+            os._exit(0 if other.acquire(blocking=False) and own._is_owned() else 1)  # type: ignore[attr-defined]
+    done.set()
+    thread.join(60)
+    assert os.waitpid(child, 0)[1] == 0

@@ -1,4 +1,4 @@
-"""Settings of the whole process: waiting threads, the memory allocator, and signals.
+"""Settings of the whole process: waiting threads, locks after a fork, the memory allocator, and signals.
 
 Python runs a signal handler in the main thread, between two of its instructions. During a long call into PyTorch that
 can take minutes. The wakeup descriptor (signal.set_wakeup_fd) is written at once, and PyTorch releases the GIL during
@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -35,9 +36,10 @@ def spin_briefly() -> None:
     Between two operations the threads of GNU's OpenMP spin, by default for some milliseconds. If another program needs
     one of their cores, each operation then waits for a time slice of the scheduler: training was 20 times slower next
     to two busy programs. A short spin covers the usual gap between operations. Variables that the user has set are
-    kept: https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html. Called by commands, never on import.
+    kept: https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html. Called by commands,
+    `quill.run` and `quill.load`, never on import.
     """
-    if "OMP_WAIT_POLICY" not in os.environ:
+    if "OMP_WAIT_POLICY" not in os.environ and "torch" not in sys.modules:
         os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
 
@@ -58,6 +60,29 @@ def keep_freed_memory() -> bool:
         mmap_threshold, 2**25
     )  # old versions accept at most 32 MiB
     return bool(kept and libc.mallopt(trim_threshold, 2**30))
+
+
+def lock_freed_by_fork() -> threading.RLock:
+    """Return a reentrant lock that is free in a forked child, unless the thread that forked holds it.
+
+    A child has none of its parent's other threads, so what they hold would stay locked for ever.
+    """
+    lock = threading.RLock()
+    _locks.add(lock)
+    return lock
+
+
+_locks: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _free_locks() -> None:
+    for lock in _locks:
+        if not lock._is_owned():
+            lock._at_fork_reinit()  # as the locks of the standard library
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_free_locks)
 
 
 class Terminated(BaseException):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from itertools import islice
 from types import FrameType
@@ -271,3 +274,40 @@ def test_a_stream_that_was_never_begun_asks_for_nothing() -> None:
     batch = BatchGenerator(engine_of(random_model(CLASSIC), "torch", 1))
     batch.follow([request(1, 100)])
     assert not batch.busy
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("name", ["torch", "numba"])
+def test_a_child_forked_while_another_thread_generates_generates_too(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # W4: the child waited for a lock of a thread that it does not have
+    model = random_model(CLASSIC)
+    batch = BatchGenerator(engine_of(model, name, 2))
+    expected = tokens_of(batch.follow([request(0, 40)]))
+    decode, inside, go_on = batch.engine.decode, threading.Event(), threading.Event()
+
+    def waiting(slots: Any, steps: int) -> Any:
+        output = decode(slots, steps)
+        inside.set()
+        assert go_on.wait(60)
+        return output
+
+    monkeypatch.setattr(batch.engine, "decode", waiting)
+    texts: list[Any] = []
+    thread = threading.Thread(target=lambda: texts.append(tokens_of(batch.follow([request(0, 40)]))))
+    thread.start()
+    assert inside.wait(60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, about threads and forks
+        child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(60)  # ends a hang
+            monkeypatch.setattr(batch.engine, "decode", decode)
+            os._exit(0 if tokens_of(batch.follow([request(0, 40)])) == expected else 1)
+        finally:
+            os._exit(2)
+    go_on.set()
+    thread.join(60)
+    assert os.waitpid(child, 0)[1] == 0 and texts == [expected]

@@ -6,7 +6,7 @@ from quill.generation.scheduler import Scheduler
 
 def scheduler_of(*prompts: tuple[int, ...], slots: int = 2) -> Scheduler:
     scheduler = Scheduler(slots, context=16)
-    requests = {prompt: Request(prompt, 5) for prompt in prompts}
+    requests = {prompt: Request(prompt, 5) for prompt in set(prompts)}
     for request_id, prompt in enumerate(prompts):
         scheduler.add(request_id, requests[prompt])
     return scheduler

@@ -22,7 +22,6 @@ Shapes: T steps, B sequences, V vocabulary.
 from __future__ import annotations
 
 import itertools
-import threading
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from quill.engines.request import Request, TokenEvent, is_whole, python_number
 from quill.errors import CheckpointError
 from quill.generation.logprobs import with_logprobs
 from quill.generation.scheduler import Admission, RunningSequence, Scheduler
+from quill.process import lock_freed_by_fork
 from quill.validation import require
 
 LEAD = 128  # tokens that a row may be ahead of its reader
@@ -74,7 +74,7 @@ class BatchGenerator:
         self._inboxes: dict[int, _Inbox] = {}
         self._cancelled: deque[int] = deque()
         self._step_failed = False
-        self._lock = threading.RLock()
+        self._lock = lock_freed_by_fork()
 
     def follow(self, requests: Sequence[Request]) -> Generator[tuple[int, TokenEvent]]:
         """Add requests and yield their events, each as its row (the place in `requests`) and the event, until all end.

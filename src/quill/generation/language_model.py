@@ -9,7 +9,6 @@ Shapes: T tokens, V vocabulary.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -31,6 +30,7 @@ from quill.generation.logprobs import prompt_tokens
 from quill.generation.options import GenerateOptions, OldLoadOptions, check_names, encode_prompt, make_request, renamed
 from quill.generation.text_stream import TextStream, as_stop_strings, decode_prompt
 from quill.model.config import architecture_of
+from quill.process import lock_freed_by_fork, spin_briefly
 from quill.tokenizers.base import Tokenizer
 from quill.validation import require
 
@@ -78,7 +78,7 @@ class LanguageModel:
         self.engine, self.quantization = engine, quantization
         self._on_status = on_status
         self._batch: BatchGenerator | None = None
-        self._lock = threading.Lock()
+        self._lock = lock_freed_by_fork()
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -248,7 +248,7 @@ class LanguageModel:
         return {**vars(self), "_source": source, "_batch": None, "_on_status": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
+        vars(self).update(state, _lock=lock_freed_by_fork())
 
 
 def load(
@@ -267,6 +267,7 @@ def load(
     cuda. `quantization="int8"` rounds the weights to 8 bits: a quarter of the memory, faster, slightly higher loss.
     What cannot be read is a CheckpointError.
     """
+    spin_briefly()
     if old:
         new = {"checkpoint": checkpoint, "quantization": quantization, "on_status": on_status} | renamed(old)
         checkpoint, quantization, on_status = new["checkpoint"], new["quantization"], new["on_status"]

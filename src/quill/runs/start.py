@@ -13,7 +13,7 @@ from quill.checkpoints.lock import LOCK, lock_run
 from quill.checkpoints.manifest import step_of
 from quill.checkpoints.run_folder import clean_run_folder, find_checkpoint, require_folder, return_to_best
 from quill.errors import ConfigError
-from quill.process import keep_freed_memory
+from quill.process import keep_freed_memory, spin_briefly
 from quill.runs.init_from import with_shape
 from quill.runs.observers import Observers, Tracker
 from quill.runs.presets import read_settings
@@ -85,8 +85,10 @@ def run(
 
     Settings that cannot be used are a ConfigError, a text that cannot be used a CorpusError, a loss that is not finite
     or memory that runs out a TrainingError; all of them are a QuillError. As in `quill train`, glibc's allocator is
-    told to keep freed memory, for the whole process.
+    told to keep freed memory, and threads of a PyTorch that is imported later to spin only briefly (GOMP_SPINCOUNT),
+    for the whole process.
     """
+    spin_briefly()
     if resume and overwrite:
         raise ConfigError("resume=True continues a run and overwrite=True starts over: use one of them")
     if minutes is not None and resume:
