@@ -152,3 +152,10 @@ def test_metrics_that_were_changed_since_the_save_are_noticed(run: Path, save_st
         assert not metrics_are_whole(run)
     metrics.unlink()
     assert not metrics_are_whole(run)
+
+
+def test_a_length_of_metrics_beyond_the_file_is_not_read(run: Path) -> None:  # R7
+    record = json.loads(index_file(run).read_text(encoding="utf-8"))
+    (run / "metrics.jsonl").write_bytes(b"x")
+    index_file(run).write_text(json.dumps(record | {"metrics": {"bytes": 2**53, "sha256": TEXT}}), encoding="utf-8")
+    assert not metrics_are_whole(run)

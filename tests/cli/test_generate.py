@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import sys
 import pytest
 
 import quill as library
+from quill.cli import generate
 from quill.model.config import GPTConfig
 from quill.model.gpt import GPT
 
@@ -92,6 +94,16 @@ def test_the_prompt_comes_from_a_file_or_standard_input_without_its_last_line_en
     assert out.startswith("KING\n1:") and not out.startswith("KING\n1:\n")
     assert write(LENGTH, "--seed=1", typed="KING\n1:\n")[1] == out
     assert write(LENGTH, "--seed=1", "--prompt=KING\n1:", typed="ignored")[1] == out
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="this system has no endless device")
+def test_a_prompt_without_an_end_is_refused(write, monkeypatch):
+    # R17: /dev/zero was read until the memory was full
+    code, out, error = write("--prompt_file=/dev/zero")
+    assert (code, out) == (2, "") and "--prompt_file='/dev/zero' has more than 10,000,000 characters" in error
+    monkeypatch.setattr(generate, "LONGEST_PROMPT", 5)
+    assert "standard input has more than 5 characters" in write(typed="KING 1")[2]
+    assert write(LENGTH, typed="KING ")[0] == 0
 
 
 def test_without_any_prompt_it_begins_a_line(write):

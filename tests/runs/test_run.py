@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import gc
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +22,9 @@ import yaml
 
 import quill
 from quill.checkpoints.lock import lock_run
-from quill.checkpoints.run_folder import find_checkpoint
-from quill.errors import CheckpointError, ConfigError, CorpusError
+from quill.checkpoints.run_folder import find_checkpoint, holds_run
+from quill.data.dataset import prepare_dataset
+from quill.errors import CheckpointError, ConfigError, CorpusError, TrainingError
 from quill.planning import limits
 from quill.runs import session
 from quill.runs.replacing import ASIDE
@@ -363,3 +368,100 @@ def test_every_setting_is_read_somewhere():  # D3
         if not any(re.search(rf"(\.{name}\b|\[\"{name}\"\])", source) for source in sources.values())
     }
     assert not unread
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"resume": True}, {"resume": "best"}, {"overwrite": True}, {"minutes": 1}], ids=str
+)
+def test_a_folder_in_use_is_refused_before_anything_else_is_done(here, trained, how):  # R5
+    shutil.copytree(trained.out, here / "out")
+    before = folder_of(here / "out")
+    settings = {} if "resume" in how else TINY | {"dataset": "missing.txt"}
+    with (
+        lock_run(here / "out"),
+        pytest.raises(ConfigError, match=f"in use: process {os.getpid()} is training there"),
+    ):
+        start(**how, **(settings | {"progress": False}))
+    assert folder_of(here / "out") == before
+
+
+def test_a_run_that_is_killed_while_it_draws_its_last_picture_is_finished_when_it_is_resumed(here, monkeypatch):  # R2
+    class Killed(BaseException):
+        pass
+
+    def draw(events: list) -> bytes:
+        if events[-1]["event"] == "end":
+            raise Killed
+        return b"an earlier picture"
+
+    with monkeypatch.context() as patch:
+        patch.setattr("quill.tracking.loss_plot.draw_losses", draw)
+        with pytest.raises(Killed):
+            start(dataset="my.txt", **TINY)
+    assert (here / "out" / "loss.png").read_bytes() == b"an earlier picture"
+    assert start(resume=True, progress=False).reason == "finished"
+    assert (here / "out" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert read_events(here / "out" / "metrics.jsonl")[-1]["event"] == "end"
+
+
+def test_a_disk_that_is_full_from_the_start_is_one_error_that_names_a_file(here, monkeypatch):  # R3, R4, R18
+    """The disk is full at the first, second, … write, until the run comes to its first save."""
+    prepare_dataset("my.txt")
+    fsync, named = os.fsync, []
+    while not any("checkpoint takes" in message for message in named):
+        left = iter(range(len(named)))
+
+        def write(descriptor: int, left: Any = left) -> None:
+            if next(left, None) is None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            fsync(descriptor)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", write)
+            with pytest.raises(quill.QuillError, match="No space left on device") as caught:
+                start(dataset="my.txt", **TINY)
+        named.append(str(caught.value))
+        assert "out/" in named[-1].replace("\\", "/") and "--resume" not in named[-1]
+        assert not holds_run(here / "out") and not [*here.rglob("*.draft")]
+    assert "config.yaml cannot be written" in named[0] and len(named) > 4
+    assert start(dataset="my.txt", **TINY).reason == "finished"
+
+
+def test_metrics_that_were_changed_since_the_last_save_are_a_warning_when_the_run_is_resumed(here, trained):  # R10
+    shutil.copytree(trained.out, here / "out")
+    metrics, events = here / "out" / "metrics.jsonl", []
+    whole = metrics.read_bytes()
+    resume = {"resume": True, "data_dir": str(trained.folder / "data")}
+    start(**resume, max_iters=7, progress=events.append)
+    assert not [e for e in events if e["event"] == "warning"]
+    events.clear()
+    metrics.write_bytes(metrics.read_bytes().replace(b'"train_loss": ', b'"train_loss":  ', 1))
+    start(**resume, max_iters=8, progress=events.append)
+    assert metrics.read_bytes() != whole
+    assert ["metrics.jsonl was changed or cut" in e["message"] for e in events if e["event"] == "warning"] == [True]
+
+
+@pytest.mark.parametrize("sample_tokens", [0, 12])
+def test_a_run_that_diverges_blames_its_rate_and_not_its_files(here, sample_tokens):  # R11
+    broken = {"max_iters": 1, "eval_interval": 1, "learning_rate": 1e38, "warmup_iters": 0, "grad_clip": 0.0}
+    with pytest.raises(TrainingError, match=r"^the validation loss became nan at step 1: .*lower --learning_rate"):
+        start(dataset="my.txt", **(TINY | broken | {"sample_tokens": sample_tokens}))
+    assert not holds_run(here / "out")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are counted as on Linux")
+def test_runs_leave_no_file_open_and_no_thread(here, trained):  # R9
+    shutil.copytree(trained.out, here / "out")
+    counts = []
+    for steps in (7, 8, 9):
+        data_dir = str(trained.folder / "data")
+        start(resume=True, max_iters=steps, data_dir=data_dir, progress=False).load().logits("KING")
+        gc.collect()
+        counts.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
+    assert counts[1] == counts[2]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_every_file_of_a_run_may_be_read_by_those_who_may_read_one_of_them(trained):  # R18
+    files = [path for path in trained.out.rglob("*") if path.is_file()]
+    assert len(files) > 8 and len({path.stat().st_mode for path in files}) == 1

@@ -2,12 +2,14 @@
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from recipes import MakeRecipe
 
+from quill.checkpoints import format, manifest, run_folder
 from quill.checkpoints.format import read_tensors
 from quill.checkpoints.run_folder import find_checkpoint
 from quill.data.dataset import Dataset
@@ -87,3 +89,40 @@ def test_a_sample_is_given_up_between_two_pieces(
 
     result = train(model_config, *recipe(), dataset, sample=sample)
     assert (result.reason, result.step, pieces) == ("interrupted", 0, ["a", " ", "t"])
+
+
+@pytest.mark.parametrize("save", [1, 2, 3], ids=["first", "second", "last"])
+def test_a_save_that_a_signal_meets_is_finished(
+    save: int, model_config: GPTConfig, recipe: MakeRecipe, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:  # R16
+    """Within a save, the signal comes at its last fsync, when all but the index is written."""
+    whole, parts = recipe("whole"), recipe("parts")
+    train(model_config, *whole, dataset)
+    with monkeypatch.context() as patch:
+        interrupt_call(patch, run_folder, "write_index", save)
+        first = train(model_config, *parts, dataset)
+    assert (first.reason, first.step) == (("interrupted", 4 * save + 1) if save < 3 else ("finished", 12))
+    assert find_checkpoint(parts.out_dir, "last").name == f"step-{first.step:06d}"
+    if save < 3:
+        train(model_config, *parts, dataset, resume=True)
+    ours, theirs = state_of(whole.out_dir), state_of(parts.out_dir)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_second_ctrl_c_in_a_save_leaves_the_checkpoints_before_it_and_no_draft(
+    model_config: GPTConfig, recipe: MakeRecipe, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:  # R16
+    run = recipe("out")
+
+    def interrupt_twice(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    calls = iter([manifest.write_manifest, interrupt_twice])
+    monkeypatch.setattr(format, "write_manifest", lambda *arguments: next(calls)(*arguments))
+    with pytest.raises(KeyboardInterrupt):
+        train(model_config, *run, dataset)
+    monkeypatch.undo()
+    checkpoints = Path(run.context.out_dir) / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["index.json", "step-000004"]
+    assert train(model_config, *run, dataset, resume=True).step == 12

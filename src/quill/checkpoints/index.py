@@ -176,7 +176,10 @@ def _describe_file(file: Path, size: int | None = None) -> dict[str, Any] | None
     """Return the length and SHA-256 of a file, or of its first `size` bytes; None if it is missing or shorter."""
     try:
         with open(file, "rb") as opened:
-            size = os.fstat(opened.fileno()).st_size if size is None else size
+            length = os.fstat(opened.fileno()).st_size
+            size = length if size is None else size
+            if size > length:
+                return None
             digest = hashlib.sha256()
             for start in range(0, size, 1 << 20):
                 digest.update(opened.read(min(1 << 20, size - start)))

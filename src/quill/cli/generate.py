@@ -9,7 +9,7 @@ import argparse
 import secrets
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from quill.cli.arguments import Parser
 from quill.errors import ConfigError
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 ESCAPES = {"\\n": "\n", "\\t": "\t"}
 """How a shell can give a character that is hard to type, in --stop."""
+
+LONGEST_PROMPT = 10_000_000  # characters
 
 
 def add_arguments(parser: Parser) -> None:
@@ -138,7 +140,8 @@ def read_prompt(arguments: argparse.Namespace) -> str | None:
     if arguments.prompt_file is not None:
         try:
             # The byte tokenizer takes bytes that are not UTF-8 as they are.
-            text = expand_home(arguments.prompt_file).read_text(encoding="utf-8-sig", errors="surrogateescape")
+            with open(expand_home(arguments.prompt_file), encoding="utf-8-sig", errors="surrogateescape") as file:
+                text = read_bounded(file, f"--prompt_file={show(arguments.prompt_file)}")
         except OSError as error:
             raise ConfigError(
                 f"--prompt_file={show(arguments.prompt_file)} cannot be read: {error.strerror}"
@@ -148,8 +151,16 @@ def read_prompt(arguments: argparse.Namespace) -> str | None:
         return text.removesuffix("\n") or text
     if sys.stdin is None or sys.stdin.isatty():
         return None
-    text = sys.stdin.read()
+    text = read_bounded(sys.stdin, "standard input")
     return text.removesuffix("\n") or text or None
+
+
+def read_bounded(file: TextIO, name: str) -> str:
+    """Return the text in a file; ConfigError where it is far too long for a prompt, such as /dev/zero."""
+    text = file.read(LONGEST_PROMPT + 1)
+    if len(text) > LONGEST_PROMPT:
+        raise ConfigError(f"{name} has more than {LONGEST_PROMPT:,} characters: give a shorter prompt")
+    return text
 
 
 def known_prompt(prompt: str | None, model: LanguageModel, unknown: str) -> str:

@@ -48,6 +48,8 @@ def _read_text(path: Path, name: str) -> str:
     except FileNotFoundError as error:
         hint = nearest(name, preset_names()) or f" (presets: {', '.join(preset_names())})"
         raise ConfigError(f"{shown} is neither a preset nor a file{hint}") from error
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a name with a null character
         raise ConfigError(f"{shown} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if len(data) > LARGEST_FILE:
