@@ -1,9 +1,9 @@
 """Does a fast engine still compute this model?
 
-The Numba step and the static twin for CUDA graphs repeat the mathematics of `model/`. After an edit of a model they
-would generate with the old formula. So a fingerprint names the source that they implement. Where the source is another
-one, or the model is an object that could have been changed, the engine's logits are compared with the model's own
-before its first token.
+The Numba step and the static twin for CUDA graphs repeat the formulas of `model/`. After an edit of a model they would
+generate with the old formula. A fingerprint identifies the source that they implement. If the source differs, or the
+model is an object that could have been changed, the engine's logits are compared with the model's own before the first
+token.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from quill.model.shapes import weight_shapes
 if TYPE_CHECKING:
     from quill.model.build import Model
 
-IMPLEMENTED = "bbaf01bb4c4b3d95"
+IMPLEMENTED = "e54852c22f9af827"
 """`source_fingerprint()` of the model that numba_step/ and static_model.py implement."""
 
-SHORT = 32  # tokens compared where classes and source are known; otherwise a whole context
-PAST_CONTEXT = 4  # tokens compared past the context where positions roll
-TOLERANCE, HALF_TOLERANCE = 2e-4, 3e-2  # of the largest logit; rounding in float32 stays ten times below
+SHORT = 32  # tokens compared if classes and source are known; otherwise a whole context
+PAST_CONTEXT = 4  # tokens compared past the context if positions roll
+TOLERANCE, HALF_TOLERANCE = 2e-4, 3e-2  # of the largest logit; float32 rounding is ten times smaller
 
 Logits = Callable[[Sequence[int]], np.ndarray]
 """logits_TV of tokens, past the context one token at a time"""
 
 
 def source_fingerprint() -> str:
-    """Return a digest of the source and constants that decide a model's logits, whatever its comments say.
+    """Return a digest of the source and constants that decide a model's logits; comments do not change it.
 
-    It is computed without importing PyTorch, in about a millisecond.
+    It is computed in about a millisecond, without importing PyTorch.
     """
     folder = Path(quill.__file__).parent / "model"
     try:
@@ -54,14 +54,14 @@ def source_fingerprint() -> str:
 
 def code_of(source: str) -> str:
     """Return Python source without comments, docstrings, blank lines and spaces at line ends."""
-    # Other strings are matched too, and kept, so that a # in one of them begins no comment.
+    # Other strings are matched too, and kept, so that a # inside a string does not begin a comment.
     pattern = r'(?P<left_out>"""(?:.|\n)*?"""|#[^\n]*)|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\''
     code = re.sub(pattern, lambda match: "" if match["left_out"] else match[0], source)
     return "\n".join(line.rstrip() for line in code.splitlines() if line.strip())
 
 
 def unknown_weight(config: ModelConfig, arrays: Mapping[str, np.ndarray]) -> str:
-    """Return in words the first weight that is new, missing or of another shape; "" if all fit."""
+    """Return a message about the first weight that is new, missing or of another shape; "" if all fit."""
     if type(config) not in CONFIGS.values():
         return f"and this engine does not know {type(config).__name__}"
     expected, found = weight_shapes(config), {name: tuple(array.shape) for name, array in arrays.items()}
@@ -70,18 +70,18 @@ def unknown_weight(config: ModelConfig, arrays: Mapping[str, np.ndarray]) -> str
 
 
 def must_compare(model: Model | Checkpoint) -> bool:
-    """Say whether an engine for this model must be compared with the model before its first token.
+    """Return whether an engine for this model must be compared with the model before its first token.
 
-    It need not for a checkpoint whose model was not built yet, if the source is unedited: no module can have changed.
+    False for a checkpoint whose model has not been built yet, if the source is unedited: no module can have changed.
     """
     loaded = "quill.model.gpt" in sys.modules
     return loaded or not isinstance(model, Checkpoint) or source_fingerprint() != IMPLEMENTED
 
 
 def difference(model: Model, logits: Logits) -> str:
-    """Return in words how an engine's logits differ from the model's own; "" where they do not.
+    """Return a message about how an engine's logits differ from the model's own; "" if they agree.
 
-    A model of known classes and source is compared on a short sequence; any other on a whole context, and past it where
+    A model of known classes and source is compared on a short sequence; any other on a whole context, and past it if
     positions roll.
     """
     known = source_fingerprint() == IMPLEMENTED and is_built_in(model)
@@ -100,9 +100,9 @@ def difference(model: Model, logits: Logits) -> str:
 
 
 def is_built_in(model: Model) -> bool:
-    """Say whether a model has only modules of Quill's and PyTorch's own classes, with their own methods.
+    """Return whether a model has only modules of Quill's and PyTorch's classes, with their original methods.
 
-    The modules of acceleration/ are among them: each was compared with the class that it replaces.
+    Modules of acceleration/ are included: each was compared with the class that it replaces.
     """
     return all(
         type(module).__module__.startswith(("quill.model.", "quill.acceleration.", "torch.nn."))
@@ -112,7 +112,7 @@ def is_built_in(model: Model) -> bool:
 
 
 def own_logits(model: Model, tokens: Sequence[int]) -> np.ndarray:
-    """Return logits_TV by the model itself: a context at once, then one token at a time."""
+    """Return logits_TV computed by the model itself: one context at once, then one token at a time."""
     import torch
 
     from quill.model.cache import KVCache

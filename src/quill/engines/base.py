@@ -14,27 +14,27 @@ from quill.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What an engine wrote in some steps."""
+    """The tokens and logits of one or more steps."""
 
     tokens_TB: np.ndarray
     logits_TBV: np.ndarray
-    """the model's own scores that each token was chosen from, float32"""
+    """the model's own logits that each token was chosen from, float32"""
 
 
 class PrefillInput(NamedTuple):
-    """What is to be read into a slot."""
+    """Tokens to prefill into a slot."""
 
     slot: int
     tokens: Sequence[int]
     start: int
-    """how many tokens of the same text the slot holds before them"""
+    """number of tokens of the same sequence that the slot already holds"""
 
 
 class Engine(Protocol):
-    """Sequences in numbered slots. The caller keeps count of what each slot holds.
+    """Computes sequences in numbered slots. The caller keeps track of what each slot holds.
 
-    A slot never holds more than `context` tokens. A full slot continues by itself if the engine `rolls`; otherwise the
-    caller reads a shorter text into it first.
+    A slot holds at most `context` tokens. If the engine `rolls`, decoding continues in a full slot; otherwise the
+    caller prefills it with a shorter sequence first.
     """
 
     config: ModelConfig
@@ -42,34 +42,34 @@ class Engine(Protocol):
     context: int
     """how many tokens a slot holds"""
     rolls: bool
-    """whether a full slot forgets its oldest tokens one by one, so that a text of any length can be decoded"""
+    """whether a full slot drops its oldest tokens one by one, so that a sequence of any length can be decoded"""
     burst: int
-    """how many steps are worth being asked for at once"""
+    """number of steps for which one call of `decode` is efficient"""
 
     def assign(self, slot: int, request: Request) -> None:
-        """Give a slot to a request: how its tokens are chosen, from its first random number on."""
+        """Assign a slot to a request: its sampling settings, and its random numbers from the first one on."""
         ...
 
     @property
     def copy(self) -> Callable[[int, int, int], None] | None:
-        """`copy(source, target, length)` copies what the first tokens of one slot gave into another.
+        """`copy(source, target, length)` copies the keys and values of the first tokens of one slot into another.
 
-        None where that would not be bit for bit what reading them again gives.
+        None if they would not be bit-identical to those of a prefill.
         """
         ...
 
     def prefill(self, prompts: Sequence[PrefillInput]) -> StepOutput:
-        """Read each of these into its slot, which forgets what came later there, and choose the next token of each."""
+        """Compute each of these in its slot, dropping any later tokens there, and choose the next token of each."""
         ...
 
     def decode(self, slots: Sequence[int], steps: int) -> StepOutput:
-        """Read the token chosen last in each of these slots and choose the next one, `steps` times."""
+        """Compute the token chosen last in each of these slots and choose the next one, `steps` times."""
         ...
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
-        """Return logits_TV of up to `context` tokens, each scored from those before it; every slot stays as it is."""
+        """Return logits_TV of a sequence of up to `context` tokens; the slots do not change."""
         ...
 
     def release(self, slot: int) -> None:
-        """Release a slot whose text has ended; what it holds may still be copied until `assign`."""
+        """Release a slot whose sequence has ended; its contents may still be copied until `assign`."""
         ...

@@ -1,9 +1,10 @@
 """The fast engine for NVIDIA GPUs: many tokens of all slots in one CUDA graph, sampling included.
 
-A token of a small model is about a hundred small operations, and launching one from Python takes longer than computing
-it. So a step is captured once (`static_model.py` has fixed shapes and addresses for this) and replayed. 16 tokens are
-one launch: the token that was chosen feeds the next step on the device, and the results are copied once a burst. Each
-step computes all slots, used or not. So its shapes never change, and no slot depends on the others.
+A token of a small model takes about a hundred small operations, and launching one from Python takes longer than
+computing it. So a step is captured once (`static_model.py` has fixed shapes and addresses for this) and replayed. One
+launch computes 16 tokens: the chosen token is the input of the next step on the device, and results are copied to the
+host once per burst. Each step computes all slots, used or not, so its shapes never change, and no slot depends on the
+others.
 
 Source: Nguyen et al. 2021, "Accelerating PyTorch with CUDA Graphs". How it is made fast: docs/speed.md.
 
@@ -61,7 +62,7 @@ class CudaEngine:
 
     `graphs` captures the steps; None runs them in eager mode, on any device, and the default is CUDA graphs on a GPU.
     With `compiled`, PyTorch's compiler fuses the operations of a step first. That takes long and pays only for very
-    long outputs. Where either fails, `on_status` is given one sentence, and the engine continues without.
+    long outputs. If either fails, `on_status` is called with one sentence, and the engine continues without it.
     """
 
     burst = BURST
@@ -83,7 +84,7 @@ class CudaEngine:
         on_gpu = self.device.type == "cuda"
         self.graphs: GraphCapture | None
         if isinstance(graphs, str):
-            # No graph's result is needed after the next replay but in the tensors below.
+            # After the next replay a graph's results are needed only in the tensors below.
             self.graphs = CudaGraphCapture(self.device, share_memory=True) if on_gpu else None
         else:
             self.graphs = graphs
@@ -103,7 +104,7 @@ class CudaEngine:
             return torch.zeros(shape, dtype=dtype, device="cpu" if host else self.device, pin_memory=host and on_gpu)
 
         self.tokens_B = zeros(slots, dtype=torch.long)  # chosen last
-        self.logits_BV = zeros(slots, V)  # of the present step
+        self.logits_BV = zeros(slots, V)  # of the current step
         self.step_1 = zeros(1, dtype=torch.long)  # its number in the burst
         self.uniforms_TB = zeros(BURST, slots)
         self.tokens_TB, self.logits_TBV = zeros(BURST, slots, dtype=torch.long), zeros(BURST, slots, V)
@@ -124,9 +125,9 @@ class CudaEngine:
         cache = self.static.cache
         read: dict[tuple[int, ...], tuple[KVCache, Tensor]] = {}
         for prompt in prompts:
-            assert prompt.start == 0  # nothing is copied
+            assert prompt.start == 0  # this engine has no `copy`
             if (key := tuple(prompt.tokens)) not in read:
-                read.clear()  # one at a time, so that memory is bounded; equal prompts are neighbours
+                read.clear()  # one at a time, so that memory is bounded; equal prompts are adjacent
                 read[key] = self._read(key)
             cache.fill(prompt.slot, read[key][0])
             self.logits_BV[prompt.slot] = read[key][1]
@@ -170,9 +171,9 @@ class CudaEngine:
         self._sequences.pop(slot, None)
 
     def _run(self, slots: Sequence[int], counts: Sequence[int]) -> StepOutput:
-        """Replay graphs of so many steps each, one after another, and return the results of these slots.
+        """Replay one graph for each count of steps, one after another, and return the results of these slots.
 
-        The host waits for the device at the end only. The graph of 0 steps only chooses, from `logits_BV` as it is.
+        The host waits for the device only at the end. The graph of 0 steps only chooses tokens, from `logits_BV`.
         """
         steps = sum(max(1, count) for count in counts)
         # Compiling takes long, so it is done once, for all stages.
@@ -196,7 +197,7 @@ class CudaEngine:
         return StepOutput(self._host_tokens_TB[:steps].numpy()[:, rows], self._host_logits_TBV[:steps].numpy()[:, rows])
 
     def _step(self, stages: Stages) -> None:
-        """Compute one step: read the token chosen last in each slot, and choose the next one."""
+        """Run one step: compute the token chosen last in each slot, and choose the next one."""
         self.logits_BV.copy_(self.static(self.tokens_B))
         self._choose(stages)
 
@@ -212,10 +213,10 @@ class CudaEngine:
         self.step_1.add_(1)
 
     def _replay(self, count: int, stages: Stages) -> Replay:
-        """Return a function that takes so many steps: a graph, captured when it is first needed.
+        """Return a function that runs `count` steps: a graph, captured at the first use.
 
-        Each set of stages has graphs of its own, because most requests use few stages. Every one of them gives a
-        request the same token.
+        Each set of stages has graphs of its own, because most requests use few stages. A request gets the same tokens
+        from all of them.
         """
         if (count, stages) not in self._replays:
 
@@ -230,11 +231,11 @@ class CudaEngine:
 
     def _captured(self, steps: Replay) -> Replay:
         """Return the replay of these steps, or the steps themselves where graphs are not used or fail."""
-        self.static.cache.active_B.zero_()  # no sequence advances meanwhile
+        self.static.cache.active_B.zero_()  # so that no sequence advances
         if self._take_step != self._step:
             try:
                 self._from_first_step(steps)
-            except Exception as error:  # a missing compiler, an old GPU, a bug in the compiler: all end here
+            except Exception as error:  # for example a missing compiler, an old GPU, a bug in the compiler
                 self._on_status(f"generating without torch.compile, which failed ({first_line(error)})")
                 self._take_step = self._step
         if self.graphs is not None:

@@ -1,7 +1,7 @@
-"""Makes the engine that is asked for, or the fastest one that computes this model.
+"""Make the engine of a given name, or the fastest one that computes this model.
 
 `torch_engine.py` is the reference and runs anywhere, `numba_engine.py` is fast on CPUs, `cuda_engine.py` on NVIDIA
-GPUs. They differ in speed, not in the text that they write for a seed.
+GPUs. They differ in speed, not in the tokens that they generate for a seed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OnStatus = Callable[[str], None] | None
 
 
 class _UnavailableError(Exception):
-    """Why an engine cannot be used for a model."""
+    """An engine cannot be used for a model; the message says why."""
 
 
 def make_engine(
@@ -50,9 +50,9 @@ def make_engine(
 ) -> Engine:
     """Return an engine for a model by its name; "auto" is cuda on such a GPU, numba on a CPU it supports, else torch.
 
-    Of a checkpoint the Numba engine takes the arrays, and PyTorch is not imported. A fast engine that would not compute
-    this model, because its source or the object was edited, is not used. `on_status` is given a sentence where
-    something takes long or "auto" falls back to PyTorch. What is asked for by name and cannot be had is a ConfigError.
+    For a checkpoint, the Numba engine uses its arrays without importing PyTorch. A fast engine that does not compute
+    this model, because its source or the object was edited, is not used. `on_status` is called with a sentence when
+    something takes long or "auto" falls back to PyTorch. A named engine that is not available is a ConfigError.
     """
     require(name in ENGINES, "engine", name, f"one of {', '.join(ENGINES)}")
     require(quantization in QUANTIZATIONS, "quantization", quantization, "None or 'int8'")
@@ -93,7 +93,7 @@ def _numba_engine(
     from quill.engines.numba_engine import NumbaEngine
 
     if must_compare(model):
-        # In float32 whatever is asked for: rounding to int8 could hide a difference.
+        # Always in float32: rounding to int8 could hide a difference.
         exact = NumbaEngine(model.config, arrays, on_status=on_status)
         if reason := difference(_torch_model(model), exact.logits):
             raise _UnavailableError(reason)
@@ -116,12 +116,12 @@ def _cuda_engine(model: Model | Checkpoint, kind: str, slots: int, on_status: On
 
 
 def device_of(model: Model | Checkpoint) -> torch.device | str:
-    """Return where a model is, or will be."""
+    """Return the device on which a model is, or will be."""
     return model.device if isinstance(model, Checkpoint) else model.token_embedding.weight.device
 
 
 def how_many_slots(config: ModelConfig, device: torch.device | str, at_most: int = 32) -> int:
-    """Return how many sequences may have their keys and values in memory at once: a quarter of what is free."""
+    """Return how many sequences may have a cache at once: as many as fit into a quarter of the free memory."""
     one = 2 * 4 * config.n_layer * config.kv_heads * (config.n_embd // config.n_head) * config.block_size
     return max(1, min(at_most, available_memory(device) // 4 // one))
 

@@ -30,8 +30,8 @@ from quill.model.config import ModelConfig
 SMALLEST_TEMPERATURE = float(np.finfo(np.float32).tiny)
 ROWS = 256  # tokens of a prompt that are read at once, so that each weight is loaded once for all of them
 WORTH_THREADS = 2**16  # multiplications in a layer: with fewer, threads wait for each other longer than they compute
-SLEEPS_PER_STEP = 2  # more than so many mean that another program uses a core
-CALLS_ALONE = 4, 64  # then so many calls use one thread, before all are tried again: at first, and at most
+SLEEPS_PER_STEP = 2  # more than this mean that another program uses a core
+CALLS_ALONE = 4, 64  # number of calls that then use one thread before all are tried again: at first, and at most
 COMPILING = "compiling for this processor, which takes some seconds the first time"
 
 
@@ -48,9 +48,9 @@ class _Sequence:
 class NumbaEngine:
     """An `Engine` by Numba, with float32 or int8 weights.
 
-    `threads` fixes how many threads compute. By default they are as many as PyTorch has, and one for steps so small
-    that the others would only wait, or while another program uses their cores. Their number changes no bit of a result.
-    `on_pass` is given the number of rows of each pass through the model.
+    `threads` fixes the number of threads. By default it is that of PyTorch, but one for small steps, in which the
+    others would only wait, and while another program uses their cores. Results are bit-identical for any number.
+    `on_pass` is called with the number of rows of each pass through the model.
     """
 
     burst = 16
@@ -116,7 +116,7 @@ class NumbaEngine:
         s.counts_BV[slot] = 0
         self.sequences[slot] = _Sequence(request)
 
-    # Each row is computed by itself, so a copy is bit for bit what computing it again would give.
+    # Each row is computed by itself, so a copy is bit-identical to computing it again.
     def copy(self, source: int, target: int, length: int) -> None:
         self._team.wait()
         shape, work = self.shape, self.work
@@ -138,7 +138,7 @@ class NumbaEngine:
         return StepOutput(tokens_1B, np.concatenate([output.logits_TBV for output in outputs], axis=1))
 
     def _read(self, prompts: Sequence[PrefillInput], all_logits: bool) -> Iterator[StepOutput]:
-        """Read prompts one after another, `ROWS` tokens at a time; return logits of all tokens or of each last one."""
+        """Prefill prompts one after another, `ROWS` tokens at a time; yield logits of all tokens or the last ones."""
         lengths = [len(prompt.tokens) for prompt in prompts]
         tokens = np.concatenate([np.array(prompt.tokens, np.int64) for prompt in prompts])
         slots = np.repeat([prompt.slot for prompt in prompts], lengths)
@@ -160,7 +160,7 @@ class NumbaEngine:
         return output
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
-        """Return logits_TV; where positions roll, tokens past the context too, which are read one at a time."""
+        """Return logits_TV; if positions roll, also past the context, one token at a time."""
         scratch, context = self.slots, self.context
         outputs = list(self._read([PrefillInput(scratch, tokens[:context], 0)], all_logits=True))
         for position in range(context, len(tokens)):
@@ -181,7 +181,7 @@ class NumbaEngine:
         return sum(array.nbytes for array in arrays)
 
     def threads_for(self, rows: int) -> int:
-        """Return how many threads the next call uses for steps of so many rows."""
+        """Return how many threads the next call uses for steps of `rows` rows."""
         if not self._fixed_threads:
             if rows * self._layer_size < WORTH_THREADS:
                 return 1
@@ -221,7 +221,7 @@ class NumbaEngine:
         counters = self.work.counters.reshape(-1, 8)
         counters[0] = counters[1:, 0] = 0  # numbers of waits, which count for one number of threads
         sleeps = counters[1:, SLEEPS].sum()
-        # The threads know addresses only. A caller that is interrupted twice drops its arrays while they still work.
+        # The step gets addresses only: _alive keeps the arrays while threads use them, if the caller was interrupted.
         self._team.run(lambda thread, _alive=(call, arguments): self._step(thread, address))
         if call.steps > 1:
             hindered = counters[1:, SLEEPS].sum() - sleeps > SLEEPS_PER_STEP * call.steps

@@ -1,6 +1,6 @@
-"""The random numbers that tokens are drawn with: a pure function of seed, row and token number.
+"""The random numbers of sampling: a pure function of seed, row and token index.
 
-Every engine draws from here, so that all of them choose the same tokens.
+Every engine uses them, so that all engines choose the same tokens.
 
 Reference: Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3".
 
@@ -18,7 +18,7 @@ def uniforms(seed: int, rows: Sequence[int], start: int, count: int) -> np.ndarr
     """Return the uniforms in [0, 1) of tokens `start` … `start + count - 1`, as float64 of shape (T, B).
 
     The number for token t of row r is a pure function of (seed, r, t): the t-th double of Philox4x64-10 keyed by
-    (seed, r). So a row's text does not depend on which other rows are written beside it.
+    (seed, r). So a row's tokens do not depend on the other rows of the batch.
     """
     # Philox gives 4 doubles a counter step.
     uniforms_TB = np.empty((count, len(rows)))

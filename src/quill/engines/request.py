@@ -1,7 +1,7 @@
-"""What an engine is asked for and what comes back: plain data for every engine and for the scheduler.
+"""Requests to an engine and the events that answer them: plain data for every engine and for the scheduler.
 
-Values are checked here once, and rounded to what float32 arithmetic can hold (`for_engine`), so that all engines are
-given the same numbers.
+Values are checked here once, and limited to the range of float32 arithmetic (`for_engine`), so that all engines get the
+same numbers.
 
 Reference: Yu et al. 2022, "Orca: A Distributed Serving System for Transformer-Based Generative Models", section 3.
 """
@@ -22,8 +22,8 @@ from quill.validation import check_fields, require, show
 LARGEST = float(np.finfo(np.float32).max)
 SMALLEST = float(np.finfo(np.float32).tiny)
 
-# Limits of the numbers that engines compute with. Beyond them nothing changes in the choice of a token, but sums and
-# products of several could overflow. A forbidden token stays forbidden after any penalty.
+# Limits of the numbers that engines compute with. Larger numbers choose the same tokens, but sums and products of
+# several could overflow. A forbidden token stays forbidden after any penalty.
 LIMIT, LARGEST_FACTOR, FORBIDDEN = 1e30, 1e7, -1e38
 
 
@@ -33,7 +33,7 @@ class BusyError(QuillError):
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How the next token is chosen; an impossible value is a ConfigError. Numbers of NumPy are accepted."""
+    """How the next token is chosen; an impossible value is a ConfigError. NumPy numbers are accepted."""
 
     temperature: float = 1.0
     """divides the logits: 0 takes the likeliest token, 1 keeps the model's probabilities, above 1 evens them out"""
@@ -71,7 +71,7 @@ class SamplingConfig:
         require(in_range, "repetition_penalty", repetition, "a number above 0 within float32")
 
     def for_engine(self) -> SamplingConfig:
-        """Return these rules with numbers within the limits, which choose the same tokens."""
+        """Return these settings with numbers within the limits; they choose the same tokens."""
         limited = {
             "temperature": min(self.temperature, LIMIT),
             "top_p": None if self.top_p is None else max(self.top_p, SMALLEST),  # 0 would keep no token
@@ -85,10 +85,10 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class Request:
-    """A text to be written. An impossible value is a ConfigError.
+    """A sequence to be generated. An impossible value is a ConfigError.
 
-    Its tokens depend on nothing but this and the model: token t is chosen with number t of the random stream of
-    (seed, row), whatever else is written at the same time.
+    Its tokens depend only on the request and the model: token t is chosen with number t of the random stream of
+    (seed, row), whatever else is generated at the same time.
     """
 
     prompt: tuple[int, ...]
@@ -96,11 +96,11 @@ class Request:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     seed: int = 0
     row: int = 0
-    """which of several texts of one seed this is"""
+    """index among the sequences of one seed"""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    """added to the logits of these tokens before all else; infinity allows no other token"""
+    """added to the logits of these tokens first; infinity allows no other token"""
     logprobs: int | None = None
-    """return the log-probability of each token, and of this many of the likeliest (None: of none)"""
+    """return the log-probability of each token, and of this many of the likeliest tokens (None: neither)"""
 
     def __post_init__(self) -> None:
         require(len(self.prompt) > 0, "prompt", [], "at least one token, there is nothing to continue otherwise")
@@ -115,9 +115,9 @@ class Request:
         object.__setattr__(self, "logit_bias", checked_biases(self.logit_bias))
 
     def for_engine(self, vocab_size: int) -> Request:
-        """Return this request with numbers within the limits, which gives the same tokens.
+        """Return this request with numbers within the limits; it gives the same tokens.
 
-        Where a bias is infinite, every other token of the vocabulary is forbidden.
+        If a bias is infinite, all tokens without one are forbidden.
         """
         sampling, biases = self.sampling.for_engine(), self.logit_bias
         if forced := {token for token, bias in biases.items() if bias == math.inf}:
@@ -135,14 +135,14 @@ class Token:
 
     token_id: int
     logprob: float | None = None
-    """log-probability (nats) by the model itself, before penalties, temperature and filters; None if not asked for"""
+    """log-probability (nats) of the model itself, before penalties, temperature and filters; None if not requested"""
     top_logprobs: tuple[tuple[int, float], ...] = ()
-    """the likeliest tokens and their log-probabilities, as many as were asked for"""
+    """the likeliest tokens and their log-probabilities, as many as were requested"""
 
 
 @dataclass(frozen=True)
 class TokenEvent:
-    """What happened to a request: a token was generated, or it ended, or both."""
+    """An event of a request: a token was generated, or the request ended, or both."""
 
     request_id: int
     """the id that `BatchGenerator.add` returned"""
@@ -152,10 +152,7 @@ class TokenEvent:
 
 
 def checked_biases(biases: object) -> dict[int, float]:
-    """Return biases as a dict from token ids to floats; what they cannot be is a ConfigError.
-
-    Each is finite within float32, or infinity.
-    """
+    """Return biases as a dict from token ids to floats; ConfigError unless each is finite within float32, or infinity."""
     accepted = "a mapping from tokens to numbers"
     if not isinstance(biases, Mapping):
         raise ConfigError(f"logit_bias={show(biases)} cannot be used: logit_bias must be {accepted}")
@@ -181,17 +178,17 @@ def whole_number(name: str, value: object, least: int) -> int:
 
 
 def python_number(value: Any) -> Any:
-    """Return a number of NumPy as one of Python's, and anything else as it is."""
+    """Return a NumPy number as a Python number, and anything else unchanged."""
     return value.item() if isinstance(value, np.integer | np.floating) else value
 
 
 def is_whole(value: object) -> bool:
-    """Return whether this is a whole number; True and False are none."""
+    """Return whether this is a whole number; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> bool:
-    """Return whether this is a number; True and False are none."""
+    """Return whether this is a number; True and False are not."""
     return isinstance(value, float) or is_whole(value)
 
 

@@ -1,12 +1,12 @@
-"""From logits to the next token, for many sequences at once, each by its own rules.
+"""From logits to the next token, for many sequences at once, each with its own settings.
 
-Every rule is a tensor with a row for each slot, and the random numbers are an argument. So nothing here synchronises
+Each setting is a tensor with a row for each slot, and the random numbers are an argument. So nothing here synchronises
 with the device, and a CUDA graph can capture it. The order is fixed: bias and penalties, temperature, top-k, top-p,
-min-p, the draw. A stage leaves the logits of a row that does not ask for it as they are, bit for bit. So a stage that
-no row asks for can be left out.
+min-p, the draw. A stage does not change a bit of a row that does not use it, so a stage that no row uses can be left
+out.
 
-Each filter sees what the filter before it left, minus infinity where a token was removed, and the likeliest token
-always survives. Tokens that tie with the last one kept are kept too, so nothing depends on how a sort orders ties.
+The input of each filter is the output of the one before it, with minus infinity for removed tokens. The likeliest token
+is never removed. Tokens that tie with the last one kept are kept too, so the order of ties in a sort does not matter.
 `tests/reference_sampling.py` has the same formulas for one configuration, and tests compare the two.
 
 Reference: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", arXiv:1904.09751.
@@ -108,10 +108,10 @@ class BatchSampler:
         )
         self.vocab_size = vocab_size
         for slot in range(slots):
-            self.assign(slot, Request((0,), 0, SamplingConfig(0)))  # a free slot is computed too, as greedy
+            self.assign(slot, Request((0,), 0, SamplingConfig(0)))  # idle slots also sample; the default is greedy
 
     def assign(self, slot: int, request: Request) -> None:
-        """Let a slot choose by the rules of this request, from its first token on."""
+        """Set the rules of a slot to those of a request that begins."""
         rules, how, V = self.rules, request.sampling, self.vocab_size
         needed = _filters(how)
         rules.greedy_B1[slot] = how.temperature == 0
@@ -132,14 +132,14 @@ class BatchSampler:
             tensor_BV[slot] = rows_3V[row]
 
     def choose(self, logits_BV: Tensor, uniform_B: Tensor, stages: Stages, slots: Tensor | None = None) -> Tensor:
-        """Return the next token of each row (B,) for float32 logits; rows are all slots, or only these.
+        """Return the next token of each row (B,) for float32 logits; rows are all slots, or the given `slots`.
 
-        `stages` has at least those that the rows need. `uniform_B` are random numbers in [0, 1).
+        `stages` includes all that the rows need. `uniform_B` are random numbers in [0, 1).
         """
         return choose_tokens(logits_BV, uniform_B, self.rules if slots is None else self.rules.rows(slots), stages)
 
     def count(self, tokens_B: Tensor, weight_B: Tensor) -> None:
-        """Add to the counts of the token that was generated in each slot: 1, or 0 in a slot that is idle."""
+        """Count the token that was generated in each slot; `weight_B` is 1, or 0 in idle slots."""
         self.rules.counts_BV.scatter_add_(1, tokens_B[:, None], weight_B[:, None].to(torch.float32))
 
 
@@ -183,8 +183,8 @@ def apply_top_k_and_top_p(logits_BV: Tensor, rules: Rules, stages: Stages) -> Te
     last_kept_B1 = sorted_BV.gather(-1, rules.last_kept_B1)
     if "top_p" in stages:
         # keep the smallest set with  sum of p_i >= top_p      Holtzman et al. 2020, section 3.1
-        # A token belongs to it if the likelier ones before it do not reach top_p. What top-k removes stands at the end,
-        # so the order stays.
+        # A token belongs to it if the likelier ones before it do not reach top_p. Tokens removed by top-k are at the
+        # end, so the order stays.
         sorted_BV = sorted_BV.masked_fill(sorted_BV < last_kept_B1, -math.inf)
         p_BV = sorted_BV.softmax(-1)
         kept_B1 = (p_BV.cumsum(-1) - p_BV < rules.top_p_B1).sum(-1, keepdim=True)
@@ -195,7 +195,7 @@ def apply_top_k_and_top_p(logits_BV: Tensor, rules: Rules, stages: Stages) -> Te
 
 
 def draw(probabilities_BV: Tensor, uniform_B: Tensor) -> Tensor:
-    """Draw a token a row (B,) from uniforms in [0, 1); a token of probability zero is never drawn."""
+    """Return one token per row (B,), drawn with uniforms in [0, 1); a token of probability zero is never drawn."""
     # token = min { i : p_0 + … + p_i > u }      inverse transform sampling, Devroye 1986, section III.2
     # The sum may miss 1 by rounding, so u is scaled by it. A parallel sum may rise a little where p_i = 0, so such sums
     # are set to 0, which no u is below.

@@ -1,8 +1,8 @@
 """A static-shape twin of a model for CUDA-graph capture: fixed addresses, no host sync.
 
-In one step each of B slots reads one token, at a position of its own that only the device knows. A CUDA graph can
-capture such a step and replay it. The mathematics is the model's own forward pass over the model's own weights. Two
-parts are replaced from outside: where positions come from, and which keys each slot may see.
+One step computes one token in each of B slots, at a position of its own that is stored on the device. A CUDA graph can
+capture such a step and replay it. It is the model's own forward pass with the model's own weights. Two parts are
+replaced from outside: the source of positions, and the mask of keys that each slot attends to.
 
 Idea: gpt-fast (PyTorch team 2023, "Accelerating Generative AI with PyTorch II"), static cache.
 
@@ -27,51 +27,51 @@ from quill.model.modern import Rotary
 
 
 class StaticCache:
-    """Keys and values of B texts of any lengths, to be handed to a static twin where a model takes a KVCache.
+    """Keys and values of B sequences of any lengths, in place of the KVCache of a model.
 
-    `positions_B` says how many tokens each slot has read; a forward pass reads one more in each slot, and counts it
-    where `active_B` is 1. Elsewhere it only writes, behind the text, what will be written there again.
+    `positions_B` is the number of tokens in each slot. A forward pass appends one token in each slot, and counts it if
+    `active_B` is 1. In other slots the entry after the last token is overwritten, which has no effect.
     """
 
-    length = 0  # a forward pass asks for it; each slot's own is in positions_B
+    length = 0  # unused by the twin, but read by the model's forward pass; each slot's length is in positions_B
 
     def __init__(self, config: ModelConfig, slots: int, device: torch.device | None, dtype: torch.dtype) -> None:
         S, V = config.block_size, config.vocab_size
         shape = (slots, config.kv_heads, S, config.n_embd // config.n_head)
-        # A tensor for each layer: a compiler that sees one change need not think about the others.
+        # One tensor per layer: a change of one does not affect how a compiler treats the others.
         self.keys_LBKSE = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.values_LBKSE = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.tokens_BS = torch.full((slots, S), V, device=device)
         self.positions_B = torch.zeros(slots, dtype=torch.long, device=device)
         self.active_B = torch.zeros(slots, dtype=torch.long, device=device)
-        # Of one step, for all its layers: where its keys go, and what each slot may see of them all.
+        # Of one step, for all its layers: the index of the new key, and the mask of keys that each slot attends to.
         self.at_B = torch.zeros_like(self.positions_B)
         self.mask_BS = torch.zeros(slots, S, device=device, dtype=dtype)
         self._window = config.rolling_window
         self._keys_S = torch.arange(S, device=device)
         self._back_N = torch.arange(1 - getattr(config, "ngram", 1), 1, device=device)  # …, -2, -1, 0
         self._seen, self._unseen = (torch.full((), value, device=device, dtype=dtype) for value in (0.0, -math.inf))
-        self._capacity, self._nothing = S, V
+        self._capacity, self._no_token = S, V
 
     def begin_step(self) -> None:
-        """Prepare what all layers need."""
-        self.at_B.copy_(self._place_of(self.positions_B))
+        """Compute the index and the mask that all layers of a step use."""
+        self.at_B.copy_(self._entry_of(self.positions_B))
         seen_BS = self._keys_S <= self.at_B[:, None]
         if self._window:
             in_ring_S = self._keys_S >= self._capacity - self._window
             seen_BS = torch.where(self.positions_B[:, None] < self._capacity, seen_BS, in_ring_S)
         torch.where(seen_BS, self._seen, self._unseen, out=self.mask_BS)
 
-    def _place_of(self, positions: Tensor) -> Tensor:
-        """Return where tokens are kept, as `KVCache.slots` says."""
+    def _entry_of(self, positions: Tensor) -> Tensor:
+        """Return the cache entries of tokens at these positions, as `KVCache.entries` does."""
         if not self._window:
-            # A text that is full has no room for one more key: it is read again before it goes on.
+            # A full slot is prefilled again before it continues; until then the index only has to be valid.
             return positions.clamp(max=self._capacity - 1)
         first = self._capacity - self._window
         return torch.where(positions < self._capacity, positions, first + (positions - self._capacity) % self._window)
 
     def append(self, layer: int, key_BK1E: Tensor, value_BK1E: Tensor) -> tuple[Tensor, Tensor]:
-        """Store one layer's keys and values of this step; return all there is room for, shapes BKSE."""
+        """Store one layer's keys and values of this step; return all entries, used or not, shapes BKSE."""
         keys_BKSE, values_BKSE = self.keys_LBKSE[layer], self.values_LBKSE[layer]
         at_BK1E = self.at_B[:, None, None, None].expand_as(key_BK1E)
         keys_BKSE.scatter_(2, at_BK1E, key_BK1E)
@@ -79,22 +79,22 @@ class StaticCache:
         return keys_BKSE, values_BKSE
 
     def append_tokens(self, tokens_B1: Tensor) -> Tensor:
-        """Store this step's tokens; return the last N of each slot, and V where there is none."""
+        """Store this step's tokens; return the last N of each slot, with V for missing ones."""
         self.tokens_BS.scatter_(1, self.at_B[:, None], tokens_B1)
         back_BN = self.positions_B[:, None] + self._back_N
-        tokens_BN = self.tokens_BS.gather(1, self._place_of(back_BN.clamp(min=0)))
-        forgotten_BN = back_BN < 0
+        tokens_BN = self.tokens_BS.gather(1, self._entry_of(back_BN.clamp(min=0)))
+        missing_BN = back_BN < 0
         if self._window:
             rolling_B1 = self.positions_B[:, None] >= self._capacity
-            forgotten_BN = forgotten_BN | (rolling_B1 & (self._back_N <= -self._window))
-        return tokens_BN.masked_fill(forgotten_BN, self._nothing)
+            missing_BN = missing_BN | (rolling_B1 & (self._back_N <= -self._window))
+        return tokens_BN.masked_fill(missing_BN, self._no_token)
 
     def advance(self, tokens: int) -> None:
-        """Count the token of each active slot as read."""
+        """Advance the position of each active slot."""
         self.positions_B.add_(self.active_B, alpha=tokens)
 
     def fill(self, slot: int, read: KVCache) -> None:
-        """Copy the cache of one text into a slot."""
+        """Copy the cache of one sequence into a slot."""
         length = read.length
         for layer, (keys_BKSE, values_BKSE) in enumerate(zip(self.keys_LBKSE, self.values_LBKSE, strict=True)):
             keys_BKSE[slot, :, :length] = read.keys_LBHSE[layer, 0, :, :length]
@@ -104,7 +104,7 @@ class StaticCache:
 
 
 class LearnedPositions(nn.Module):
-    """The row of the model's position embedding for each slot's next token, whatever positions are asked for."""
+    """The model's position embedding at each slot's own position; the argument of `forward` is ignored."""
 
     def __init__(self, embedding: nn.Embedding, cache: StaticCache) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class LearnedPositions(nn.Module):
 
 
 class RotaryPositions(nn.Module):
-    """The model's rotary positions, each slot at its own next position, whatever start is asked for."""
+    """The model's rotary embedding at each slot's own position; the `start` of `forward` has no effect."""
 
     def __init__(self, rotary: Rotary, cache: StaticCache) -> None:
         super().__init__()
@@ -131,37 +131,37 @@ class RotaryPositions(nn.Module):
         self.rotary.sines_SE.copy_(angles_BE.sin())
 
     def forward(self, x_B1HE: Tensor, start: int) -> Tensor:
-        # The model takes the slots for the times of one text, and rotates each by its own angle.
+        # Slots and time are swapped: the model's code then rotates each slot by a row of the angles, as it does time.
         return self.rotary(x_B1HE.transpose(0, 1), start).transpose(0, 1)
 
 
 class OtherModelError(Exception):
-    """The model is not one of Quill's own, so that there is no static twin of it."""
+    """The model has other weights than Quill's own models, so there is no static twin of it."""
 
 
 class StaticModel:
-    """A twin of a model over the same weights, which reads one token in each of `slots` slots at once.
+    """A twin of a model with the same weights, which computes one token in each of `slots` slots at once.
 
-    It keeps the weights where they are now: what is later written into them in place it sees, and a model that moves
-    leaves it behind.
+    It shares the model's weight tensors: in-place changes affect both. If the model is moved to another device, the
+    twin keeps the old tensors.
     """
 
     def __init__(self, model: Model, slots: int) -> None:
         weight = model.token_embedding.weight
         self.cache = StaticCache(model.config, slots, weight.device, weight.dtype)
-        with torch.device("meta"):  # a shape without memory, which is then given the weights
+        with torch.device("meta"):  # without memory for weights; those of the model are assigned below
             self.twin = build_model(model.config).eval()
         weights, known = model.state_dict(), self.twin.state_dict()
         for name in sorted(weights.keys() | known.keys()):
             if name not in weights or name not in known or weights[name].shape != known[name].shape:
                 raise OtherModelError(f"and this engine does not know its weight {name}")
         self.twin.load_state_dict(weights, assign=True)
-        twin: Any = self.twin  # whose parts are exchanged, which types do not foresee
+        twin: Any = self.twin  # untyped, because submodules and methods are replaced
         self.rotary: RotaryPositions | None = None
         if isinstance(self.twin, GPT):
             twin.position_embedding = LearnedPositions(self.twin.position_embedding, self.cache)
         else:
-            # Its tables belong to the shape, not to the weights.
+            # Built anew, because its tables are not among the weights that were assigned.
             rotary = Rotary(model.config.block_size, model.config.n_embd // model.config.n_head)
             self.rotary = RotaryPositions(rotary.to(weight.device), self.cache)
         for block in twin.blocks:

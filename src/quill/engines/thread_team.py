@@ -1,9 +1,8 @@
 """Threads that call one function together, for the compiled step, whose threads wait for each other.
 
-The caller is none of them. So an exception that Python raises in the caller, such as KeyboardInterrupt in the main
-thread, never stops one of several threads that wait for each other. The threads are daemons: they work until the
-interpreter ends, also after the main thread has ended and in `atexit`. A forked child process has none of its parent's
-threads and starts its own.
+The caller is not one of them. So an exception in the caller, such as KeyboardInterrupt in the main thread, never stops
+a thread that others wait for. The threads are daemons: they run until the interpreter ends, also after the main thread
+has ended and in `atexit`. A forked child process has none of its parent's threads and starts its own.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class ThreadTeam:
         self._unfinished = False  # whether the threads may still work for a caller that was interrupted
 
     def start(self) -> int:
-        """Start the threads if they are not running, and return how many work together; 1 where none can be started."""
+        """Start the threads if they are not running, and return their number, or 1 if they cannot be started."""
         if self.size > 1 and self._inbox is None:
             inbox: SimpleQueue[Any] = SimpleQueue()
             followers: list[SimpleQueue[Any]] = [SimpleQueue() for _ in range(self.size - 1)]
@@ -54,9 +53,9 @@ class ThreadTeam:
         done: SimpleQueue[BaseException | None] = SimpleQueue()
         self._unfinished = True
         try:
-            self._inbox.put((function, done))  # one call that cannot be interrupted halfway
+            self._inbox.put((function, done))  # one call that a signal cannot interrupt in the middle
             error = done.get()
-        except BaseException:  # Ctrl-C: what still runs writes into the arrays of the next call
+        except BaseException:  # Ctrl-C: threads that still run would write into the arrays of the next call
             self.wait()
             raise
         self._unfinished = False
@@ -64,7 +63,7 @@ class ThreadTeam:
             raise error
 
     def wait(self) -> None:
-        """Wait until no thread works for a caller that was interrupted."""
+        """Wait until no thread runs for an interrupted caller."""
         if self._unfinished and self._inbox is not None:
             done: SimpleQueue[BaseException | None] = SimpleQueue()
             self._inbox.put((None, done))

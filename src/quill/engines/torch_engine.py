@@ -1,7 +1,7 @@
 """The reference engine: the model itself with its key/value cache, on any device.
 
-On a CPU each sequence is computed by itself, so that not a bit of it depends on the others. On other devices sequences
-of the same length are computed as one batch.
+On a CPU each sequence is computed by itself, so that its bits do not depend on the others. On other devices sequences
+of equal length are computed as one batch.
 
 Shapes: B sequences, T tokens, V vocabulary.
 """
@@ -33,7 +33,7 @@ if hasattr(os, "register_at_fork"):
 
 @dataclass
 class _Sequence:
-    """One sequence: its request, where its keys and values are, and its last token."""
+    """One sequence: its request, the cache and row with its keys and values, and its last token."""
 
     slot: int
     request: Request
@@ -56,7 +56,7 @@ class TorchEngine:
     """An `Engine` by PyTorch."""
 
     burst = 1
-    copy = None  # a matrix product of another size may round differently; equal prompts are read once though
+    copy = None  # a matrix product of another size may round differently; but equal prompts are computed once
 
     def __init__(self, model: Model, slots: int = 1) -> None:
         weight = model.token_embedding.weight
@@ -107,7 +107,7 @@ class TorchEngine:
         return self._choose(sequences, logits_BV)
 
     def _groups(self, sequences: list[_Sequence]) -> list[list[int]]:
-        """Return which of these sequences are computed as one batch, by their numbers in the list."""
+        """Return lists of indices of the sequences that are computed as one batch."""
         if self.device.type == "cpu":
             return [[i] for i in range(len(sequences))]
         groups: dict[int, list[int]] = {}
@@ -116,7 +116,7 @@ class TorchEngine:
         return list(groups.values())
 
     def _gather(self, sequences: list[_Sequence]) -> KVCache:
-        """Return one cache of all these sequences of the same length; the one they share already, if they do."""
+        """Return one cache with all these sequences of equal length: the one that they already share, or a new one."""
         first = sequences[0].cache
         assert first is not None
         rows = first.keys_LBHSE.size(1)

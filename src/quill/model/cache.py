@@ -3,10 +3,10 @@
 It is an argument of the model and belongs to one batch of sequences; the model keeps no reference to it.
 
 If positions can roll (`rolling_window` of the configuration), a full cache takes further tokens one at a time: its last
-`window` slots become a ring buffer in which each new token replaces the oldest. The order of slots does not matter to a
-query, because each key contains its position. The slots before the ring keep the beginning of the sequence.
+`window` entries become a ring buffer in which each new token replaces the oldest. The order of entries does not matter
+to a query, because each key contains its position. The entries before the ring keep the beginning of the sequence.
 
-    slots      0 … beginning … | … ring of `window` slots …  capacity
+    entries    0 … beginning … | … ring of `window` entries …  capacity
 
 Sources: Shazeer 2019, "Fast Transformer Decoding", section 2 (incremental decoding); Jiang et al. 2023, "Mistral 7B",
 section 2 (rolling buffer cache).
@@ -48,15 +48,15 @@ class KVCache:
 
     @property
     def rolled(self) -> bool:
-        """Whether there were more tokens than slots, so that some were overwritten."""
+        """Whether there were more tokens than entries, so that some were overwritten."""
         return self.length > self.capacity
 
     def append(self, layer: int, key_BHTE: Tensor, value_BHTE: Tensor) -> tuple[Tensor, Tensor]:
         """Store one layer's keys and values of T new tokens; return those of all S attended tokens, shapes BHSE.
 
-        Those of a ring are in the order of its slots.
+        Those of a ring are in the order of its entries.
         """
-        new, attended = self.slots(key_BHTE.size(2))
+        new, attended = self.entries(key_BHTE.size(2))
         keys_BHSE, values_BHSE = self.keys_LBHSE[layer], self.values_LBHSE[layer]
         keys_BHSE[:, :, new] = key_BHTE
         values_BHSE[:, :, new] = value_BHTE
@@ -64,12 +64,12 @@ class KVCache:
 
     def append_tokens(self, tokens_BT: Tensor) -> Tensor:
         """Store T new token ids, for models with n-gram embeddings; return all S attended ones, in order."""
-        new, attended = self.slots(tokens_BT.size(1))
+        new, attended = self.entries(tokens_BT.size(1))
         self.tokens_BS[:, new] = tokens_BT
         return self.tokens_BS[:, attended].roll(attended.stop - new.stop, dims=1)  # the newest comes last
 
-    def slots(self, T: int) -> tuple[slice, slice]:
-        """Return the slots of T new tokens, and all slots that these tokens attend to."""
+    def entries(self, T: int) -> tuple[slice, slice]:
+        """Return the entries of T new tokens, and all entries that these tokens attend to."""
         end, limit = self.length + T, self.capacity
         if end <= limit:
             return slice(self.length, end), slice(0, end)
@@ -77,8 +77,8 @@ class KVCache:
             one_by_one = "; beyond it, give them token by token" if self.window else ""
             raise ConfigError(f"{end} tokens do not fit the model's context of block_size={limit}{one_by_one}")
         first = limit - self.window
-        slot = first + (self.length - limit) % self.window
-        return slice(slot, slot + 1), slice(first, limit)
+        entry = first + (self.length - limit) % self.window
+        return slice(entry, entry + 1), slice(first, limit)
 
     def advance(self, tokens: int) -> None:
         """Add to `length`, once every layer has appended the new tokens."""
@@ -97,7 +97,7 @@ class KVCache:
     def truncate(self, length: int) -> None:
         """Remove all tokens after the first `length`; the cache is then as it was at that length.
 
-        Once a ring has overwritten tokens, `length` can only be within the slots before the ring.
+        Once a ring has overwritten tokens, `length` can only be within the entries before the ring.
         """
         whole = self.capacity - self.window if self.rolled else self.length
         accepted = f"from 0 to the {whole} tokens that are stored" + (" of the beginning" if self.rolled else "")

@@ -1,4 +1,4 @@
-"""What a layer does to one row: embedding, norm, rotary positions, cache and attention, as in the two model files.
+"""The operations of a layer on one row: embedding, norm, rotary positions, cache, attention, as in the model files.
 
 Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2; for the rest, model/gpt.py and model/modern.py.
 
@@ -17,7 +17,7 @@ from quill.engines.numba_step.workspace import LANES, PANEL, ROWS_AT_ONCE
 
 @compiled
 def normalize_row(shape, weights, norm, inputs, input_at, outputs, output_at):
-    """Write a normalised row: LayerNorm number `norm` with its weights, or RMSNorm, which has none."""
+    """Write a normalised row: LayerNorm number `norm` with its weights, or RMSNorm without weights."""
     D, width = shape.n_embd, shape.width
     mean = np.float32(0.0)
     if not shape.modern:
@@ -53,7 +53,7 @@ def embed(shape, weights, work, row):
         sums[i] = token_row[i]
     work.history[slot * shape.capacity + cache_index(shape, position)] = token
     key, factor, first = token, 1, 0
-    rows = weights.ngram_rows[-1] if len(weights.ngram_rows) > 0 else 1  # shorter tables have a row for every key
+    rows = weights.ngram_rows[-1] if len(weights.ngram_rows) > 0 else 1  # tables with fewer rows have one for every key
     for back in range(1, len(weights.ngram_rows) + 1):
         before = shape.vocab_size  # where there is no token, or it was overwritten
         if position >= back and (position < shape.context or back < shape.window):
@@ -90,7 +90,7 @@ def attended_range(shape, position):
 
 @compiled
 def compute_rope_angles(shape, weights, work, row):
-    """Write the cosines and sines of a row's position; beyond the tables in float64, as the model does."""
+    """Write the cosines and sines of a row's position; beyond the tables in float64, like the model."""
     pairs, position = shape.head_size // 2, work.positions[row]
     cosines, sines = work.cosines[row * pairs : (row + 1) * pairs], work.sines[row * pairs : (row + 1) * pairs]
     if position < shape.context:
@@ -131,7 +131,7 @@ def apply_rope(shape, work, values, at, row):
 
 @compiled
 def write_kv(shape, work, layer, row, head):
-    """Prepare the queries that share a key, and write the key and its value to the cache."""
+    """Normalise, rotate and scale the queries of a key head, and write its key and value to the cache."""
     E, H, K = shape.head_size, shape.n_head, shape.n_kv_head
     index, group, at = cache_index(shape, work.positions[row]), H // K, row * shape.projected
     key_at, value_at = at + (H + head) * E, at + (H + K + head) * E
@@ -169,7 +169,7 @@ def copy(source, source_at, target, target_at, count):
 
 @compiled
 def attend_tile(shape, work, thread, layer, first, count, head):
-    """heads = softmax(query · keys) · values for up to 6 rows and one head, over all tokens that each row attends to.
+    """Compute heads = softmax(query · keys) · values for up to 6 rows and one head, over the attended tokens.
 
     The `count` rows from `first` on are of one sequence, so they share every key and value that is read. Past the
     context a sequence has one row.

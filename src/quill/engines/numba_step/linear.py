@@ -41,7 +41,7 @@ from quill.engines.numba_step.workspace import (
 
 @compiled
 def wait(counters, thread, threads):
-    """Wait until all threads are here: spin for a while, and then sleep, so that other programs get this core."""
+    """Wait until all threads have called this: spin for a while, then sleep, so that other programs get the core."""
     if threads == 1:
         return
     own = 8 * (thread + 1)
@@ -143,9 +143,9 @@ def own_rows(thread, threads, work):
 
 
 def linear(thread, threads, rows, matrix, layer, inputs, first_input, stride, outputs, width, mode, work):
-    """outputs = inputs · matrix + bias with an epilogue, this thread's panels of it.
+    """Compute outputs = epilogue(inputs · matrix + bias), this thread's panels of it.
 
-    The inputs must be complete; the outputs of other threads are complete after the next `wait`.
+    The inputs must be complete. The outputs of all threads are complete after the next `wait`.
     """
 
 
@@ -171,7 +171,8 @@ def _linear_float32(thread, threads, rows, matrix, layer, inputs, first_input, s
 
 
 def _linear_int8(thread, threads, rows, matrix, layer, inputs, first_input, stride, outputs, width, mode, work):
-    # x ≈ s (c - 128) and w ≈ u d, with codes c and d and a scale a row and an output:  Σ x w ≈ s u (Σ c d - 128 Σ d)
+    # x ≈ s (c - 128) and w ≈ u d, with codes c and d, scale s of the row and u of the output:
+    # Σ x w ≈ s u (Σ c d - 128 Σ d)
     longest = len(work.codes) // len(work.code_scales)
     first_code = 0
     if rows <= FEW:

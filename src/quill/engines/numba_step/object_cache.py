@@ -27,7 +27,7 @@ ENTRY = "decode_steps"
 
 
 class CompiledStep:
-    """The compiled step: call it with the number of a thread and the address of its arguments. It releases the GIL."""
+    """The compiled step, called with the number of a thread and the address of its arguments. It releases the GIL."""
 
     def __init__(self, code: bytes) -> None:
         self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())  # owns the code
@@ -44,7 +44,7 @@ class CompiledStep:
 
 
 def words_of(arguments: tuple) -> np.ndarray:
-    """Return what a `StructPointer` points to: numbers as 64 bits, arrays as address and lengths, in field order.
+    """Return the memory of a `StructPointer`: numbers as 64 bits, arrays as address and lengths, in field order.
 
     The caller keeps the arrays alive while the words are in use.
     """
@@ -64,20 +64,20 @@ def _words(value) -> Iterator[int]:
 
 
 def load_step(kind: str, example: KernelArgs, before_compiling: Callable[[], None]) -> CompiledStep:
-    """Return the step for arguments of these types, which `kind` names in the cache."""
+    """Return the compiled step for arguments of these types; `kind` is its name in the cache."""
     file = code_folder() / f"{kind}.o"
     code = _read(file)
     if code is None:
         before_compiling()
         code = _compile(example)
-        with contextlib.suppress(OSError):  # where it cannot be stored, it is compiled again the next time
+        with contextlib.suppress(OSError):  # if it cannot be stored, it is compiled again the next time
             write_atomically(file, hashlib.sha256(code).hexdigest().encode() + b"\n" + code)
     return CompiledStep(code)
 
 
 @cache
 def code_folder() -> Path:
-    """Return the folder of the machine code that these sources give on this processor."""
+    """Return the folder for the machine code of these sources on this processor."""
     what = [version("numba"), llvm.get_process_triple(), llvm.get_host_cpu_name(), _features()]
     sources = [source.read_bytes() for source in sorted(Path(__file__).parent.glob("*.py"))]
     digest = hashlib.sha256(b"\0".join([*(word.encode() for word in what), *sources]))
@@ -89,7 +89,7 @@ def _features() -> str:
 
 
 def _read(file: Path) -> bytes | None:
-    """Return stored code; None where there is none, or where it is damaged."""
+    """Return stored code, or None if there is none or it is damaged."""
     try:
         digest, _, code = file.read_bytes().partition(b"\n")
     except OSError:
@@ -107,7 +107,7 @@ def _machine() -> llvm.TargetMachine:
 
 
 def _compile(example: KernelArgs) -> bytes:
-    """Let Numba compile the step for arguments like these, and return an object file."""
+    """Compile the step with Numba for arguments of these types, and return an object file."""
     from numba import typeof, types
 
     from quill.engines.numba_step.sampling import OPTIONS, njit

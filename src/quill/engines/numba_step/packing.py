@@ -1,6 +1,6 @@
-"""Packs a model's weights as the compiled step reads them: panels of 64 outputs, in float32 or int8.
+"""Pack a model's weights for the compiled step: panels of 64 outputs, in float32 or int8.
 
-This happens once, when an engine is made. A panel lies in memory in the order in which it is read.
+This happens once, when an engine is made. A panel is stored in the order in which it is read.
 
 Sources: Goto & van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication", section 4 (packing); Dettmers
 et al. 2022, "LLM.int8()", section 2.1 (a scale for each row).

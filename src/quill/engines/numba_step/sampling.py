@@ -25,7 +25,7 @@ arithmetic = njit(fastmath={"contract"}, **OPTIONS)  # a product and a sum may b
 
 @arithmetic
 def exponential(x):
-    """Return e to the x, as exact as float32 allows: 2 to a whole number times a polynomial (Cephes, expf)."""
+    """Return e to the x, to float32 precision: a power of two times a polynomial (Cephes, expf)."""
     x = min(max(x, np.float32(-87.0)), np.float32(88.0))
     whole = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
     rest = x - whole * np.float32(0.693359375) + whole * np.float32(2.12194440e-4)
@@ -88,7 +88,7 @@ def sort(values):
 
 @compiled
 def choose(logits, slot, uniform, sampler, scores, ordered):
-    """Return the next token of a row; `scores` and `ordered` are buffers of as many numbers."""
+    """Return the next token of a row; `scores` and `ordered` are buffers of the same length as `logits`."""
     V = len(logits)
     for i in range(V):
         scores[i] = logits[i]

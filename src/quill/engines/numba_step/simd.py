@@ -1,7 +1,7 @@
-"""What Numba cannot express in Python: vectors of 16 numbers, and threads that wait for each other.
+"""Functions that Numba cannot express in Python: vectors of 16 numbers, and threads that wait for each other.
 
-Every function here generates a few lines of LLVM's intermediate language. LLVM splits the vectors where a processor has
-shorter ones. The order of additions is fixed here, so a result does not depend on how many rows are computed.
+Every function here generates a few lines of LLVM's intermediate language. LLVM splits the vectors if a processor has
+shorter ones. The order of additions is fixed here, so a result does not depend on the number of rows.
 
 Sources: LLVM Language Reference Manual, sections "Vector Type", "llvm.fma" and "Atomic Memory Ordering Constraints";
 futex(2).
@@ -88,9 +88,9 @@ def _product(rows):
 
     @intrinsic
     def product(typing, outputs, output_at, weights, weight_at, inputs, input_at, stride, depth):
-        """outputs[r, j] = sum over k of inputs[r, k] * weights[k, j], for 64 columns j, added up in the order of k.
+        """Compute outputs[r, j] = sum over k of inputs[r, k] * weights[k, j], for 64 columns j, in the order of k.
 
-        Of float32 weights k counts numbers; of int8 weights it counts groups of four, and outputs are int32.
+        For float32 weights k counts numbers; for int8 weights it counts groups of four, and outputs are int32.
         """
         whole = weights.dtype == types.int8
 
@@ -202,7 +202,7 @@ def read_counter(typing, counters, at):
 
 @intrinsic
 def pause(typing):
-    """Tell the core that this thread spins, so that it saves power and serves its other hardware thread."""
+    """Hint to the core that this thread spins, so that it saves power and runs its other hardware thread."""
 
     def generate(context, builder, signature, arguments):
         if "sse2" in FEATURES:
@@ -215,7 +215,7 @@ def pause(typing):
 
 @intrinsic
 def sleep_while_equal(typing, counters, at, value):
-    """Sleep while a counter has this value, until `wake_sleepers`; return early at will. futex(2) on Linux."""
+    """Sleep while a counter has this value, until `wake_sleepers`; may return early. futex(2) on Linux."""
 
     def generate(context, builder, signature, arguments):
         if FUTEX is None:

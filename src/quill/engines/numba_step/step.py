@@ -1,8 +1,8 @@
 """One step of a GPT on a CPU, compiled by Numba: token ids of a batch of rows in, next-token logits out.
 
-It is model/gpt.py and model/modern.py in loops instead of tensors, and tests prove them equal. A prompt is read as many
-rows of one sequence, a batch as one row of many sequences; both are this step. The result of a row does not depend on
-the other rows, because each number is summed in a fixed order.
+It is model/gpt.py and model/modern.py in loops instead of tensor operations; tests compare them. A prompt is many rows
+of one sequence, a decoding batch is one row each of many sequences; both are this step. The result of a row does not
+depend on the other rows, because every sum is computed in a fixed order.
 
 All threads call every function of this file together. Each computes its share between two calls of `wait`.
 
@@ -21,9 +21,9 @@ from quill.engines.numba_step.workspace import ADD, FEW, ROWS_AT_ONCE, STORE
 
 @compiled
 def forward(thread, threads, rows, kept, shape, weights, work):
-    """Read `rows` tokens, and write the logits of the rows in `kept`, in this order, to `work.logits`."""
+    """Compute `rows` tokens, and write the logits of the rows in `kept`, in this order, to `work.logits`."""
     width, counters = shape.width, work.counters
-    apart = len(kept) == rows  # whether each row is of another sequence, so that none attends to another
+    apart = len(kept) == rows  # whether each row is of another sequence, so that no row attends to another
     for row in range(1, rows):
         apart = apart and work.slots[row] != work.slots[row - 1]
     for row in range(thread, rows, threads):
@@ -81,7 +81,7 @@ def normalize_rows(thread, threads, rows, shape, weights, work, norm):
 
 @compiled
 def attention(thread, threads, rows, kept, apart, layer, shape, work):
-    """Let all rows attend to their sequences; return the number of rows that go on: after the last layer those kept."""
+    """Compute attention of all rows; return how many rows continue: in the last layer only those in `kept`."""
     group = shape.n_head // shape.n_kv_head
     items = rows * shape.n_kv_head
     for item in range(thread, items, threads):
@@ -93,12 +93,12 @@ def attention(thread, threads, rows, kept, apart, layer, shape, work):
     if apart:
         return rows
     wait(work.counters, thread, threads)
-    if layer == shape.n_layer - 1 and len(kept) < rows:  # the other rows' logits are not wanted
+    if layer == shape.n_layer - 1 and len(kept) < rows:  # the logits of the other rows are not needed
         if thread == 0:
             gather_rows(shape, work, kept)
         rows = len(kept)
         wait(work.counters, thread, threads)
-    # Tiles are dealt out in turn: later rows attend to more tokens, so equal ranges of rows would not be equal work.
+    # Tiles are assigned in turn: later rows attend to more tokens, so equal ranges of rows would not be equal work.
     item = first = 0
     while first < rows:
         count = 1
@@ -126,7 +126,7 @@ def gather_rows(shape, work, kept):
 
 @compiled
 def decode_steps(thread, arguments):
-    """Read rows and choose the successors of those that are kept, then repeat with these, as `Call` says.
+    """Compute rows and choose the next tokens of those in `kept`, then repeat with these, as described by `Call`.
 
     Every thread calls this with its number.
     """

@@ -1,8 +1,8 @@
 """A named tuple as one pointer, for Numba: the arguments of the compiled step.
 
-The named tuples of `workspace.py` have about four hundred numbers and addresses for a model. Passed by value, each
-function would be compiled with all of them as arguments. Here a function gets a pointer, and `work.keys` loads its
-field from the words that `object_cache.words_of` wrote.
+The named tuples of `workspace.py` have about four hundred numbers and addresses for a model. If they were passed by
+value, each function would be compiled with all of them as arguments. Here a function gets a pointer, and `work.keys`
+loads the field from the words of `object_cache.words_of`.
 
 Source: Numba's manual, "Low-level extension API".
 """
@@ -26,13 +26,13 @@ class StructPointer(types.Type):
 
     def __init__(self, fields) -> None:
         self.fields = fields
-        # The name of a compiled function contains the names of its types, which would be thousands of letters.
+        # A compiled function's name contains the names of its argument types: thousands of letters without the digest.
         super().__init__(name=f"StructPointer_{sha256(str(fields).encode()).hexdigest()[:8]}")
 
 
 @register_model(StructPointer)
 class StructPointerModel(models.PrimitiveModel):
-    """In memory it is a pointer to words of 64 bits."""
+    """Represented as a pointer to 64-bit words."""
 
     def __init__(self, manager, struct) -> None:
         super().__init__(manager, struct, I64.as_pointer())
@@ -62,7 +62,7 @@ def load_field(context, builder, struct, pointer, name):
 
     def word(number):
         loaded = builder.load(builder.gep(pointer, [I64(first + number)]))
-        loaded.set_metadata("invariant.load", never_changes)  # so it may be loaded once, before a loop
+        loaded.set_metadata("invariant.load", never_changes)  # so the load can be moved out of a loop
         return loaded
 
     if isinstance(kind, types.BaseNamedTuple):

@@ -16,10 +16,10 @@ import numpy as np
 LANES = 16  # numbers in a vector
 PANEL = 64  # outputs that are computed together: four vectors
 ROWS_AT_ONCE = 6  # rows that share each weight they load: 24 sums and 4 weights fit the 32 registers of AVX-512
-FEW = 2  # up to so many rows, each thread normalises all of them for itself
+FEW = 2  # up to this many rows, each thread normalises all of them for itself
 ARRIVED, SLEEPING = 0, 1  # counters of all threads
 SLEEPS = 1  # of the counters of one thread, after its number of waits: how often it slept
-SPINS = 4000  # before a thread sleeps, some 100 microseconds: sleeping and waking take about as long
+SPINS = 4000  # before a thread sleeps: about 100 microseconds, as long as sleeping and waking take
 STORE, ADD, GELU, RELU, RELU_SQUARED = range(5)  # epilogues of a product
 
 
@@ -54,7 +54,7 @@ class Shape(NamedTuple):
     scores: int  # of a row of logits, padded
     context: int  # tokens in the cache of a sequence
     window: int  # the last of its entries, which are a ring once all are used; 0 where positions cannot roll
-    capacity: int  # room for its entries, padded
+    capacity: int  # number of entries, padded
 
 
 class Weights(NamedTuple):
@@ -78,7 +78,7 @@ class Weights(NamedTuple):
 
 
 class Workspace(NamedTuple):
-    """What a step writes: the state of all sequences, and buffers."""
+    """Memory that a step writes: the state of all sequences, and buffers."""
 
     keys: np.ndarray  # slot L K panel-of-S E 64
     values: np.ndarray  # slot L K panel-of-E S 64
@@ -121,7 +121,7 @@ class Sampler(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One call: read `rows` tokens, choose the successors of those in `kept`, and repeat with the chosen tokens."""
+    """One call: compute `rows` tokens, choose the next tokens of those in `kept`, and repeat with the chosen tokens."""
 
     threads: int
     steps: int
