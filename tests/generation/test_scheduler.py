@@ -25,8 +25,8 @@ def admitted(scheduler: Scheduler) -> list[int]:
 def test_requests_get_slots_in_the_order_of_coming():
     scheduler = scheduler_of((1,), (2,), (3,), (4,))
     assert admitted(scheduler) == [0, 1]
-    scheduler.leave(2)  # while it waits
-    scheduler.leave(0)
+    scheduler.end(2)  # while it waits
+    scheduler.end(0)
     assert admitted(scheduler) == [3]
 
 
@@ -34,7 +34,7 @@ def test_very_many_requests_leave_the_queue_in_any_order():
     # W13: each departure once rebuilt the whole queue, so that these took hours.
     scheduler = scheduler_of(*[(1,)] * 200_000)
     for request_id in [*range(0, 200_000, 2), *reversed(range(1, 200_000, 2))]:
-        scheduler.leave(request_id)
+        scheduler.end(request_id)
     assert not scheduler.busy and not scheduler.waiting
 
 
@@ -46,15 +46,15 @@ def test_a_parked_request_waits_for_its_reader_and_comes_back_at_the_end_of_the_
     assert admitted(scheduler) == [1]
     scheduler.resume(0)
     assert list(scheduler.waiting) == [2, 0]
-    scheduler.leave(2)
-    scheduler.leave(1)
+    scheduler.end(2)
+    scheduler.end(1)
     assert admitted(scheduler) == [0]
 
 
 def test_a_parked_request_that_was_cancelled_does_not_come_back():
     scheduler = scheduler_of((1,))
     scheduler.park(0)
-    scheduler.leave(0)
+    scheduler.end(0)
     scheduler.resume(0)
     assert not scheduler.busy and not scheduler.waiting
 
@@ -63,7 +63,7 @@ def test_after_a_restart_every_open_request_waits_the_oldest_first_and_slots_are
     scheduler = scheduler_of((1, 2, 3, 4, 5, 6, 7, 8, 9), (2,), (3,), (1, 2, 3, 4, 5, 6, 7, 8, 9))
     assert admitted(scheduler) == [0, 1]
     scheduler.park(1)
-    scheduler.leave(2)
+    scheduler.end(2)
     scheduler.restart()
     assert list(scheduler.waiting) == [0, 1, 3]
     assert (admission := scheduler.admit()) is not None and admission.shared == 0
@@ -73,9 +73,9 @@ def test_a_paused_request_gives_its_slot_only_to_one_that_waits():
     scheduler = scheduler_of((1,), (2,))
     assert admitted(scheduler) == [0, 1]
     scheduler.running[1].paused = True
-    assert scheduler.in_the_way() is None
+    assert scheduler.preemptible() is None
     scheduler.add(2, Request((3,), 5))
-    assert scheduler.in_the_way() == 1
+    assert scheduler.preemptible() == 1
 
 
 def test_shared_prefixes_are_found_at_every_length():

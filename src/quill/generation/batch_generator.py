@@ -1,18 +1,18 @@
-"""The loop of generation: requests go in at any time, and come out token by token, many of them computed together.
+"""The generation loop: requests are added at any time, computed together, and answered token by token.
 
-It knows tokens only; text, stop strings and prompts belong to `language_model.py`. Which request runs is decided in
-`scheduler.py`, and the arithmetic is an engine's.
+It handles tokens only: text, stop strings and prompts are in `language_model.py`. `scheduler.py` decides which requests
+run, and an engine computes them.
 
-Past the trained context the cost of a token stays bounded. A modern model has rotary positions, which have no end: its
-window rolls, each token takes the place of the oldest, and the model sees the last `rolling_window` tokens, three
-quarters of `block_size`. A classic model has learned positions for `block_size` tokens, which are part of its cached
-keys. When its slot is full, the last `block_size // 2` tokens are read again, so it always sees at least that half.
+Past the trained context the cost of a token stays bounded. A modern model has rotary positions without a limit: its
+window rolls, each token replaces the oldest, and attends to the last `rolling_window` tokens, three quarters of
+`block_size`. A classic model has learned positions for `block_size` tokens, which are part of its cached keys. When its
+slot is full, the last `block_size // 2` tokens are prefilled again, so a token attends to at least that half.
 
-Readers need not keep up. A request whose reader leaves `LEAD` tokens unread is paused; it gives up its slot when
-another request waits for one, and is computed again from its prompt when its reader comes back.
+Readers may be slow. A request whose reader leaves `LEAD` tokens unread is paused; it loses its slot when another
+request waits for one, and is computed again from its prompt when its reader continues.
 
-A step is committed whole or not at all. If an exception ends it, Ctrl-C for example, the next step computes every
-running sequence again from its prompt. What readers have got already is not handed out twice.
+A step is committed whole or not at all. If an exception ends it, such as Ctrl-C, the next step computes every running
+sequence again from its prompt. Events that readers have already received are not repeated.
 
 Reference: Yu et al. 2022, "Orca: A Distributed Serving System for Transformer-Based Generative Models", section 3.1.
 
@@ -36,18 +36,18 @@ from quill.generation.scheduler import Admission, RunningSequence, Scheduler
 from quill.process import lock_freed_by_fork
 from quill.validation import require
 
-LEAD = 128  # tokens that a row may be ahead of its reader
+LEAD = 128  # number of tokens that a row may be ahead of its reader
 
 END = 2**63  # the index of an event that comes after all tokens
 AFTER_END = END + 1
 
 Indexed = tuple[int, TokenEvent]
-"""an event and the number of its token in the row, by which a reader drops what comes twice"""
+"""an event and the index of its token in the row, by which a reader drops duplicates"""
 
 
 @dataclass
 class _Inbox:
-    """The events of one reader that it has not read yet."""
+    """The unread events of one reader."""
 
     limit: int
     rows: dict[int, int] = field(default_factory=dict)  # request id: row
@@ -60,7 +60,7 @@ class _Inbox:
 
 
 class BatchGenerator:
-    """Writes many sequences together with one engine. What a request gets does not depend on the others.
+    """Generates many sequences together with one engine. The result of a request does not depend on the others.
 
     All methods may be called from several threads.
     """
@@ -77,10 +77,10 @@ class BatchGenerator:
         self._lock = lock_freed_by_fork()
 
     def follow(self, requests: Sequence[Request]) -> Generator[tuple[int, TokenEvent]]:
-        """Add requests and yield their events, each as its row (the place in `requests`) and the event, until all end.
+        """Add requests and yield their events as (row, event), row being the index in `requests`, until all end.
 
-        Asking for the next event lets all sequences write on, so several readers may take turns, from several threads
-        too. When the iterator is closed or deleted, its requests are cancelled. A token outside the vocabulary is a
+        Each request for the next event may advance all sequences, so several readers may alternate, also in several
+        threads. When the iterator is closed or deleted, its requests are cancelled. A token outside the vocabulary is a
         ConfigError.
         """
         checked: set[int] = set()
@@ -112,11 +112,11 @@ class BatchGenerator:
                         del num_read[request_id]
                     yield rows[request_id], event
         finally:
-            # Garbage collection runs this in any thread, in the middle of a step too: no lock may be taken here.
+            # The garbage collector may run this in any thread, even during a step: no lock may be taken here.
             self._cancelled.extend(inbox.rows)
 
     def add(self, request: Request) -> int:
-        """Let a request begin as soon as a slot is free, and return its id. A full queue is a BusyError."""
+        """Add a request to the queue, and return its id. A full queue is a BusyError."""
         self._check(request)
         with self._lock:
             return self._add(request)
@@ -138,7 +138,7 @@ class BatchGenerator:
             require(valid, "token", token, f"a whole number from 0 to {vocab_size - 1}")
 
     def cancel(self, request_id: int) -> None:
-        """End a request before the next step, whether it writes or waits; one that has ended stays as it is."""
+        """End a running or waiting request before the next step. Cancelling one that has ended does nothing."""
         self._cancelled.append(request_id)
         if (inbox := self._inboxes.get(request_id)) is not None:
             inbox.events.append((END, TokenEvent(request_id, None, "cancelled")))
@@ -151,12 +151,12 @@ class BatchGenerator:
             return self.scheduler.busy
 
     def step(self) -> list[TokenEvent]:
-        """Let waiting requests begin, and all write on by one burst of tokens. Events are in the order of writing."""
+        """Admit waiting requests, advance all sequences by one burst of tokens, and return the events in order."""
         with self._lock:
             return self._step()
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
-        """Return logits_TV of up to `context` tokens, by the weights that texts are written with."""
+        """Return logits_TV of up to `context` tokens, computed by the engine that generates."""
         with self._lock:
             return self.engine.logits(tokens)
 
@@ -166,7 +166,7 @@ class BatchGenerator:
         self._step_failed = True
         self._apply_cancellations()
         self._share_slots(reader)
-        events = self._write()
+        events = self._advance()
         self._commit(events)
         self._step_failed = False
         return [event for _, event in events]
@@ -182,11 +182,11 @@ class BatchGenerator:
         while self._cancelled:
             request_id = self._cancelled[0]
             self._inboxes.pop(request_id, None)
-            self._release(self.scheduler.leave(request_id))
-            self._cancelled.popleft()  # last, so that an interruption loses none
+            self._release(self.scheduler.end(request_id))
+            self._cancelled.popleft()  # last, so that an interruption loses no cancellation
 
     def _share_slots(self, reader: _Inbox | None) -> None:
-        """Resume the requests of the reader that asks, and pause those whose readers are behind."""
+        """Resume the parked requests of the calling reader, and pause requests whose readers are behind."""
         for _ in range(min(self.engine.slots, len(reader.parked)) if reader else 0):
             assert reader is not None
             self.scheduler.resume(reader.parked.popleft())
@@ -194,11 +194,11 @@ class BatchGenerator:
             sequence.paused = self._is_behind(request_id)
 
     def _admit(self) -> Admission | None:
-        """Admit a request whose reader is not behind, in the slot of a paused one if there is no other."""
+        """Admit a request whose reader is not behind, in the slot of a paused request if no other is free."""
         waiting = self.scheduler.waiting
         while waiting and self._is_behind(request_id := next(iter(waiting))):
             self._park(request_id)
-        if (paused := self.scheduler.in_the_way()) is not None:
+        if (paused := self.scheduler.preemptible()) is not None:
             self._park(paused)
         return self.scheduler.admit()
 
@@ -210,47 +210,49 @@ class BatchGenerator:
         self._inboxes[request_id].parked.append(request_id)
         self._release(self.scheduler.park(request_id))
 
-    def _write(self) -> list[Indexed]:
+    def _advance(self) -> list[Indexed]:
+        """Admit requests, prefill their slots, and decode one burst."""
         events = []
-        most = self.engine.slots * self.engine.burst  # very many short texts take several steps
+        most = self.engine.slots * self.engine.burst  # very many short sequences take several steps
         while len(events) < most and (admissions := list(iter(self._admit, None))):
             self._burst = 1  # a new request gets its first token at once
             events += [self._end(a.sequence) for a in admissions if a.sequence.remaining == 0]
-            events += self._read([self._begin(a) for a in admissions if a.sequence.remaining])
-        events += self._make_room()
-        sequences = self.scheduler.writing()
+            events += self._prefill([self._begin(a) for a in admissions if a.sequence.remaining])
+        events += self._handle_full_slots()
+        sequences = self.scheduler.active()
         if steps := self.scheduler.steps(self._burst):
-            events += self._take(sequences, self.engine.decode([sequence.slot for sequence in sequences], steps))
+            events += self._append(sequences, self.engine.decode([sequence.slot for sequence in sequences], steps))
             self._burst = min(2 * self._burst, self.engine.burst)
         return events
 
-    def _make_room(self) -> list[Indexed]:
-        """Let full slots roll, or read the last half of their sequences again where they cannot."""
-        full = [s for s in self.scheduler.writing() if not s.rolled and s.num_cached > self.engine.context]
+    def _handle_full_slots(self) -> list[Indexed]:
+        """Mark full slots as rolled, or prefill them with half of their sequences if the engine cannot roll."""
+        full = [s for s in self.scheduler.active() if not s.rolled and s.num_cached > self.engine.context]
         for sequence in full:
             sequence.rolled = self.engine.rolls
             if not sequence.rolled:
                 sequence.start = len(sequence.tokens) - max(1, self.engine.context // 2)
-        return self._read([(sequence, 0) for sequence in full if not sequence.rolled])
+        return self._prefill([(sequence, 0) for sequence in full if not sequence.rolled])
 
     def _begin(self, admission: Admission) -> tuple[RunningSequence, int]:
-        """Prepare the slot of a sequence; return the sequence and how many of its tokens the slot holds by then."""
+        """Assign and prepare the slot of a sequence; return the sequence and how many of its tokens are in the slot."""
         sequence = admission.sequence
         self.engine.assign(sequence.slot, sequence.request)
         if admission.shared and admission.source != sequence.slot:
-            assert self.engine.copy is not None  # or nothing would be shared
+            assert self.engine.copy is not None  # otherwise the scheduler shares nothing
             self.engine.copy(admission.source, sequence.slot, admission.shared)
         return sequence, admission.shared
 
-    def _read(self, sequences: Sequence[tuple[RunningSequence, int]]) -> list[Indexed]:
-        """Read all tokens of sequences but the first ones, which their slots hold already."""
+    def _prefill(self, sequences: Sequence[tuple[RunningSequence, int]]) -> list[Indexed]:
+        """Prefill the slots of sequences, each without its first tokens, which its slot holds already."""
         if not sequences:
             return []
-        prompts = [PrefillInput(s.slot, s.cached_tokens[held:], held) for s, held in sequences]
-        return self._take([sequence for sequence, _ in sequences], self.engine.prefill(prompts))
+        prompts = [PrefillInput(s.slot, s.cached_tokens[shared:], shared) for s, shared in sequences]
+        return self._append([sequence for sequence, _ in sequences], self.engine.prefill(prompts))
 
-    def _take(self, sequences: Sequence[RunningSequence], output: StepOutput) -> list[Indexed]:
-        # Once a token and row: what can be looked up before the loops is.
+    def _append(self, sequences: Sequence[RunningSequence], output: StepOutput) -> list[Indexed]:
+        """Append the tokens of an output to their sequences, and return the events."""
+        # The inner loop runs once per token and row, so attributes are looked up before it.
         events: list[Indexed] = []
         rows = [
             (s.request_id, s.tokens, s.num_generated, s.num_generated + s.remaining - 1, s.open_request.num_committed,
@@ -289,7 +291,7 @@ class BatchGenerator:
             sequence.open_request.num_committed = max(sequence.open_request.num_committed, sequence.num_generated)
         for _, event in events:
             if event.finish_reason is not None:
-                self.scheduler.leave(event.request_id)
+                self.scheduler.end(event.request_id)
 
     def _release(self, sequence: RunningSequence | None) -> None:
         if sequence is not None:

@@ -1,4 +1,4 @@
-"""Whole texts with what is known of their tokens."""
+"""Generated texts with their tokens, and their assembly from pieces."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ FinishReason = Literal["length", "stop"]
 
 @dataclass(frozen=True)
 class Completion:
-    """A text that was generated, whole, with its tokens."""
+    """A complete generated text with its tokens."""
 
     text: str
-    """what was generated, without the stop string; with `echo`, the prompt before it"""
+    """the generated text without the stop string; with `echo`, the prompt before it"""
     tokens: tuple[Token, ...]
-    """every token that was chosen, also those of the stop string; with `echo`, those of the prompt before them"""
+    """every generated token, including those of the stop string; with `echo`, those of the prompt before them"""
     finish_reason: FinishReason
     """whether it ended at max_new_tokens ("length") or at a stop string ("stop")"""
 
     @property
     def mean_logprob(self) -> float:
-        """Return the mean log-probability of its tokens, in nats, over those of which it is known; 0 without any."""
+        """Mean log-probability of the tokens that have one, in nats; 0 if none has."""
         known = [token.logprob for token in self.tokens if token.logprob is not None]
         return sum(known) / max(1, len(known))
 
 
 class Piece(NamedTuple):
-    """A piece of one row as it is generated."""
+    """A piece of the text of one row, as it is generated."""
 
     row: int
     text: str
@@ -62,5 +62,5 @@ def join(pieces: Iterable[tuple[int, str]], num_rows: int) -> list[str]:
 
 
 def likeliest(completions: Sequence[Completion], count: int) -> list[Completion]:
-    """Return the `count` completions whose tokens are likeliest on average, the likeliest first."""
+    """Return the `count` completions with the highest mean log-probability, the highest first."""
     return sorted(completions, key=lambda completion: -completion.mean_logprob)[:count]

@@ -1,4 +1,4 @@
-"""One forward pass over tokens that are given: logits of a text, and the loss over a whole text. Needs PyTorch.
+"""Forward passes over given tokens: logits of a sequence, and the loss over a whole text. Needs PyTorch.
 
 Shapes: B batch, T time, V vocabulary.
 """
@@ -26,7 +26,7 @@ MOST_NAMED = 10  # characters in a message
 
 
 def logits_of(model: Model, tokens: Sequence[int] | np.ndarray | Tensor) -> Tensor:
-    """Return logits_TV, float32, of one sequence of token ids of shape (T,); ConfigError where they are no such."""
+    """Return logits_TV, float32, of one sequence of token ids of shape (T,); ConfigError for anything else."""
     if isinstance(tokens, np.ndarray):
         tokens = tokens.tolist()  # memory-mapped tokens are read-only, which PyTorch warns about
     vocab_size, device = model.config.vocab_size, model.token_embedding.weight.device
@@ -57,8 +57,8 @@ def evaluate_text(
 ) -> Evaluation:
     """Return the loss over a whole text, each token but the first scored once.
 
-    `path` is what `find_corpus` takes; exactly one of `path` and `text` is given. `logits` returns logits_TV of token
-    ids in the model's stead, for weights that are not PyTorch's.
+    `path` is as for `find_corpus`; exactly one of `path` and `text` is given. `logits`, if given, returns logits_TV of
+    token ids instead of the model, for weights that are not in PyTorch, such as int8.
     """
     if (path is None) == (text is None):
         raise ConfigError("evaluate takes a path or text=…, and exactly one of them")
@@ -80,7 +80,7 @@ def evaluate_text(
 
 
 def _require_known(tokenizer: Tokenizer, text: str) -> None:
-    """Raise TokenizerError that names the characters of a text which the vocabulary lacks."""
+    """Raise TokenizerError if the vocabulary lacks characters of a text; it names them."""
     unknown = Counter(character for _, character in tokenizer.unknown_characters(text))
     if unknown:
         named = ", ".join(f"{c!r} ({count:,} times)" for c, count in unknown.most_common(MOST_NAMED))

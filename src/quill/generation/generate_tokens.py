@@ -1,4 +1,4 @@
-"""Generation of tokens alone, without text: one prompt, one or several rows."""
+"""Generation of token ids without a tokenizer: one prompt, one or several rows."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def generate_tokens(
 ) -> Iterator[list[int]]:
     """Yield the next token of each of `num_samples` rows, `max_new_tokens` times, all continuing one prompt.
 
-    Row r draws from its own random stream of (seed, r), so it does not depend on how many rows are written. Impossible
-    values are a ConfigError.
+    Row r uses its own random stream of (seed, r), so it does not depend on the number of rows. Impossible values are a
+    ConfigError.
     """
     num_samples = whole_number("num_samples", num_samples, least=1)
     token_ids = tuple(prompt.tolist() if isinstance(prompt, np.ndarray) else prompt)
@@ -36,7 +36,7 @@ def generate_tokens(
 
 
 def _rows(events: Iterator[tuple[int, TokenEvent]], num_samples: int) -> Iterator[list[int]]:
-    """Yield tokens as soon as each row has its next one."""
+    """Yield the next token of every row, as soon as all rows have one."""
     ready: list[deque[int]] = [deque() for _ in range(num_samples)]
     for row, event in events:
         if event.token is not None:

@@ -1,6 +1,6 @@
-"""A trained model with its tokenizer, as text in and text out. This is what `quill.load("out")` returns.
+"""A trained model with its tokenizer: text in, text out. `quill.load("out")` returns a LanguageModel.
 
-Everything that can be wrong with a request is found when the method is called, before the first token.
+Every error in the arguments of a method is raised when it is called, before the first token.
 
 Reference: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), for generation by continuation.
 
@@ -44,12 +44,13 @@ OnStatus = Callable[[str], None]
 
 
 class LanguageModel:
-    """A GPT and its tokenizer. A request that cannot be met is a ConfigError or a TokenizerError.
+    """A GPT and its tokenizer. Arguments that cannot be used are a ConfigError or a TokenizerError.
 
-    `engine` is torch, numba, cuda or auto; `quantization` None or "int8". Engines other than torch take the weights as
-    they are when the first text is generated. `on_status` is called with a sentence where something takes long or is
-    not as asked. All methods may be called from several threads. `copy.deepcopy` gives an independent model, and
-    pickling moves a model to another process; neither keeps `on_status`.
+    `engine` is torch, numba, cuda or auto; `quantization` is None or "int8". Engines other than torch copy the weights
+    when the first text is generated; later changes have no effect. `on_status` is called with a sentence when something
+    takes long, or another engine is used than requested. All methods may be called from several threads.
+    `copy.deepcopy` returns an independent model, and pickling moves a model to another process; neither keeps
+    `on_status`.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class LanguageModel:
 
     @property
     def checkpoint(self) -> Checkpoint | None:
-        """The checkpoint that was loaded; None for a model that was made in this program."""
+        """The checkpoint that was loaded; None for a model that was built in this program."""
         return self._source if isinstance(self._source, Checkpoint) else None
 
     @property
@@ -92,7 +93,7 @@ class LanguageModel:
 
     @property
     def batch(self) -> BatchGenerator:
-        """What generates all texts of this model, for all readers together. Its engine is made at the first use."""
+        """The generator of all texts of this model, shared by all readers. Its engine is made at the first use."""
         with self._lock:
             if self._batch is None:
                 slots = how_many_slots(self.config, device_of(self._source))
@@ -109,13 +110,13 @@ class LanguageModel:
     def generate(
         self, prompt: str, *, num_samples: int | None = None, **options: Unpack[GenerateOptions]
     ) -> str | list[str]:
-        """Return the text that continues the prompt, or with `num_samples` a list of so many texts.
+        """Return a text that continues the prompt, or with `num_samples` a list of that many texts.
 
-        The prompt is not part of it, unless `echo` is True. The first of several texts is what one call gives with the
-        same seed.
+        The prompt is included only if `echo` is True. The first of several texts is the one that a call for a single
+        text returns with the same seed.
         """
         count = self._count(num_samples)
-        pieces = self._write("generate", prompt, count, None, options)
+        pieces = self._generate("generate", prompt, count, None, options)
         texts = join(((piece.row, piece.text) for piece in pieces), count)
         return texts[0] if num_samples is None else texts
 
@@ -132,12 +133,12 @@ class LanguageModel:
     def stream(
         self, prompt: str, *, num_samples: int | None = None, **options: Unpack[GenerateOptions]
     ) -> Generator[str] | Generator[tuple[int, str]]:
-        """Return an iterator over the text of `generate` in pieces, as they come; a character is never cut.
+        """Return an iterator over the text of `generate` in pieces of whole characters, as they are generated.
 
-        With `num_samples` it gives (row, piece), because the rows are generated together. A stream that is not read
-        stops after a bounded lead; when it is closed or deleted, the rest is cancelled.
+        With `num_samples` it yields (row, piece), because the rows are generated together. Generation pauses if the
+        iterator is not read; when it is closed or deleted, the rest is cancelled.
         """
-        pieces = self._write("stream", prompt, self._count(num_samples), None, options)
+        pieces = self._generate("stream", prompt, self._count(num_samples), None, options)
         if num_samples is None:
             return (piece.text for piece in pieces if piece.text)
         return ((piece.row, piece.text) for piece in pieces if piece.text)
@@ -151,17 +152,17 @@ class LanguageModel:
         logprobs: int | None = None,
         **options: Unpack[GenerateOptions],
     ) -> list[Completion]:
-        """Return `num_samples` whole texts with their tokens and why each ended.
+        """Return `num_samples` complete texts, with their tokens and why each ended.
 
-        `logprobs` asks for the log-probability of each token, and for so many of the likeliest tokens at each place.
-        `best_of` generates so many texts and returns those whose tokens are likeliest on average. With `echo` the
-        prompt's tokens are included; the probability of the first, and of those before the context, is not known.
+        `logprobs` requests the log-probability of each token, and of that many of the likeliest tokens at each
+        position. `best_of` generates that many texts and returns those with the highest mean log-probability. With
+        `echo` the prompt's tokens are included; the first one, and those before the context, have no log-probability.
         """
         count = self._count(num_samples)
         many = count if best_of is None else whole_number("best_of", best_of, least=1)
         require(many >= count, "best_of", best_of, f"at least num_samples={num_samples}")
-        asked = logprobs if logprobs is not None or best_of is None else 0
-        completions = collect(self._write("complete", prompt, many, asked, options), many)
+        needed = logprobs if logprobs is not None or best_of is None else 0
+        completions = collect(self._generate("complete", prompt, many, needed, options), many)
         if best_of is not None:
             completions = likeliest(completions, count)
         if options.get("echo"):
@@ -171,7 +172,7 @@ class LanguageModel:
         return completions
 
     def logits(self, tokens: str | Sequence[int] | np.ndarray | Tensor) -> Tensor:
-        """Return logits_TV of the PyTorch model: row t scores each token as the successor of tokens 0 to t.
+        """Return logits_TV of the PyTorch model: row t scores each token as the next one after tokens 0 to t.
 
         `tokens` is text, token ids, or an array or tensor of shape (T,), from 1 to block_size of them.
         """
@@ -184,9 +185,9 @@ class LanguageModel:
     ) -> Evaluation:
         """Return the loss over a whole text, each token but the first scored once, in windows of block_size.
 
-        `path` is a file, a folder, a pattern or the name of a corpus, as for `quill train`; `text` is the text itself.
+        `path` is a file, a folder, a glob or the name of a corpus, as for `quill train`; `text` is the text itself.
         With quantization the quantized model is measured. Characters that the vocabulary lacks are a TokenizerError
-        that names them, and a text of less than two tokens is a CorpusError.
+        that names them, and a text of fewer than two tokens is a CorpusError.
         """
         from quill.generation.forward import evaluate_text
 
@@ -196,10 +197,10 @@ class LanguageModel:
     def _count(self, num_samples: object) -> int:
         return 1 if num_samples is None else whole_number("num_samples", num_samples, least=1)
 
-    def _write(
+    def _generate(
         self, method: str, prompt: str, num_rows: int, logprobs: int | None, options: GenerateOptions
     ) -> Iterator[Piece]:
-        """Check everything now, and return an iterator over what will be generated."""
+        """Check all arguments now, and return an iterator over the pieces of all rows."""
         check_names(method, options)
         stop_strings = as_stop_strings(options.get("stop"))
         first = make_request(self.tokenizer, prompt, options, logprobs)
@@ -219,7 +220,7 @@ class LanguageModel:
             yield from (Piece(row, before, None, None) for row in range(len(streams)))
         for row, event in events:
             stream = streams[row]
-            if stream.stopped:  # of the same burst, behind the stop string
+            if stream.stopped:  # a token of the same burst, after the stop string
                 continue
             piece = stream.feed(event.token.token_id) if event.token is not None else ""
             if stream.stopped:
@@ -261,11 +262,11 @@ def load(
     on_status: OnStatus | None = None,
     **old: Unpack[OldLoadOptions],
 ) -> LanguageModel:
-    """Load a trained model: a run directory, a checkpoint folder or a .safetensors file, else the newest run here.
+    """Load a trained model from a run directory, a checkpoint folder or a .safetensors file, by default the newest run.
 
-    `checkpoint` says which one of a run: the best has the lowest validation loss. `engine` is auto, torch, numba or
-    cuda. `quantization="int8"` rounds the weights to 8 bits: a quarter of the memory, faster, slightly higher loss.
-    What cannot be read is a CheckpointError.
+    `checkpoint` selects one of a run: the best has the lowest validation loss. `engine` is auto, torch, numba or cuda.
+    `quantization="int8"` rounds the weights to 8 bits: a quarter of the memory, faster, slightly higher loss. A model
+    that cannot be read is a CheckpointError.
     """
     spin_briefly()
     if old:
@@ -281,15 +282,15 @@ def load(
 
 
 def save(model: LanguageModel, path: str | PathLike[str]) -> Path:
-    """Save a model with its tokenizer, so that `load` opens it, and return the file.
+    """Save a model with its tokenizer for `load`, and return the file.
 
     A path that ends in .safetensors is the file; any other is a folder, and the file in it is model.safetensors. It is
-    written whole or not at all, and replaces one that is there. What cannot be written is a CheckpointError.
+    written whole or not at all, and replaces an existing file. If it cannot be written, that is a CheckpointError.
     """
     require(isinstance(model, LanguageModel), "model", model, "a LanguageModel, as quill.load returns it")
     source, about = model.checkpoint, {}
     if source is not None:
-        unchanged = "model" not in vars(source)  # else its weights may have been trained since
+        unchanged = "model" not in vars(source)  # otherwise its weights may have been trained since
         about = {"step": source.step, "val_loss": source.val_loss if unchanged else None}
         about["text_sha256"] = source.text_sha256
     return save_model(checked_path(path), model.model, model.tokenizer, **about)

@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens, from the model's own scores.
+"""Log-probabilities of tokens, from the model's own logits.
 
 Shapes: T tokens, V vocabulary.
 """
@@ -14,7 +14,7 @@ from quill.engines.request import Token
 
 
 def with_logprobs(token_id: int, logits_V: np.ndarray, top: int | None) -> Token:
-    """Return a token with the log-probabilities that were asked for: log softmax of the model's own scores."""
+    """Return a token with the requested log-probabilities: the log-softmax of the model's own logits."""
     if top is None:
         return _plain_token(token_id)
     logits_V = logits_V.astype(np.float64)
@@ -30,9 +30,9 @@ _plain_token = functools.cache(Token)  # one for each token of a vocabulary
 def prompt_tokens(
     token_ids: Sequence[int], context: int, top: int | None, logits: Callable[[Sequence[int]], np.ndarray]
 ) -> list[Token]:
-    """Return the tokens of a prompt with the log-probabilities that were asked for, by logits_TV of the last `context`.
+    """Return the tokens of a prompt with the requested log-probabilities; `logits` computes logits_TV.
 
-    The first token of these, and any before them, have none.
+    Only the last `context` tokens are scored; their first one, and any token before them, has no log-probability.
     """
     if top is None:
         return [Token(token_id) for token_id in token_ids]

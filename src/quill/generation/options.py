@@ -1,4 +1,4 @@
-"""The options of the methods that generate text, and their checks: everything is checked before the first token."""
+"""The options of the methods that generate text, and their checks, all before the first token."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from quill.validation import nearest, require, show
 
 
 class GenerateOptions(TypedDict, total=False):
-    """What `generate`, `stream` and `complete` take beside the prompt and `num_samples`."""
+    """Options of `generate`, `stream` and `complete` besides the prompt and `num_samples`."""
 
     max_new_tokens: int
     """how many tokens to generate at most (500)"""
@@ -57,7 +57,7 @@ class OldLoadOptions(TypedDict, total=False):
 
 
 class UnknownOptionError(ConfigError, TypeError):
-    """An option that a method does not take. It is a TypeError too, as for any unknown keyword in Python."""
+    """An option that a method does not have. It is also a TypeError, like any unknown keyword in Python."""
 
 
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -70,7 +70,7 @@ OLD_NAMES = {"which": "checkpoint", "weights": "quantization", "tell": "on_statu
 
 
 def check_names(method: str, options: Iterable[str]) -> None:
-    """Raise UnknownOptionError for the first of these options that the method does not take."""
+    """Raise UnknownOptionError for the first of these options that the method does not have."""
     for name in options:
         if name not in OPTIONS[method]:
             other = next((m for m, names in OPTIONS.items() if name in names), "")
@@ -79,7 +79,7 @@ def check_names(method: str, options: Iterable[str]) -> None:
 
 
 def renamed(old: OldLoadOptions) -> dict[str, Any]:
-    """Return keywords of earlier versions by their present names, with a FutureWarning for each."""
+    """Return keywords of earlier versions under their current names, with a FutureWarning for each."""
     new: dict[str, Any] = {}
     for name, value in old.items():
         if name not in OLD_NAMES:
@@ -95,7 +95,7 @@ def renamed(old: OldLoadOptions) -> dict[str, Any]:
 
 
 def make_request(tokenizer: Tokenizer, prompt: str, options: GenerateOptions, logprobs: int | None) -> Request:
-    """Return the request for the first row; what cannot be used is a ConfigError or a TokenizerError."""
+    """Return the request for the first row; an impossible value is a ConfigError or a TokenizerError."""
     settings: dict[str, Any] = {"max_new_tokens": 500, "temperature": 0.8, **options}
     require(isinstance(settings.get("echo", False), bool), "echo", settings.get("echo"), "True or False")
     names = [field.name for field in fields(SamplingConfig)]
@@ -111,7 +111,7 @@ def make_request(tokenizer: Tokenizer, prompt: str, options: GenerateOptions, lo
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, unknown: str) -> list[int]:
-    """Return the tokens of a prompt, at least one; `unknown` is what to do with characters that have none."""
+    """Return the tokens of a prompt, at least one; `unknown` is what to do with characters without a token."""
     require(isinstance(prompt, str), "prompt", prompt, "text")
     require(unknown in ("error", "skip"), "unknown", unknown, "'error' or 'skip'")
     if prompt == "":

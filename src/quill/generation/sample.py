@@ -1,4 +1,4 @@
-"""The sample that a training run generates at each evaluation, and the prompt where none is given."""
+"""The sample that a training run generates at each evaluation, and the default prompt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def default_prompt(tokenizer: Tokenizer) -> str:
-    """Return the prompt to use where none is given: a line break, or the first token of a vocabulary without one."""
+    """Return the default prompt: a line break, or the first token if the vocabulary has no line break."""
     return "\n" if not tokenizer.unknown_characters("\n") else tokenizer.decode([0])
 
 

@@ -1,14 +1,14 @@
-"""Which requests run: a queue, a fixed number of slots, and what each slot holds.
+"""Which requests run: a queue, a fixed number of slots, and the tokens in each slot.
 
-Plain Python without a tensor. A slot holds the keys and values of one sequence, so the number of slots bounds memory.
-A slot that was released keeps its contents until another request needs it: a request that begins with the same tokens
-copies them instead of computing them again.
+Plain Python without tensors. A slot holds the keys and values of one sequence, so the number of slots limits memory.
+A released slot keeps its contents until another request needs it: a request that begins with the same tokens copies
+them instead of computing them again.
 
-The tokens of a request are a pure function of the request and the model. So a sequence can be stopped and written again
-from its prompt at any time, and gives the same tokens; `num_committed` says how many of them are known already. This is
-how a request gives up its slot (`park`) and how a step that failed half-way is undone (`restart`). (With the torch
-engine on a GPU, logits depend in their last bits on the sequences beside, so tokens of nearly equal probability may
-change places.)
+The tokens of a request are a pure function of the request and the model. So a sequence can be stopped and computed
+again from its prompt at any time, with the same tokens; `num_committed` is the number of those that readers already
+have. `park` uses this to free a request's slot, and `restart` to undo a step that failed. (With the torch engine on a
+GPU, the last bits of logits depend on the other sequences of the batch, so one of two tokens of nearly equal
+probability may be chosen instead of the other.)
 
 References: Yu et al. 2022, "Orca", section 3.1 (iteration-level scheduling); Kwon et al. 2023, "Efficient Memory
 Management for Large Language Model Serving with PagedAttention", sections 4.4 (shared prefixes) and 4.5 (preemption by
@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from quill.engines.request import BusyError, Request
 from quill.validation import require
 
-MIN_SHARED = 8  # tokens: computing fewer again is faster than waiting for them
+MIN_SHARED = 8  # tokens: computing fewer is faster than waiting until they can be copied
 
 
 @dataclass
@@ -34,23 +34,23 @@ class OpenRequest:
     request_id: int
     request: Request
     num_committed: int = 0
-    """how many of its tokens were handed out; when they are computed again they are not handed out again"""
+    """number of its tokens that were reported; when they are computed again they are not reported again"""
 
 
 @dataclass
 class RunningSequence:
-    """A request that has a slot: all its tokens, and from which of them on the slot holds them."""
+    """A request that has a slot: all its tokens, and which of them are in the slot."""
 
     open_request: OpenRequest
     slot: int
     tokens: list[int]
     start: int
-    """the first token that the slot holds; earlier ones were dropped"""
+    """index of the first token in the slot; earlier ones were dropped"""
     num_generated: int = 0
     rolled: bool = False
     """whether the slot drops its oldest token with each new one"""
     paused: bool = False
-    """whether it keeps its slot but writes nothing, because its reader is behind"""
+    """whether it keeps its slot but does not advance, because its reader is behind"""
 
     @property
     def request_id(self) -> int:
@@ -72,29 +72,29 @@ class RunningSequence:
 
     @property
     def remaining(self) -> int:
-        """How many tokens are still to be written."""
+        """Number of tokens still to be generated."""
         return self.request.max_new_tokens - self.num_generated
 
 
 @dataclass(frozen=True)
 class Admission:
-    """A sequence that begins, and where it may copy its first tokens from."""
+    """A sequence that begins, and the slot from which its first tokens can be copied."""
 
     sequence: RunningSequence
     source: int
     """a slot that holds the same first tokens; may be the sequence's own"""
     shared: int
-    """how many tokens of it (0: none)"""
+    """number of tokens to copy (0: none)"""
 
 
 @dataclass
 class Scheduler:
-    """Requests and slots. `context` is how many tokens a slot holds."""
+    """Decides which request uses which slot. `context` is the number of tokens in a slot."""
 
     slots: int
     context: int
     max_waiting: int | None = None
-    """how many requests may wait (None: any number); one more is a BusyError"""
+    """maximum number of waiting requests (None: no maximum); one more is a BusyError"""
     shares_prefixes: bool = True
     running: dict[int, RunningSequence] = field(default_factory=dict)
     waiting: OrderedDict[int, OpenRequest] = field(default_factory=OrderedDict)  # O(1) from both ends and the middle
@@ -112,7 +112,7 @@ class Scheduler:
         return bool(self._open)
 
     def require_room(self) -> None:
-        """Raise BusyError where the queue is full."""
+        """Raise BusyError if the queue is full."""
         if self.max_waiting is not None and len(self.waiting) >= self.max_waiting:
             raise BusyError(f"{len(self.waiting)} requests are waiting already: try again later")
 
@@ -121,9 +121,10 @@ class Scheduler:
         self._open[request_id] = self.waiting[request_id] = OpenRequest(request_id, request)
 
     def admit(self) -> Admission | None:
-        """Give a slot to the request that has waited longest; None where no request waits or no slot is free.
+        """Give a slot to the request that has waited longest, or return None if none waits or no slot is free.
 
-        Also None where the request begins like a sequence that has a slot but was not read yet: read that one first.
+        Also None if the request begins like a running sequence that was not prefilled yet: its tokens can be copied
+        later.
         """
         if not self.waiting or not self._free:
             return None
@@ -142,15 +143,15 @@ class Scheduler:
         del self._free[slot], self.waiting[request_id]
         return Admission(sequence, source, shared)
 
-    def leave(self, request_id: int) -> RunningSequence | None:
-        """End a request, wherever it is, and free its slot; return its sequence if it had a slot."""
+    def end(self, request_id: int) -> RunningSequence | None:
+        """End a waiting, parked or running request, and free its slot; return its sequence if it had a slot."""
         self._open.pop(request_id, None)
         self.waiting.pop(request_id, None)
         self._parked.discard(request_id)
         return self.release(request_id)
 
     def release(self, request_id: int) -> RunningSequence | None:
-        """Free the slot of a request that is about to leave; return its sequence if it had a slot."""
+        """Free the slot of a request; return its sequence if it had a slot."""
         sequence = self.running.pop(request_id, None)
         if sequence is not None:
             self._free[sequence.slot] = self._contents(sequence)
@@ -163,40 +164,40 @@ class Scheduler:
         return self.release(request_id)
 
     def resume(self, request_id: int) -> None:
-        """Put a parked request at the end of the queue; one that has ended meanwhile stays as it is."""
+        """Put a parked request at the end of the queue; do nothing for one that has ended meanwhile."""
         if request_id in self._parked:
             self.waiting[request_id] = self._open[request_id]
             self._parked.remove(request_id)
 
     def restart(self) -> None:
-        """Let every request wait again, the oldest first, and take all slots as empty."""
+        """Put every request back into the queue, the oldest first, and treat all slots as empty."""
         self.running, self._parked = {}, set()
         self._free = {slot: [] for slot in range(self.slots)}
         self.waiting = OrderedDict(self._open)
 
     def steps(self, at_most: int) -> int:
-        """Return how many tokens all that write can write before one of them ends or its slot is full."""
-        rooms = [s.remaining if s.rolled else min(s.remaining, self.context - s.num_cached + 1) for s in self.writing()]
-        return max(0, min(at_most, *rooms)) if rooms else 0
+        """Return how many steps all active sequences can take before one of them ends or its slot is full."""
+        limits = [s.remaining if s.rolled else min(s.remaining, self.context - s.num_cached + 1) for s in self.active()]
+        return max(0, min(at_most, *limits)) if limits else 0
 
-    def writing(self) -> list[RunningSequence]:
-        """Return the sequences that the next step continues."""
+    def active(self) -> list[RunningSequence]:
+        """Return the sequences that the next step continues: those that run and are not paused."""
         return [s for s in self.running.values() if not s.paused]
 
-    def in_the_way(self) -> int | None:
-        """Return a paused request whose slot a waiting one could use at once; None where there is no such pair."""
+    def preemptible(self) -> int | None:
+        """Return a paused request whose slot a waiting request needs, or None."""
         if not self.waiting or self._free:
             return None
         return next((request_id for request_id, s in self.running.items() if s.paused), None)
 
     def _contents(self, sequence: RunningSequence) -> list[int]:
-        """Return the tokens whose keys and values a slot holds, as far as they begin a sequence."""
+        """Return the tokens of a slot that other requests can copy: none if it rolled or was not prefilled."""
         return [] if sequence.rolled or not sequence.num_generated else sequence.tokens[sequence.start : -1]
 
     def _longest_prefix(self, tokens: list[int]) -> tuple[int, int]:
-        """Return (slot, length) of the longest beginning of these tokens that some slot holds, without the last one.
+        """Return (slot, length) of the longest prefix of these tokens in any slot, without the last token.
 
-        The last one must be computed in any case, because its logits are wanted.
+        The last token is computed in any case, because its logits are needed.
         """
         if not self.shares_prefixes:
             return -1, 0
@@ -207,7 +208,7 @@ class Scheduler:
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens two sequences have in common from their beginning on."""
+    """Return the length of the common prefix of two sequences."""
     shorter = min(len(one), len(other))
     if one[:shorter] == other[:shorter]:  # the usual case, at the speed of C
         return shorter

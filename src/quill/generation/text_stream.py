@@ -1,7 +1,7 @@
 """From tokens to pieces of text that can be shown at once, ending exactly before a stop string.
 
-What comes out is never taken back: a character comes out only when it is whole, and text that may be the beginning of a
-stop string is held back until the next tokens decide.
+A piece is final: it has whole characters only, and text that may be the beginning of a stop string is held back until
+the next tokens decide.
 
 Reference: Aho & Corasick, "Efficient String Matching" (1975), for the longest end that is a beginning of a pattern.
 """
@@ -16,7 +16,7 @@ from quill.validation import show
 
 
 def as_stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Return stop strings as a tuple; an empty one would stop everything and is a ConfigError."""
+    """Return stop strings as a tuple; an empty one would stop at once and is a ConfigError."""
     strings = () if stop is None else (stop,) if isinstance(stop, str) else stop
     if not isinstance(strings, Sequence) or not all(isinstance(string, str) and string for string in strings):
         raise ConfigError(
@@ -26,9 +26,9 @@ def as_stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def decode_prompt(tokenizer: Tokenizer, tokens: Sequence[int]) -> tuple[str, list[int]]:
-    """Return the text of a prompt without a character that it leaves unfinished, and the tokens of that character.
+    """Return the text of a prompt without an unfinished last character, and the tokens of that character.
 
-    Fed to the TextStream of what follows, these tokens complete the character there.
+    These tokens are given to the TextStream of the generated text, which completes the character.
     """
     decoder = tokenizer.stream_decoder()
     text = "".join(map(decoder.feed, tokens))
@@ -42,11 +42,11 @@ def decode_prompt(tokenizer: Tokenizer, tokens: Sequence[int]) -> tuple[str, lis
 
 
 class TextStream:
-    """Text of one row, token by token; `stopped` turns true when a stop string was generated.
+    """Text of one row, token by token; `stopped` becomes True when a stop string was generated.
 
-    The text is cut before the stop string that is complete first (the longest of those complete at the same
-    character), wherever the pieces happen to end. The stop string itself never comes out. `unfinished` are the tokens
-    of a character that the prompt began.
+    The text ends before the stop string that is complete first (the longest of those complete at the same character),
+    wherever the pieces end. The stop string itself is left out. `unfinished` are the tokens of a character that began
+    in the prompt.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str] = (), unfinished: Sequence[int] = ()) -> None:
@@ -58,11 +58,11 @@ class TextStream:
             self._decoder.feed(token)
 
     def feed(self, token: int) -> str:
-        """Take a token and return the text that is certain now, possibly none."""
+        """Add a token, and return the text that is final now, possibly none."""
         return "" if self.stopped else self._release(self._decoder.feed(token))
 
     def flush(self) -> str:
-        """End the text and return what was held back: no stop string can follow any more."""
+        """End the text, and return the text that was held back: no stop string can follow."""
         if self.stopped:
             return ""
         text = self._release(self._decoder.flush()) + self._held
