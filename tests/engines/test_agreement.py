@@ -192,13 +192,13 @@ def test_a_cache_that_rolls_in_another_way_is_seen_past_the_context(monkeypatch:
     model, engine = random_model(MODERN), make_engine(random_model(MODERN), "numba")
     monkeypatch.setattr(agreement, "IMPLEMENTED", "other source")
     assert difference(model, engine.logits) == ""
-    slots = KVCache.slots
+    entries = KVCache.entries
 
     def one_further(cache: KVCache, T: int) -> tuple[slice, slice]:
-        new, seen = slots(cache, T)
+        new, seen = entries(cache, T)
         return (new, seen) if cache.length < cache.capacity else (new, slice(seen.start + 1, seen.stop))
 
-    monkeypatch.setattr(KVCache, "slots", one_further)
+    monkeypatch.setattr(KVCache, "entries", one_further)
     assert "differ" in difference(model, engine.logits)
 
 
