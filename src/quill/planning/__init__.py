@@ -1,1 +1,1 @@
-"""What a run costs, before it starts."""
+"""Memory, time and settings of a run before it starts."""

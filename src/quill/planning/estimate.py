@@ -1,7 +1,7 @@
-"""What a run will cost, before it starts: parameters, memory, arithmetic and time.
+"""Estimate a run before it starts: parameters, memory, FLOPs and time.
 
-The bytes of tensors are traced (memory_trace.py). The overhead of the process and the times come from a few real steps
-on this machine (timing.py), small enough to be quick, and safe where the real ones would not fit.
+The bytes of tensors are traced (memory_trace.py). The overhead of the process and the times are measured in a few real
+steps on this machine (timing.py), with batches small enough to be quick and to fit into memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from quill.training.config import tokens_per_step
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will need: bytes, FLOPs and seconds. Times are None where not even one window fits."""
+    """What a run will need: bytes, FLOPs and seconds. Times are None if not even one window fits."""
 
     parameters: int
     parameters_without_positions: int
@@ -30,15 +30,15 @@ class Estimate:
     gradients_bytes: int
     optimizer_bytes: int
     activations_bytes: int
-    """most that a step holds beside weights and optimizer state; gradients replace activations"""
+    """peak of a step besides weights and optimizer state; gradients replace activations"""
     process_bytes: int
     """Python and PyTorch themselves; on a GPU, workspaces of its libraries"""
     allocator_bytes: int
     """allocator overhead; below 0 where a compiled model needs less than was traced"""
     peak_bytes: int
-    """most that the process holds at once (its resident set); on a GPU, most that PyTorch allocates there"""
+    """peak of the process (its resident set); on a GPU, peak of PyTorch's allocations there"""
     available_bytes: int
-    """most that it may hold: what is free now, and what it holds already"""
+    """memory that it can use: what is free now, and what it holds already"""
     fits: bool
     largest_batch_size: int
     """the largest micro-batch that fits, 0 if none does"""
@@ -61,16 +61,16 @@ def estimate_run(
     sample_tokens: int = 0,
     on_progress: Callable[[str, float], None] = lambda what, share: None,
 ) -> Estimate:
-    """Return what this run will need on its device, after a few seconds that take little memory themselves.
+    """Return what this run will need on its device. This takes a few seconds and little memory.
 
-    `val_tokens` is the length of the validation split; without it an evaluation is taken to have all its `eval_iters`
+    `val_tokens` is the length of the validation split; without it an evaluation is assumed to have all its `eval_iters`
     batches. `sample_tokens` is the length of the sample at each evaluation. `on_progress` is called before each long
-    phase with its name and the share of the work that is done.
+    phase with its name and the completed share of the work.
     """
     config, device = run.config, run.context.device
     available, seconds = memory_limit(device), {}
     on_progress("loading PyTorch", 0.0)
-    process = memory_without_model(run.context, run)  # before tracing, which loads what only it needs
+    process = memory_without_model(run.context, run)  # before tracing, which loads libraries that a run does not need
     overhead = replace(typical_overhead(run), process=process)
     on_progress("tracing the memory of a step", 0.1)
     cost = trace_step(run)
@@ -79,7 +79,7 @@ def estimate_run(
     if measured:
         on_progress("tracing the memory of the measured step", 0.7)
         tried = trace_step(run.change(batch_size=measured.batch_size))
-        if device.type == "cuda":  # there PyTorch counts exactly, and a compiled model may need less than was traced
+        if device.type == "cuda":  # PyTorch counts exactly there, and a compiled model may need less than was traced
             live = overhead.process + tried.weights + tried.optimizer + tried.activations
             overhead = replace(overhead, fragmentation=(measured.bytes_peak - live) / tried.activations)
         seconds = run_times(run, cost, tried, measured, val_tokens, sample_tokens)

@@ -1,6 +1,6 @@
-"""Sizes that cannot be had: refused before the first tensor, in one line, with the numbers.
+"""Refuse sizes that cannot work before the first tensor is made, in one line with the numbers.
 
-Everything here is arithmetic on lower bounds, so it answers at once for any size.
+Everything here is arithmetic on lower bounds, so it is instant for any size.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from quill.training.config import TrainConfig, tokens_per_step
 from quill.units import format_bytes, format_duration
 
 LONGEST_STEP = 3600.0  # seconds
-LONG_RUN = 3600.0  # seconds: more is worth a warning
-SLOW, FAST = 2e9, 1e15  # FLOP/s: slower than any CPU of today, and faster than a GPU at these sizes
-EFFICIENCY = 0.6  # of a large matrix product's speed, reached by a training step on a CPU (docs/results.md)
+LONG_RUN = 3600.0  # seconds: a longer run gives a warning
+SLOW, FAST = 2e9, 1e15  # FLOP/s: slower than any current CPU, and faster than a GPU at these sizes
+EFFICIENCY = 0.6  # speed of a training step on a CPU, relative to a large matrix product (docs/results.md)
 
 
 def check_size(run: PlannedRun) -> None:
@@ -88,7 +88,7 @@ def or_list(run: PlannedRun) -> str:
 
 
 def count_weights(shape: ModelConfig) -> int:
-    """Return the number of weights of a shape, whatever its depth, without listing its layers."""
+    """Return the number of weights of a shape in constant time for any number of layers."""
 
     def count(layers: int) -> int:
         total = 0
@@ -104,11 +104,11 @@ def count_weights(shape: ModelConfig) -> int:
 
 
 def least_memory(run: PlannedRun) -> int:
-    """Return bytes that training certainly needs: weights, gradients, optimizer state, and part of the activations."""
+    """Return a lower bound of the bytes of training: weights, gradients, optimizer state, part of the activations."""
     shape, config, context = run.model, run.config, run.context
     state = 4 * count_weights(shape) * (3 if config.optimizer == "muon" else 4)
     tokens = run.tokens_per_micro_batch
-    kept = 1 if context.gradient_checkpointing else 8  # tensors of the width that each block keeps, at the least
+    kept = 1 if context.gradient_checkpointing else 8  # tensors of width n_embd that each block keeps, at least
     number = 4 if context.dtype == torch.float32 else 2
     activations = tokens * shape.n_layer * shape.n_embd * kept * number + tokens * shape.vocab_size * 4
     return state + activations
@@ -122,7 +122,7 @@ def step_flops(run: PlannedRun) -> float:
 
 
 def flops_per_second(device: torch.device) -> float:
-    """Return about how many FLOPs a second training reaches on this device; on a CPU a matrix product is timed."""
+    """Return about how many FLOP/s training reaches on this device; on a CPU a matrix product is timed."""
     if device.type != "cpu":
         return FAST
     size = 512

@@ -1,6 +1,6 @@
-"""How much memory a run may take, and the largest micro-batch that fits into it.
+"""How much memory a run can use, and the largest micro-batch that fits into it.
 
-A heap holds more than what is in it: Wilson et al. 1995, "Dynamic Storage Allocation: A Survey".
+On the fragmentation of heaps see Wilson et al. 1995, "Dynamic Storage Allocation: A Survey".
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from quill.planning.planned_run import PlannedRun
 
 @dataclass(frozen=True)
 class Overhead:
-    """What a process holds beside tensors."""
+    """Memory of a process besides tensors."""
 
     process: int
     """bytes of Python and PyTorch themselves"""
@@ -27,16 +27,16 @@ class Overhead:
     """bytes that the allocator holds unused, for each byte of activations"""
 
     def peak(self, cost: StepCost) -> int:
-        """Return the most bytes that a run with such steps holds, whether it trains or evaluates."""
+        """Return the peak memory of a run with such steps, in bytes: the larger of training and evaluation."""
         activations = max(cost.activations + round(self.fragmentation * cost.activations), cost.evaluating)
         return self.process + cost.weights + cost.optimizer + activations
 
 
 def typical_overhead(run: PlannedRun) -> Overhead:
-    """Return the usual overhead, for where it cannot be measured.
+    """Return the usual overhead, for cases in which it cannot be measured.
 
-    glibc's heap cannot reuse all that was freed, the less the more often large blocks come and go. Fitted to what
-    benchmarks/estimate.py measures, with memory kept as commands have it (`keep_freed_memory`).
+    glibc's heap cannot reuse all freed memory, in particular if large blocks are allocated and freed often. The numbers
+    are fitted to measurements of benchmarks/estimate.py with `keep_freed_memory`, as in commands.
     """
     if run.context.device.type != "cpu":
         return Overhead(0, 0.0)
@@ -54,7 +54,7 @@ def largest_batch_size(run: PlannedRun, overhead: Overhead, available: int) -> i
     cost = trace_step(run)
     fixed = overhead.process + cost.weights + cost.optimizer
     left, size = available - fixed, run.config.batch_size
-    for _ in range(6):  # memory is nearly proportional to the batch: the second guess is mostly right
+    for _ in range(6):  # memory is nearly proportional to the batch, so two rounds are usually enough
         guess = max(1, left * size // needed(size))
         if guess == size:
             break
@@ -74,17 +74,17 @@ def safe_batch_size(cost: StepCost, batch_size: int, overhead: Overhead, availab
 
 
 def memory_limit(device: torch.device) -> int:
-    """Return the bytes that this process may hold on the device in all: those it holds now, and those still free."""
+    """Return the bytes that this process can use on the device in all: those that it holds now, and those free."""
     if device.type == "cuda":
         return available_memory(device) + torch.cuda.memory_reserved(device)
     import psutil
 
-    held = psutil.Process().memory_info()
+    used = psutil.Process().memory_info()
     free = available_memory(device)
     with suppress(ImportError):  # Windows has no such limits
         import resource
 
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         if limit != resource.RLIM_INFINITY:
-            free = min(free, max(0, limit - held.vms))
-    return held.rss + free
+            free = min(free, max(0, limit - used.vms))
+    return used.rss + free

@@ -1,7 +1,7 @@
-"""What the tensors of a training step cost, without computing anything: bytes, and FLOPs of matrix products.
+"""Bytes of the tensors of a training step, and FLOPs of its matrix products, without computing it.
 
-One step runs on fake tensors (shapes, no data), and the bytes alive are added up at each operation. It runs the model's
-own code, so the figures follow every change of it.
+One step runs on fake tensors (shapes, no data), and the bytes alive are counted at each operation. It runs the model's
+own code, so the figures follow every change of the model.
 
 Fake tensors: https://docs.pytorch.org/docs/stable/torch.compiler_fake_tensor.html
 """
@@ -31,7 +31,7 @@ from quill.training.parameter_groups import build_optimizer
 
 aten = torch.ops.aten
 FLOPS: dict[Any, Callable[..., int]] = {
-    **flop_registry,  # it lacks the CPU's fused attention, which takes the same tensors first as a GPU's
+    **flop_registry,  # it lacks the CPU's fused attention, whose first arguments are those of a GPU's
     aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[aten._scaled_dot_product_efficient_attention],
     aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
         aten._scaled_dot_product_efficient_attention_backward
@@ -41,14 +41,14 @@ FLOPS: dict[Any, Callable[..., int]] = {
 
 @dataclass(frozen=True)
 class StepCost:
-    """What a step takes: bytes of tensors, and FLOPs."""
+    """Cost of a step: bytes of tensors, and FLOPs."""
 
     weights: int
     optimizer: int
     activations: int
-    """most bytes alive beside these two: activations, and gradients as they replace activations"""
+    """peak bytes besides these two: activations, and gradients as they replace activations"""
     evaluating: int
-    """most bytes alive beside weights and optimizer state while evaluating"""
+    """peak bytes besides weights and optimizer state during an evaluation"""
     flops: int
     """of a micro-batch forward and backward, including what gradient checkpointing recomputes"""
     evaluation_flops: int
@@ -56,7 +56,7 @@ class StepCost:
 
 
 class TensorCounter(TorchDispatchMode):
-    """Counts at every tensor operation: bytes of all tensors alive, their peak, and FLOPs."""
+    """Counts the bytes of all tensors alive, their peak, and FLOPs, at every tensor operation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,10 +88,10 @@ class TensorCounter(TorchDispatchMode):
 
 @functools.lru_cache(maxsize=64)
 def trace_step(run: PlannedRun) -> StepCost:
-    """Return what one step of this run costs, by running it on fake tensors (shapes, no data).
+    """Return the cost of one step of this run, traced on fake tensors (shapes, no data).
 
-    This takes a fraction of a second and no memory. Every device's step runs as on the CPU; for a GPU, attention never
-    stores its weights.
+    This takes a fraction of a second and no memory. The step of every device is traced as on the CPU, except that a
+    GPU's attention never stores its weights.
     """
     config, context = run.config, run.context
     autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=context.dtype != torch.float32)
@@ -112,7 +112,7 @@ def trace_step(run: PlannedRun) -> StepCost:
             check=False,
         )
         tokens_BT = torch.zeros(config.batch_size, run.model.block_size, dtype=torch.long)
-        for _ in range(min(2, config.gradient_accumulation_steps)):  # a third is like the second
+        for _ in range(min(2, config.gradient_accumulation_steps)):  # later ones are like the second
             counter.flops = 0
             with autocast:
                 loss = cross_entropy(model(tokens_BT), tokens_BT)

@@ -1,4 +1,4 @@
-"""What a run that does not fit into memory needs, and which flags make it fit."""
+"""Messages about a run that does not fit into memory: what it needs, and which flags make it fit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from quill.units import format_bytes
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether this error means that memory ran out, on whichever device."""
+    """Return whether this error means that memory ran out, on any device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     signs = (
@@ -29,7 +29,7 @@ def explain_out_of_memory(run: PlannedRun) -> str:
     """Return one line for a run whose memory ran out: what it needs, what is available, and which flags make it fit."""
     try:
         return f"memory ran out: {describe_shortage(run, memory_limit(run.context.device))}"
-    except (RuntimeError, MemoryError):  # too little is left to work anything out
+    except (RuntimeError, MemoryError):  # too little memory is left to compute advice
         return (
             f"memory ran out: batch_size={run.config.batch_size} is too much here; try a smaller --batch_size with "
             f"more --gradient_accumulation_steps, or --gradient_checkpointing=True"
@@ -37,12 +37,12 @@ def explain_out_of_memory(run: PlannedRun) -> str:
 
 
 def foresee_out_of_memory(run: PlannedRun) -> str | None:
-    """Return one line if this run will hardly fit into memory, else None.
+    """Return one line if this run will probably not fit into memory, else None.
 
-    Call it before a run on the CPU: the system may kill a process that takes too much, without a message.
+    Call it before a run on the CPU: the system may kill a process that uses too much, without a message.
     """
     available, shape = memory_limit(run.context.device), run.model
-    # About 16 numbers for each unit of width and 4 for each attention weight: far below the limit nothing is traced.
+    # Far below the limit, by a rough estimate (16 numbers per unit of width, 4 per attention weight), skip the trace.
     kept = shape.n_layer * (16 * shape.n_embd + 4 * shape.n_head * shape.block_size)
     if 4 * (4 * run.tokens_per_micro_batch * kept) < available:
         return None
@@ -58,7 +58,7 @@ def describe_shortage(run: PlannedRun, available: int) -> str:
         return typical_overhead(changed).peak(trace_step(changed))
 
     there = f" and {format_bytes(available)} is available" if available < need(run) else ""
-    # Advice must help although the heap's fragmentation varies.
+    # A margin, so that the advice works although the heap's fragmentation varies.
     available = round(0.85 * min(available, need(run)))
     advice = []
     for checkpointing in (False, True)[run.context.gradient_checkpointing :]:
@@ -81,7 +81,9 @@ def describe_shortage(run: PlannedRun, available: int) -> str:
 def split_batch(run: PlannedRun, available: int) -> PlannedRun | None:
     """Return the same batch in as few micro-batches as fit into the available bytes, or None if no window fits."""
     batch_size, accumulation = run.config.batch_size, run.config.gradient_accumulation_steps
-    several = run.change(gradient_accumulation_steps=2)  # gradients then stay while the next ones are computed
+    several = run.change(
+        gradient_accumulation_steps=2
+    )  # gradients then stay in memory during the next pass
     largest = largest_batch_size(several, typical_overhead(run), available)
     sizes = [size for size in range(1, min(largest, batch_size) + 1) if batch_size % size == 0]
     if not sizes:

@@ -1,4 +1,4 @@
-"""PlannedRun: a run that has not started, as everything in this package takes it."""
+"""PlannedRun: the configurations of a run that has not started."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PlannedRun:
     context: RunContext
 
     def change(self, **values: Any) -> PlannedRun:
-        """Return the run with other values of some fields, whichever of the three has them."""
+        """Return the run with some fields changed, in whichever of the three configurations has them."""
 
         def changed(part: Any) -> Any:
             names = {field.name for field in fields(part)}

@@ -1,14 +1,14 @@
-"""The recipe for a run of so many minutes: time, length of the text and speed of the machine in, settings out.
+"""The recipe for a run of a given time: minutes, length of the text and speed of the machine in, settings out.
 
-Plain arithmetic. Speed is counted in steps of the PROBE, the smallest model of the ladder. How the rules were found, on
-slices of training splits alone, is in docs/log.md:
+Plain arithmetic. Speed is measured in steps of the PROBE, the smallest model of the ladder. The rules were tuned on
+slices of training splits only, as docs/log.md describes:
 
-- The more steps the machine could take, the deeper and wider the model, and the longer its context. Short runs depend
-  on n-gram tables: reading much of the text is worth more to them than depth and width.
-- A text that is read for few epochs is best met with tables for n-grams of up to six characters. `ngram_dropout` is set
-  so that an entry trains about once per text position, however many epochs: rare n-grams would be memorised otherwise.
-  With more epochs (fewer for larger models) only pairs have a table, and all weights decay.
-- A step has 2,048 tokens: smaller ones leave processors idle, larger ones leave too few steps.
+- The more steps the machine can take, the deeper and wider the model, and the longer its context. Short runs rely on
+  n-gram tables: for them, covering much of the text is worth more than depth and width.
+- With few epochs, tables for n-grams of up to six characters give the lowest loss. `ngram_dropout` is set so that an
+  entry trains about once per text position, however many epochs: rare n-grams would be memorised otherwise. With more
+  epochs (fewer for larger models) only bigrams have a table, and all weights decay.
+- A step has 2,048 tokens: fewer leave processors idle, more leave too few steps.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ HEAD_SIZE = 32
 
 @dataclass(frozen=True)
 class Size:
-    """A model for runs in which the machine could take up to `probe_steps` steps of the smallest one.
+    """A model size for runs in which the machine can take up to `probe_steps` steps of the smallest size.
 
-    At `few_epochs` epochs, tables of long n-grams and weight decay are worth the same to it.
+    Up to `few_epochs` epochs, tables of long n-grams give a lower loss than weight decay.
     """
 
     probe_steps: float
@@ -61,7 +61,7 @@ RECIPE: dict[str, Any] = {
 
 
 def choose_size(probe_steps: float, train_tokens: int, val_tokens: int | None = None) -> Size:
-    """Return the size for a machine that could take so many steps of the probe.
+    """Return the size for a machine that can take this many steps of the probe.
 
     A context is at most an eighth of the training split, and shorter than the validation split.
     """
@@ -79,7 +79,7 @@ def choose_recipe(probe_steps: float, train_tokens: int, val_tokens: int | None 
 
 
 def regularization(size: Size, epochs: float) -> dict[str, float]:
-    """Return n-gram tables and weight decay for a run of so many epochs (below 1: a share of the text)."""
+    """Return n-gram tables and weight decay for a run of this many epochs (below 1: a part of the text)."""
     if epochs <= size.few_epochs:
         return {"ngram": 6, "ngram_dropout": round(max(0.1, 1 - 0.9 / epochs), 2), "weight_decay": 0.0}
     decay = round(min(0.6, 0.1 * math.log2(1 + epochs)), 2)
@@ -87,6 +87,6 @@ def regularization(size: Size, epochs: float) -> dict[str, float]:
 
 
 def epochs_of(size: Size, probe_steps: float, train_tokens: int) -> float:
-    """Return about how many epochs such a run has: a step costs in proportion to the matrices of its blocks."""
+    """Return about how many epochs such a run has; a step's time is proportional to the matrices of the blocks."""
     cost = (size.n_layer * size.n_embd**2) / (PROBE.n_layer * PROBE.n_embd**2)
     return probe_steps / cost * TOKENS_PER_STEP / train_tokens

@@ -1,7 +1,7 @@
-"""A few real training steps, small and quick, to measure how fast this machine is.
+"""A few real training steps, small and quick, to measure the speed of this machine.
 
-The steps are those of training/setup.py, on made-up tokens. Nothing is written, and the global state of the random
-number generators stays as it was.
+The steps are those of training/setup.py, on random tokens. No file is written, and the global RNG state is left
+untouched.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ QUICK_SECONDS = 0.25  # a step that takes longer is not tried with twice as many
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a few real steps with `batch_size` windows took: seconds, and the most bytes held."""
+    """Seconds of a few real steps with `batch_size` windows, and their peak memory."""
 
     batch_size: int
     micro_batch_seconds: float
@@ -39,7 +39,7 @@ class Measurement:
 
 
 def measure_step(run: PlannedRun, largest: int) -> Measurement | None:
-    """Take a few real steps with up to `largest` windows, as many as are quick, and return what they took."""
+    """Return the measurement of a few real steps with up to `largest` windows, as many as are quick."""
     if largest < 1:
         return None
     device = run.context.device
@@ -64,7 +64,7 @@ def measure_step(run: PlannedRun, largest: int) -> Measurement | None:
 
 
 def memory_without_model(context: RunContext, run: PlannedRun) -> int:
-    """Return the bytes that this process holds on the device after a step, without that step's tensors."""
+    """Return the memory of this process on the device after a step of a tiny model, in bytes."""
     device = context.device
     with keep_rng_state(device):
         if device.type == "cuda":
@@ -73,12 +73,12 @@ def memory_without_model(context: RunContext, run: PlannedRun) -> int:
         eager = replace(context, compile=False)
         session = build_session(tiny, run.config, eager)
         step = train_step(session, session.model, replace(run.config, gradient_accumulation_steps=1), eager)
-        take_step(step, 1)  # loads what PyTorch loads at its first step
+        take_step(step, 1)  # PyTorch loads libraries at its first step
         return memory_held(device)
 
 
 def keep_rng_state(device: torch.device):
-    """Return a context that leaves the global state of the random number generators untouched."""
+    """Return a context that leaves the global RNG state untouched."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
@@ -90,7 +90,7 @@ def compiled_forward(session: Session, context: RunContext, batch_size: int) -> 
 
 
 def made_up_tokens(session: Session, batch_size: int) -> Tensor:
-    """Return random tokens_BT. Unlike those of a text they hardly ever share a row of an n-gram table."""
+    """Return random tokens_BT. Unlike those of a text, they rarely use the same row of an n-gram table."""
     c, device = session.model.config, session.model.token_embedding.weight.device
     return torch.randint(c.vocab_size, (batch_size, c.block_size), device=device)
 
@@ -103,7 +103,7 @@ def now(device: torch.device) -> float:
 
 
 def take_step(step: TrainStep, batch_size: int) -> tuple[float, float]:
-    """Take a step with one micro-batch of so many windows; return the seconds of its gradients and of its update."""
+    """Run a step with one micro-batch of `batch_size` windows; return the seconds of its gradients and its update."""
     c, device = step.model.config, step.model.token_embedding.weight.device
     tokens_BT = torch.randint(c.vocab_size, (batch_size, c.block_size), device=device)
     step, started = replace(step, micro_batch_size=batch_size), now(device)
@@ -115,7 +115,7 @@ def take_step(step: TrainStep, batch_size: int) -> tuple[float, float]:
 
 @torch.no_grad()
 def evaluate_once(step: TrainStep, batch_size: int) -> float:
-    """Return the seconds of evaluating one batch of so many windows."""
+    """Return the seconds of evaluating one batch of `batch_size` windows."""
     c, device = step.model.config, step.model.token_embedding.weight.device
     step.model.eval()
     tokens_BT = torch.randint(c.vocab_size, (batch_size, c.block_size), device=device)
@@ -136,7 +136,7 @@ def generate_tokens(session: Session, device: torch.device, count: int) -> float
 
 
 def memory_held(device: torch.device) -> int:
-    """Return the bytes that this process holds on the device now (on CUDA, the most that it held)."""
+    """Return the bytes that this process uses on the device now (on CUDA, its peak)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":

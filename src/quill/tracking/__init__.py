@@ -1,1 +1,1 @@
-"""What people and programs see of a run: metrics.jsonl, samples, plots, terminal, trackers."""
+"""Trackers, which receive the events of a run: metrics.jsonl, samples, plots, the terminal."""

@@ -16,14 +16,14 @@ from quill.tracking.tracker import EVENT_FIELDS
 if TYPE_CHECKING:
     from quill.training.events import Event
 
-DURABLE = ("evaluation", "end")  # events after which the file is forced to disk: a checkpoint follows
+DURABLE = ("evaluation", "end")  # events after which the file is flushed to disk: a checkpoint follows
 
 
 def read_events(file: str | Path, warn: Callable[[str], object] = lambda message: None) -> list[Event]:
-    """Return the events of a metrics.jsonl, oldest first. A missing file has none.
+    """Return the events of a metrics.jsonl, oldest first; none if the file is missing.
 
-    A line that is no event is left out, and `warn` gets one message that names the first of them. The last line may be
-    cut by a crash; it is left out silently.
+    Lines that are not an event are left out, and `warn` is called with one message that names the first of them. A last
+    line that a crash cut is left out silently.
     """
     try:
         data = Path(file).read_bytes()
@@ -45,12 +45,12 @@ def read_events(file: str | Path, warn: Callable[[str], object] = lambda message
 
 
 def events_until(events: Iterable[Event], step: int) -> list[Event]:
-    """Return the events of a run that is resumed from this step: none after it, and none at all for a new run."""
+    """Return the events up to this step, from which a run is resumed; none if it is 0, for a new run."""
     return [event for event in events if event["step"] <= step] if step else []
 
 
 def find_gap(events: Iterable[Event], step: int) -> str | None:
-    """Return a message if the events before a run is resumed from `step` are not all there, else None.
+    """Return a message if events up to `step`, from which a run is resumed, are missing; else None.
 
     A run reports a `start` first, and a `step` event at every checkpoint.
     """
@@ -77,7 +77,7 @@ class JsonLines:
         if event["event"] == "start":
             kept = events_until(read_events(self.file), event["step"])
             replace_text(self.file, "".join(map(_to_line, kept)))
-        # Opened for each line: nothing is lost in a crash, and Windows lets others read the file meanwhile.
+        # Opened for each line: a crash loses nothing, and on Windows other programs can read the file.
         append_text(self.file, _to_line(event), durable=event["event"] in DURABLE)
 
 
@@ -102,7 +102,7 @@ def append_text(file: Path, text: str, *, durable: bool = False) -> None:
 
 
 def _parse(line: bytes) -> Event | None:
-    """Return the event on a line, or None if it is none."""
+    """Return the event on a line, or None if the line is not an event."""
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
@@ -114,7 +114,7 @@ def _parse(line: bytes) -> Event | None:
 
 
 def event_fits(event: dict[str, Any], fields: dict[str, type]) -> bool:
-    """Say whether an event has these fields, each of its type; a float may be None, and written without a point."""
+    """Return whether an event has these fields, each of its type; a float may be None or a whole number."""
     for name, kind in fields.items():
         value = event.get(name)
         if kind is float:
@@ -127,17 +127,17 @@ def event_fits(event: dict[str, Any], fields: dict[str, type]) -> bool:
 
 
 def _to_line(event: Event) -> str:
-    # NaN and infinity are no JSON: a program that reads the file should meet null, not a parse error.
+    # NaN and infinity are not valid JSON: they become null, so that other programs can read the file.
     line = json.dumps(_finite(event), ensure_ascii=False, allow_nan=False)
     try:
         line.encode()
-    except UnicodeEncodeError:  # lone surrogates are no UTF-8: written as escapes
+    except UnicodeEncodeError:  # lone surrogates are not valid UTF-8: they become escapes
         line = json.dumps(_finite(event), allow_nan=False)
     return line + "\n"
 
 
 def _finite(value: Any) -> Any:
-    """Return a value of an event with None in place of each float that is not finite."""
+    """Return a value of an event with each float that is not finite replaced by None."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

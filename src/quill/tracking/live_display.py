@@ -38,7 +38,7 @@ class LiveDisplay:
         self._status = RunStatus()
         self._console, self._history, self._clock = console, list(history), clock
         self._region = LiveRegion(console)
-        self._lock = threading.RLock()  # one writes to the terminal at a time
+        self._lock = threading.RLock()  # one thread at a time writes to the terminal
         self._ended: threading.Event | None = None  # of the thread that draws
         self._event_at = clock()
         self._sample: Event = {}
@@ -103,7 +103,7 @@ class LiveDisplay:
             self._sample = event
 
     def frame(self) -> list[Text]:
-        """Return the lines of the picture: fewer than the terminal has rows, each narrower than it is."""
+        """Return the lines of the picture: fewer than the rows of the terminal, and narrower than its columns."""
         width, height = min(self._console.width - 1, WIDEST), self._console.height - 1
         lines = [self._progress(width), self._numbers(width)]
         sample = max(0, min(SAMPLE_LINES, height - len(lines) - 2))
@@ -116,7 +116,7 @@ class LiveDisplay:
         return [_one_line(line, width) for line in lines]
 
     def _steps_in_view(self) -> int:
-        """Return how many steps the curve spans: all of them, halved while that shows half of a picture or less."""
+        """Return how many steps the curve spans: all of them, halved while the curve would fill less than half."""
         span = self._status.max_iters
         while span // 2 >= max(1, self._status.steps):
             span //= 2
@@ -149,9 +149,9 @@ class LiveDisplay:
         if not parts:
             return Text(f"{SPINNER[int(self._clock() * 8) % len(SPINNER)]} starting …")
         shown: dict[int, tuple[str, str]] = {}
-        for place, part in parts.items():  # by importance
+        for position, part in parts.items():  # by importance
             if len("   ".join(text for text, _ in [*shown.values(), part])) <= width:
-                shown[place] = part
+                shown[position] = part
         return Text("   ").join(Text(text, style=style) for _, (text, style) in sorted(shown.items()))
 
     def _newest_sample(self, count: int) -> Iterable[Text]:

@@ -23,7 +23,7 @@ class LiveRegion:
         self._lines_said = process.lines_said
 
     def draw(self, lines: Sequence[Text]) -> None:
-        """Show these lines, each shorter than the terminal is wide, in place of those before."""
+        """Replace the lines that are shown with these, each shorter than the terminal is wide."""
         frame = "\n".join(map(self._encode, lines))
         self._write((HIDE_CURSOR if not self._widths else "") + self._erasure() + frame)
         self._widths = [line.cell_len for line in lines]
@@ -41,12 +41,12 @@ class LiveRegion:
             self._widths = []
 
     def _erasure(self) -> str:
-        """Return what erases the lines shown now.
+        """Return the control characters that erase the lines shown now.
 
-        A terminal that became narrower has wrapped them: they take more rows than there are lines.
+        If the terminal became narrower, lines were wrapped and take more rows.
         """
         said, self._lines_said = self._lines_said, process.lines_said
-        if not self._widths or said != process.lines_said:  # the answer to a signal stands below: leave both there
+        if not self._widths or said != process.lines_said:  # a message about a signal was printed below: keep both
             return ""
         columns = max(1, self._console.width)
         rows = sum(max(1, -(-width // columns)) for width in self._widths)
@@ -59,6 +59,6 @@ class LiveRegion:
         return captured.get()
 
     def _write(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # the terminal is gone: a run goes on without it
+        with contextlib.suppress(OSError, ValueError):  # the terminal is gone: the run continues without it
             self._console.file.write(text)
             self._console.file.flush()

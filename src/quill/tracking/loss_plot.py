@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_DRAWINGS = 30.0  # a drawing takes about 0.3 s
 TRAINING, BATCHES, VALIDATION = "#2f6690", "#9bb8d3", "#d1495b"
-OPENING = 0.1  # of the steps: the high losses of the beginning do not set the axis
+OPENING = 0.1  # of the steps: the high losses of this part are not used for the range of the axis
 FEWEST_STEPS = 5  # with losses after the opening; a shorter run is shown whole
 FALLBACK_FONTS = (
     "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei",
@@ -63,8 +63,8 @@ class LossPlot:
 
 
 def draw_losses(events: Iterable[Event]) -> bytes:
-    """Return a PNG of the losses in these events. Matplotlib's objects are used directly: pyplot is global state."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it reports on font caches at its first use
+    """Return a PNG of the losses in these events. It is drawn without pyplot, which has global state."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it logs about font caches at its first use
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -114,7 +114,7 @@ def draw_losses(events: Iterable[Event]) -> bytes:
 
 
 def evaluation_style(points: list[tuple[int, float]]) -> dict[str, Any]:
-    """Return how evaluations are drawn: two are no curve, so they are points without a line."""
+    """Return how evaluations are drawn: as a line with points, or as points only if there are at most two."""
     return {"marker": "o", "ms": 3, "lw": 1.5} if len(points) > 2 else {"marker": "o", "ms": 5, "lw": 0}
 
 
@@ -130,15 +130,15 @@ def describe_validation(evaluations: list[Event], start: Event) -> str:
 
 
 def describe_training(evaluations: list[Event]) -> str:
-    """Return what the training loss was measured on: always a part of the training split, as much text."""
+    """Return what the training loss was measured on: a part of the training split as long as the validation text."""
     return f"(estimate on about {evaluations[-1]['val_tokens']:,} tokens)" if evaluations else ""
 
 
 def loss_range(points: list[tuple[int, float]]) -> tuple[float, float] | None:
-    """Return the range of losses that the axis shows: those after the first tenth of the steps, and some space.
+    """Return the range of losses that the axis shows: those after the first tenth of the steps, with a margin.
 
-    The first losses are near ln(vocabulary) and fall fast; on one axis with them the others would look alike. None
-    where the first loss is not above that range, or the run too short to have a curve.
+    The first losses are near ln(vocabulary) and fall fast; if the axis showed them, later differences would not be
+    visible. None if the first loss is not above that range, or the run is too short for a curve.
     """
     last = max((step for step, _ in points), default=0)
     late = [(step, loss) for step, loss in points if step >= OPENING * last]
@@ -150,7 +150,7 @@ def loss_range(points: list[tuple[int, float]]) -> tuple[float, float] | None:
 
 
 def installed_fonts() -> list[str]:
-    """Return Matplotlib's own font and the installed ones that know other scripts."""
+    """Return Matplotlib's own font, and the installed ones of FALLBACK_FONTS."""
     from matplotlib.font_manager import fontManager
 
     installed = {font.name for font in fontManager.ttflist}

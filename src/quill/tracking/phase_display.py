@@ -1,6 +1,6 @@
-"""Show how far a long phase is, such as reading and encoding a text. Phases of a moment show nothing.
+"""Show the progress of a long phase, such as reading and encoding a text. Short phases show nothing.
 
-A terminal shows one line that is rewritten, everything else gets a line every two seconds.
+A terminal shows one line that is rewritten; any other stream gets a line every two seconds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def moves_cursor(stream: TextIO) -> bool:
 
 
 class PhaseDisplay:
-    """Called as display(what, share) while work is done; as a context manager it leaves a terminal's line empty."""
+    """Called as display(what, share) during the work. As a context manager it erases its line at the end."""
 
     def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream, self._clock = stream if stream is not None else sys.stderr, clock
@@ -40,7 +40,7 @@ class PhaseDisplay:
         self.clear()
 
     def __call__(self, what: str, share: float) -> None:
-        """Show what is being done and which share of it is done, unless something was shown a moment ago."""
+        """Show the current phase and its completed share, unless something was shown a moment ago."""
         now = self._clock()
         if now < self._next:
             return
@@ -64,6 +64,6 @@ class PhaseDisplay:
             self._width = 0
 
     def _write(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # standard error has no reader: the work goes on
+        with contextlib.suppress(OSError, ValueError):  # standard error has no reader: the work continues
             self._stream.write(text)
             self._stream.flush()

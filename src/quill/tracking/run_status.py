@@ -1,4 +1,4 @@
-"""The state of a run as displays show it: progress, pace, time left; and its first and last lines."""
+"""The state of a run as displays show it (progress, pace, time left), and the first and last lines of a run."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ PACE_SECONDS = 900.0  # the pace is that of the last quarter of an hour at most
 
 
 class RunStatus:
-    """Keeps what matters of the events so far."""
+    """Summary of the events so far."""
 
     def __init__(self) -> None:
         self.start: Event = {}
         self.step: Event = {}
         self.best: Event = {}
         self.estimate = ""
-        """" (estimate)" where the losses were not measured on the whole split"""
+        """" (estimate)" if the losses were not measured on the whole split"""
         self._pace: list[tuple[int, float]] = []  # step and seconds of each `step` event
         self._deadline: float | None = None
 
     def update(self, event: Event) -> None:
-        """Take in an event."""
+        """Update the summary with an event."""
         kind = event["event"]
         if kind == "start":
             self.start, self.step, self._pace = event, {}, []
@@ -46,7 +46,7 @@ class RunStatus:
 
     @property
     def max_iters(self) -> int:
-        """The number of steps of the whole run, as it is planned now."""
+        """The number of steps of the whole run, as planned now."""
         return self.start.get("max_iters", 1)
 
     def seconds_left(self) -> float | None:
@@ -68,7 +68,7 @@ class RunStatus:
         while len(self._pace) > 2 and self._pace[1][1] <= since:
             del self._pace[0]
         step, seconds = self._pace[0]
-        if self.steps == step:  # only the speed of the very first steps is known
+        if self.steps == step:  # only the speed of the first steps is known
             return self.start["tokens_per_step"] / self.step["tokens_per_second"]
         return (now - seconds) / (self.steps - step)
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class TensorBoard:
-    """Writes the numbers of each event as TensorBoard scalars. Not installed, it is a MissingDependencyError."""
+    """Writes the numbers of each event as TensorBoard scalars; MissingDependencyError if it is not installed."""
 
     def __init__(self, folder: str | Path) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Progress of a run in a terminal: a live picture, or short lines where there is no terminal. Both are trackers."""
+"""Progress of a run in a terminal: a live picture, or short lines if it cannot be redrawn. Both are trackers."""
 
 from __future__ import annotations
 

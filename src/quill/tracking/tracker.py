@@ -1,4 +1,4 @@
-"""What a tracker is: an object that is called with each event of a run.
+"""The interface of trackers: a tracker is a callable that is called with each event of a run.
 
     class PrintLoss:
         def __call__(self, event):
@@ -36,11 +36,11 @@ EVENT_FIELDS: dict[str, dict[str, type]] = {
     "warning": {"message": str},
     "end": {"reason": str, "best_step": int, "best_val_loss": float, "seconds": float, "checkpoint": str},
 }  # fmt: skip
-"""The fields of each kind of event, beside "event" and "step". A float that is not finite is None in metrics.jsonl."""
+"""The fields of each kind of event besides "event" and "step". A float that is not finite is None in metrics.jsonl."""
 
 
 class Tracker(Protocol):
-    """Receives the events of a run, in order, in the process and thread that trains."""
+    """Called with the events of a run, in order, in the process and thread that trains."""
 
     def __call__(self, event: Event, /) -> object:
         """Receive one event. An exception ends the run."""
@@ -48,7 +48,7 @@ class Tracker(Protocol):
 
 
 class CompositeTracker:
-    """Passes each event to several trackers, in order. None stands for no tracker."""
+    """Passes each event to several trackers, in order; None is ignored."""
 
     def __init__(self, *trackers: Tracker | None) -> None:
         self.trackers = [tracker for tracker in trackers if tracker is not None]
@@ -59,5 +59,5 @@ class CompositeTracker:
 
 
 def is_finite_number(value: Any) -> bool:
-    """Say whether a value is a number that can be drawn: neither NaN nor infinite, no boolean."""
+    """Return whether a value is a finite number; booleans are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
