@@ -152,7 +152,7 @@ class TokenEvent:
 
 
 def checked_biases(biases: object) -> dict[int, float]:
-    """Return biases as a dict from token ids to floats; ConfigError unless each is finite within float32, or infinity."""
+    """Return biases as a dict from token ids to floats; ConfigError for values that are not in float32 or infinity."""
     accepted = "a mapping from tokens to numbers"
     if not isinstance(biases, Mapping):
         raise ConfigError(f"logit_bias={show(biases)} cannot be used: logit_bias must be {accepted}")
