@@ -81,9 +81,7 @@ def describe_shortage(run: PlannedRun, available: int) -> str:
 def split_batch(run: PlannedRun, available: int) -> PlannedRun | None:
     """Return the same batch in as few micro-batches as fit into the available bytes, or None if no window fits."""
     batch_size, accumulation = run.config.batch_size, run.config.gradient_accumulation_steps
-    several = run.change(
-        gradient_accumulation_steps=2
-    )  # gradients then stay in memory during the next pass
+    several = run.change(gradient_accumulation_steps=2)  # gradients then stay in memory during the next pass
     largest = largest_batch_size(several, typical_overhead(run), available)
     sizes = [size for size in range(1, min(largest, batch_size) + 1) if batch_size % size == 0]
     if not sizes:
