@@ -234,3 +234,21 @@ def test_every_path_that_a_page_names_exists(page: str) -> None:
     """Paths of the package are written from src/quill on, as in `training/loop.py`."""
     for path in re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", (ROOT / page).read_text(encoding="utf-8")):
         assert (ROOT / path).exists() or (ROOT / "src/quill" / path).exists(), path
+
+
+ODD_PHRASES = (
+    "GPU or patience", "alone or in company", "longest gradient allowed", "1 is as learnt", "of a row moves",
+    "taken from the score of", "files anew", "plan anew", "that is no number", "learning its text by heart",
+    "everything equally loud", "your minutes can feed", "earns its say", "old, foreign or harmed",
+)  # fmt: skip
+
+
+def test_phrases_that_needed_a_second_reading_are_gone() -> None:
+    """The odd sentences that readers found; names of tests are read like sentences."""
+    pages = [
+        page for folder in ("src", "tests", "docs", "examples", "benchmarks") for page in (ROOT / folder).rglob("*")
+    ]
+    pages = [page for page in pages if page.suffix in (".py", ".md", ".yaml", ".ipynb") and page != Path(__file__)]
+    for page in [*pages, *ROOT.glob("*.md"), *ROOT.glob("*.py")]:
+        text = " ".join(page.read_text(encoding="utf-8").replace("_", " ").split())
+        assert [phrase for phrase in ODD_PHRASES if phrase in text] == [], page

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
+import quill
 from quill.errors import LONGEST_MESSAGE, ConfigError, QuillError, shorten
 from quill.validation import check_fields, convert_text, convert_value, describe_type, nearest, require, show
 
@@ -119,3 +124,32 @@ def test_fields_are_checked_against_their_annotations() -> None:
         with pytest.raises(ConfigError, match=words):
             check_fields(wrong)
     assert describe_type(int | None) == "a whole number or None"
+
+
+def messages_of(file: Path) -> Iterator[str]:
+    """Yield the strings in a file that are no docstrings, with … for what is put into them."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
+    inside |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
+            yield node.value
+
+
+def test_what_python_raises_too_names_settings_and_no_flags_except_in_whole_commands() -> None:  # U14
+    """Only planning/out_of_memory.py gives flags, to be appended to the command."""
+    package = Path(quill.__file__).parent
+    elsewhere = {
+        package / "other_names.py",
+        package / "planning" / "out_of_memory.py",
+        *(package / "cli").rglob("*.py"),
+    }
+    found = {
+        f"{file.relative_to(package)}: {message}"
+        for file in {*package.rglob("*.py")} - elsewhere
+        for message in messages_of(file)
+        if re.search(r"(?<![\w-])--[a-z]", re.sub(r"quill [a-z]+( --\w+=\S+)+", "", message))
+    }
+    assert not found

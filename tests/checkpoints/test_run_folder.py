@@ -64,7 +64,7 @@ def test_a_full_disk_says_how_much_room_is_needed(
         line = refused(
             lambda: save_step(run, 9), "No space left on device; a checkpoint takes .* and the disk has .* free"
         )
-        assert f"--resume=True --out_dir={run}" in line
+        assert f"quill train --resume=True --out_dir={run}" in line
         line = refused(lambda: save_step(run.parent / "new", 9), "No space left on device; a checkpoint takes")
         assert "nothing has been saved yet" in line and "--resume" not in line
     assert not holds_run(run.parent / "new")

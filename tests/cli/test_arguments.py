@@ -260,7 +260,7 @@ def test_abbreviated_flags_are_unknown():
 
 
 @pytest.mark.parametrize("order", [["--n_embd=12", "--config=my.yaml"], ["--config=my.yaml", "--n_embd=12"]])
-def test_flags_go_on_top_of_the_file_wherever_it_stands(tmp_path, monkeypatch, order):
+def test_flags_override_the_file_wherever_it_stands(tmp_path, monkeypatch, order):
     monkeypatch.chdir(tmp_path)
     Path("my.yaml").write_text("n_embd: 96\nn_layer: 3\nlearning_rate: 1e-4\n", encoding="utf-8")
     got = settings_of(read(*order))

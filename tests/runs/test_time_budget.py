@@ -113,7 +113,7 @@ def test_more_time_means_a_larger_model_and_more_reading_means_more_forgetting()
     assert [each.probe_steps for each in LADDER] == sorted(each.probe_steps for each in LADDER)
 
 
-def test_minutes_train_a_modern_model_and_flags_go_on_top(quill, here, monkeypatch):
+def test_minutes_train_a_modern_model_and_flags_override_its_recipe(quill, here, monkeypatch):
     quick = Speed(step=0.5, evaluation=0.01)
     monkeypatch.setattr(minutes, "probe_speed", lambda *args, **kwargs: quick)
     monkeypatch.setattr(minutes, "TimeBudget", lambda *args, **options: lambda step: FEWEST_STEPS + (3 if step else 0))

@@ -85,7 +85,7 @@ def test_resuming_equals_never_having_stopped(
 
 
 @pytest.mark.parametrize("steps", [5, 11], ids=["fewer", "more"])
-def test_to_plan_anew_is_to_resume_with_so_many_steps(
+def test_replanning_equals_resuming_with_as_many_steps(
     steps: int, model_config: GPTConfig, recipe: Recipe, dataset: Dataset
 ) -> None:
     planned, stopped = recipe("planned"), recipe("stopped")
@@ -207,7 +207,7 @@ def test_a_sample_changes_nothing(model_config: GPTConfig, recipe: Recipe, datas
     assert_same(saved_state(recipe("silent").out_dir), saved_state(recipe("writing").out_dir))
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_what_was_good(
+def test_a_loss_that_is_nan_stops_the_run_and_keeps_earlier_checkpoints(
     model_config: GPTConfig, recipe: Recipe, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = iter(range(1000))
@@ -218,7 +218,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_what_was_good(
 
     monkeypatch.setattr(step, "cross_entropy", break_at_tenth)
     config = recipe(max_iters=50)
-    with pytest.raises(TrainingError, match=r"step 9: loss nan, .* learning rate .*--learning_rate"):
+    with pytest.raises(TrainingError, match=r"step 9: loss nan, .* learning rate .*lower learning_rate"):
         train(model_config, *config, dataset)
     for which in ("best", "last"):
         kept = load_checkpoint(config.out_dir, checkpoint=which)
@@ -263,7 +263,7 @@ def test_patience_stops_a_run_that_no_longer_improves(
     assert [e["val_loss"] for e in diary.all("evaluation")] == [3.0, 2.0, 2.5, 2.5, 2.3]
     assert (result.reason, result.best_step, result.best_val_loss) == ("patience", 4, 2.0)
     (warning,) = diary.all("warning")
-    assert "--dropout" in warning["message"] and "step 4" in warning["message"]
+    assert "more dropout" in warning["message"] and "step 4" in warning["message"]
     assert find_checkpoint(recipe().out_dir, "best").name == "step-000004"
     assert find_checkpoint(recipe().out_dir, "last").name == "step-000016"
 

@@ -127,7 +127,7 @@ def test_no_operation_of_a_step_reads_a_value_or_takes_its_shape_from_one(
     (script,) = itertools.islice(scripts(kind, dataset, config), 1)
     done = {name.removeprefix("aten.").split(".")[0] for name, _ in script.lines}
     assert "embedding" in done and not done & set(READING)
-    # And once more with tensors that have no values at all: whoever asks for one gets an error.
+    # And once more with tensors that have no values at all: asking for one is an error.
     with FakeTensorMode(allow_non_fake_inputs=True):
         step, text = build_run(kind, dataset, config)
         loss, norm = step(*text.cut())

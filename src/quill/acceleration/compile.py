@@ -37,7 +37,7 @@ def compile_model(
     except Exception as error:  # for example a missing C++ compiler, an old GPU, a bug in the compiler
         warn(
             f"training continues without torch.compile, which failed ({first_line(error)}); "
-            "--compile=False does not try it"
+            "compile=False does not try it"
         )
         compiled = model
     model.zero_grad(set_to_none=True)

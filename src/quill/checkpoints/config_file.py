@@ -31,7 +31,7 @@ def write_config(out_dir: Path, settings: Mapping[str, Any], mark: str = "") -> 
     except OSError as error:
         raise CheckpointError(
             f"{out_dir / CONFIG} cannot be written: {error.strerror or error}: free some disk space, or choose another "
-            f"--out_dir"
+            f"out_dir"
         ) from error
 
 

@@ -153,7 +153,7 @@ def _parse_index(data: bytes, source: Path) -> Index:
     if record.pop("sha256") != _checksum(record):
         raise CheckpointError(
             f"{source} was altered since it was written: name a checkpoint in {source.parent}, "
-            f"or delete this file and repair the run with --resume=True"
+            f"or delete this file and repair the run with resume=True"
         )
     last, best = (Saved(**each) if each else None for each in entries)
     assert last is not None

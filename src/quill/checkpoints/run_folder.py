@@ -98,7 +98,7 @@ def require_finite(tensors: Mapping[str, Tensor], val_loss: float | None, step: 
     if broken is not None:
         raise TrainingError(
             f"training diverged at step {step}: {broken} is no longer finite, so this step is not saved; earlier "
-            f"checkpoints are kept; try a lower --learning_rate, more --warmup_iters or --dtype=float32"
+            f"checkpoints are kept; try a lower learning_rate, more warmup_iters or dtype=float32"
         )
 
 
@@ -113,7 +113,7 @@ def _why_not_saved(folder: Path, error: OSError, size: int, out_dir: Path, befor
         return f"cannot save {folder}: {reason}{room}; nothing has been saved yet: make room and start again"
     return (
         f"cannot save {folder}: {reason}{room}; the checkpoints before it are untouched: "
-        f"make room and resume with --resume=True --out_dir={out_dir}"
+        f"make room and resume with quill train --resume=True --out_dir={out_dir}"
     )
 
 
@@ -145,7 +145,7 @@ def find_checkpoint(out_dir: str | Path, checkpoint: Which = "best") -> Path:
     index = read_index(out_dir)
     if index is None:
         raise CheckpointError(
-            f"{out_dir} holds no checkpoint{suggest_run()}: train one with quill train --out_dir={out_dir}"
+            f"{out_dir} holds no checkpoint{suggest_run()}: train one with quill train --minutes=5 --out_dir={out_dir}"
         )
     return folder_of(out_dir, (index.best or index.last) if checkpoint == "best" else index.last)
 
@@ -155,9 +155,12 @@ def newest_run(folder: str | Path = ".") -> Path:
     try:
         runs = runs_in(folder)
     except OSError as error:
-        raise CheckpointError(f"{folder} cannot be read ({error.strerror}): give --out_dir") from error
+        raise CheckpointError(f"{folder} cannot be read ({error.strerror}): name the folder of a run") from error
     if not runs:
-        raise CheckpointError("there is no trained model in this folder: train one with quill train, or give --out_dir")
+        raise CheckpointError(
+            "there is no trained model in this folder: name the folder of a run, or train one with "
+            "quill train --minutes=5"
+        )
     return runs[0]
 
 
@@ -246,7 +249,7 @@ def require_folder(out_dir: Path) -> None:
         if path.exists():
             if not path.is_dir():
                 raise ConfigError(
-                    f"out_dir={str(out_dir)!r} cannot be a folder: {path} is a file; choose another --out_dir"
+                    f"out_dir={str(out_dir)!r} cannot be a folder: {path} is a file; choose another out_dir"
                 )
             return
 

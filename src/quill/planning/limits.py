@@ -51,8 +51,8 @@ def warn_of_long_run(run: PlannedRun) -> str | None:
     if seconds < LONG_RUN:
         return None
     return (
-        f"this will take about {format_duration(seconds)} on this CPU: --minutes=5 trains as well as it can in five "
-        f"minutes, and --config=laptop is a small model"
+        f"this will take about {format_duration(seconds)} on this CPU: quill train --minutes=5 trains as well as it "
+        f"can in five minutes, and quill train --config=laptop is a small model"
     )
 
 
@@ -62,7 +62,7 @@ def warn_of_long_warmup(config: TrainConfig) -> str | None:
         return None
     return (
         f"warmup_iters={config.warmup_iters} is not shorter than the run (max_iters={config.max_iters}): the learning "
-        f"rate never reaches {config.learning_rate:g}; choose a smaller --warmup_iters"
+        f"rate never reaches {config.learning_rate:g}; choose a smaller warmup_iters"
     )
 
 
@@ -80,11 +80,11 @@ def describe_size(run: PlannedRun) -> str:
 
 
 def or_list(run: PlannedRun) -> str:
-    """Return the flags to make smaller."""
+    """Return the settings to make smaller, as a list in words."""
     names = ["n_layer", "n_embd", "block_size", "batch_size"]
     names += ["gradient_accumulation_steps"] if run.config.gradient_accumulation_steps > 1 else []
     names += ["ngram_rows"] if isinstance(run.model, ModernConfig) and run.model.ngram > 1 else []
-    return ", ".join(f"--{name}" for name in names[:-1]) + f" or --{names[-1]}"
+    return ", ".join(names[:-1]) + f" or {names[-1]}"
 
 
 def count_weights(shape: ModelConfig) -> int:

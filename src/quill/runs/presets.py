@@ -33,13 +33,13 @@ def read_config(name: str) -> tuple[dict[str, Any], str]:
     if path.is_dir():
         path = path / "config.yaml"
         if not path.exists():
-            raise ConfigError(f"--config={show(name)} is a folder without a config.yaml: give a file or a run's folder")
+            raise ConfigError(f"config={show(name)} is a folder without a config.yaml: give a file or a run's folder")
     return parse_config(_read_text(path, name), str(path)), str(path)
 
 
 def _read_text(path: Path, name: str) -> str:
     """Return the contents of a configuration file; ConfigError for what is no text file, or far too large for one."""
-    shown = f"--config={show(name)}"
+    shown = f"config={show(name)}"
     try:
         if path.exists() and not path.is_file():
             raise ConfigError(f"{shown} is a device or a pipe: give a file")

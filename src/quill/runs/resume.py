@@ -61,12 +61,12 @@ def refuse_existing_run(out_dir: Path, settings: Mapping[str, Any]) -> None:
         return
     stored = stored_settings(out_dir) or {}
     different = [name for name in settings if name in stored and stored[name] != settings[name] and name != "out_dir"]
-    again = "start over with --overwrite=True, or choose another --out_dir"
+    again = "start over with overwrite=True, or choose another out_dir"
     if not different:
-        raise ConfigError(f"{out_dir} already holds this run: resume it with --resume=True, {again}")
+        raise ConfigError(f"{out_dir} already holds this run: resume it with resume=True, {again}")
     shown = "; ".join(f"{name}={stored[name]}, here {settings[name]}" for name in different[:3])
     more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
-    resuming = "resume it with --resume=True, " if RESUMABLE.issuperset(different) else ""
+    resuming = "resume it with resume=True, " if RESUMABLE.issuperset(different) else ""
     raise ConfigError(f"{out_dir} already holds a run with other settings ({shown}{more}): {resuming}{again}")
 
 
@@ -81,7 +81,7 @@ def refuse_foreign_files(out_dir: Path) -> None:
     except QuillError:
         ours = False
     if not ours:
-        raise ConfigError(f"{out_dir} holds {there[0]}, which no run of Quill wrote: choose another --out_dir")
+        raise ConfigError(f"{out_dir} holds {there[0]}, which no run of Quill wrote: choose another out_dir")
 
 
 def stored_settings(out_dir: Path) -> Settings | None:

@@ -108,7 +108,7 @@ def run(
         if resume is True and "dataset" not in given and (done := finished_run(chosen)) is not None:
             observers.status(
                 f"nothing left to do: the run in {done.out_dir} has finished its {done.step} steps "
-                f"(for more: --resume=True --max_iters={2 * done.step})"
+                f"(for more steps: quill train --resume=True --out_dir={done.out_dir} --max_iters={2 * done.step})"
             )
             return done
     else:

@@ -20,7 +20,7 @@ class TensorBoard:
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError as error:
             raise MissingDependencyError(
-                "--tensorboard=True needs TensorBoard: pip install tensorboard, or leave the flag out"
+                "tensorboard=True needs TensorBoard: pip install tensorboard, or leave the setting out"
             ) from error
         self._open = lambda step: SummaryWriter(str(folder), purge_step=step or None)
         self._writer: Any = None

@@ -52,7 +52,7 @@ class Evaluator:
         if not math.isfinite(validation.loss):
             raise TrainingError(
                 f"the validation loss became {validation.loss:.4g} at step {progress.step}: nothing of this step is "
-                f"saved; try a lower --learning_rate, more --warmup_iters or --dtype=float32"
+                f"saved; try a lower learning_rate, more warmup_iters or dtype=float32"
             )
         best = progress.record(validation.loss, training.loss)
         self.report(
@@ -99,5 +99,5 @@ def overfitting_warning(progress: Progress) -> str | None:
     return (
         f"the validation loss has not fallen for {RISING} evaluations (best: {progress.best_val_loss:.4f} at step "
         f"{progress.best_step}) while the training loss fell: the model is overfitting (memorising the text); more "
-        f"--dropout, a smaller model or more text would help, and --patience={RISING} stops here"
+        f"dropout, a smaller model or more text would help, and patience={RISING} stops here"
     )

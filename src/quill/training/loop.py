@@ -219,6 +219,6 @@ def check_finite(
         if not math.isfinite(loss) or (not scaled and not math.isfinite(norm)):
             raise TrainingError(
                 f"training diverged at step {step}: loss {loss:.4g}, gradient norm {norm:.4g}, learning rate "
-                f"{schedule(step):.3g}; try a lower --learning_rate, more --warmup_iters or --dtype=float32 "
+                f"{schedule(step):.3g}; try a lower learning_rate, more warmup_iters or dtype=float32 "
                 f"(checkpoints saved before are unchanged)"
             )

@@ -121,10 +121,10 @@ def restore_training(
         if before != now:
             raise ConfigError(
                 f"{key}={now!r} is not what {out_dir} was trained with ({key}={before!r}): "
-                f"resume with the same model, or choose another --out_dir"
+                f"resume with the same model, or choose another out_dir"
             )
     if checkpoint.tokenizer.to_json() != tokenizer.to_json():
-        raise ConfigError(f"the text has other characters than when {out_dir} was trained: choose another --out_dir")
+        raise ConfigError(f"the text has other characters than when {out_dir} was trained: choose another out_dir")
     require_same_text(checkpoint.text_sha256, text_sha256, out_dir)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     check_weights({name: array.shape for name, array in checkpoint.weights.items()}, shapes, folder / WEIGHTS)
@@ -159,7 +159,7 @@ def require_same_text(before: str | None, now: str | None, out_dir: str | Path) 
     if before is not None and now is not None and before != now:
         raise ConfigError(
             f"the text is not the one that {out_dir} was trained on (SHA-256 {now[:12]}…, then {before[:12]}…): "
-            f"resume with the same text, or choose another --out_dir"
+            f"resume with the same text, or choose another out_dir"
         )
 
 
