@@ -1,1 +1,1 @@
-"""The command line: flags in, text out. One file for each command; main.py finds it."""
+"""The command line: flags and printed lines. Each command has a file, which main.py finds."""

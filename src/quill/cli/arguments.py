@@ -1,8 +1,7 @@
-"""The parser of the command line: which flags a command has, and the values that a person gave them.
+"""The parser of the command line: the flags of a command, and their values.
 
-Every field of the model's configuration and of the training's is a flag of the same name (`--n_embd=384`). Its
-annotation is the flag's type and its docstring the help. Configuration files are not read here: runs/settings.py
-merges defaults, file and flags.
+Every field of the configurations of model, training and run is a flag of the same name (`--n_embd=384`). Its annotation
+is the flag's type, and its docstring is the help. runs/settings.py merges defaults, configuration file and flags.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from quill.validation import show
 
 
 class Parser:
-    """The flags of one command. `read` turns words into values; what cannot be used is a ConfigError of one line."""
+    """The flags of one command. `read` converts words to values; a word that cannot be used is a ConfigError."""
 
     def __init__(self, command: str, description: str = "") -> None:
         self.prog, self.description = f"quill {command}", description
@@ -54,20 +53,20 @@ class Parser:
         self.add_flag(Flag(name.lstrip("-"), type, default, lambda: help, group, repeatable=action == "append"))
 
     def add_flag(self, flag: Flag) -> None:
-        """Add a flag; each name can be taken once."""
+        """Add a flag; a second flag of the same name is a ValueError."""
         if flag.name in self.flags:
             raise ValueError(f"{self.prog} already has a flag --{flag.name}")
         self.flags[flag.name] = flag
 
     def take_bare_word(self, name: str, several: bool = False) -> None:
-        """Let a word stand for a flag: `quill train my.txt` means `quill train --dataset=my.txt`.
+        """Use a bare word as the value of a flag: `quill train my.txt` means `quill train --dataset=my.txt`.
 
-        With `several`, two or more words are given as a list.
+        With `several`, two or more words become a list.
         """
         self.bare_word, self.several_words = name, several
 
     def accept_old_name(self, old: str, new: str, values: Mapping[str, str] | None = None) -> None:
-        """Let a flag be given by its name in earlier versions; `values` maps old values to new ones."""
+        """Accept the name of a flag in earlier versions; `values` maps old values to new ones."""
         self.old_names[old] = (new, values or {})
 
     def set_defaults(self, **defaults: Any) -> None:
@@ -78,8 +77,8 @@ class Parser:
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
         """Return the value of every flag, defaults included; ConfigError for words that cannot be used.
 
-        Besides the flags it has `given`, a dict of those that stand in `argv`, and `notes`, lines of advice for the
-        user. `help` is True where --help was asked for; what follows it is not read.
+        Besides the flags it has `given`, a dict of those in `argv`, and `notes`, lines of advice for the user. `help`
+        is True if --help was given; words after it are ignored.
         """
         given: dict[str, Any] = {}
         argv = ["--help"] if list(argv) == ["help"] else argv
@@ -105,7 +104,7 @@ class Parser:
         return argparse.Namespace(**{"config": None} | defaults | given, given=given, notes=notes)
 
     def format_help(self) -> str:
-        """Return the page that --help shows, as wide as the terminal."""
+        """Return the text of --help, as wide as the terminal."""
         word = f"[{self.bare_word}{' …' if self.several_words else ''}] " if self.bare_word else ""
         first = [flag for name, flag in self.flags.items() if name != "help"]
         return help_page(f"{self.prog} {word}[--flag=value ...]", self.description, [*first, self.flags["help"]])
@@ -150,7 +149,7 @@ class Parser:
         raise ConfigError(f"unknown flag {shown}{suggest_flag(typed, self.flags)}; {self.prog} --help lists them all")
 
     def _add_bare_words(self, words: list[str], given: dict[str, Any]) -> None:
-        """Add the bare words as the value of the flag that they stand for."""
+        """Add the bare words as the value of their flag."""
         for word in words:
             name, equals, text = word.partition("=")
             if equals and name in self.flags:
@@ -175,7 +174,7 @@ class Parser:
 
 
 def add_configuration(parser: Parser) -> None:
-    """Give the parser a flag for every setting of a run (runs/settings.py), and `--config`."""
+    """Add a flag for every setting of a run (runs/settings.py), and `--config`."""
     about = lambda: f"a preset ({', '.join(preset_names())}) or a YAML file; flags override it"  # noqa: E731
     parser.add_flag(Flag("config", str, None, about))
     parser.add_argument(
@@ -200,7 +199,7 @@ def add_configuration(parser: Parser) -> None:
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
-    """Return the settings of a run that the flags ask for: flags override the file of `--config`, and that defaults."""
+    """Return the settings of a run: flags override the file of `--config`, and the file overrides defaults."""
     file, source = read_settings(arguments.config) if arguments.config is not None else ({}, "")
     given = {name: value for name, value in arguments.given.items() if name in FIELDS}
     return resolve_settings(given, file, source=source)

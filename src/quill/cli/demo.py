@@ -1,7 +1,7 @@
-"""`quill demo`: within two minutes, on any machine, a small GPT learns and writes.
+"""`quill demo`: train a small GPT and generate text with it, within two minutes on any machine.
 
-It takes Tiny Shakespeare if it can be had, and else the help texts inside Python; measures how quick this machine is,
-so that a whole recipe fits the time; trains; writes; and says what to try next.
+It uses Tiny Shakespeare if available, else the help texts inside Python. It measures the speed of this machine, so that
+a complete training run fits the time, and prints what to try next.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PROMPTS = {"shakespeare": "ROMEO:", "pydoc": "The "}
 
 
 def add_arguments(parser: Parser) -> None:
-    """Give the parser what `quill demo` takes."""
+    """Add the flags of `quill demo` to the parser."""
     parser.add_argument("--seconds", type=float, default=60.0, help="longest time to train")
     parser.add_argument(
         "--out_dir", type=str, default="out-demo", help="folder of the run; an earlier demo there is replaced"
@@ -37,7 +37,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train for a minute, write, measure, and say what to try next."""
+    """Train for a minute, generate, evaluate, and print what to try next."""
     from quill.checkpoints.run_folder import holds_run, require_folder
     from quill.runs.observers import Observers
     from quill.runs.start import run_for_minutes
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"{out_dir} holds a run that is not a demo, and the demo would replace it: choose another --out_dir"
         )
-    resolve_device(arguments.device)  # a device that is not there is found before anything else is done
+    resolve_device(arguments.device)  # a missing device is reported first
     given = check_settings(ASKED | {"out_dir": str(out_dir), "data_dir": str(out_dir / "data")})
     given |= {"device": arguments.device, "seed": arguments.seed}
     print("looking for Tiny Shakespeare …", flush=True)
@@ -67,13 +67,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def is_demo(out_dir: Path) -> bool:
-    """Say whether the run in this folder is one of ours, by the mark on its configuration."""
+    """Return whether the run in this folder is a demo, by the comment that begins its config.yaml."""
     file = out_dir / "config.yaml"
     return file.is_file() and file.read_bytes().startswith(MARK.encode())
 
 
 def prepare_demo_text(data_dir: str) -> Dataset:
-    """Return Tiny Shakespeare as tokens if it can be had, else pydoc; the corpus's note says which and why."""
+    """Return the dataset of Tiny Shakespeare if it is available, else of pydoc; its note says which and why."""
     from quill.data.corpus import find_demo_corpus
     from quill.data.dataset import prepare_dataset
 
@@ -82,7 +82,7 @@ def prepare_demo_text(data_dir: str) -> Dataset:
 
 
 def write_sample(out_dir: Path, device: str, seed: int) -> None:
-    """Let the model write, piece by piece."""
+    """Print a generated text, piece by piece."""
     from quill.generation.language_model import load
     from quill.tracking.terminal import printable
 

@@ -1,6 +1,6 @@
-"""`quill estimate`: memory, time and parameters of a run before it starts. It takes the flags of `quill train`.
+"""`quill estimate`: memory, time and parameters of a run before it starts. It has the flags of `quill train`.
 
-The figures come from planning/estimate.py. This module finds the size of the vocabulary and prints.
+The figures come from planning/estimate.py. This module finds the size of the vocabulary and prints the figures.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Estimate, and print it for people or for programs."""
+    """Print an estimate of the run, as a table or as JSON."""
     settings = settings_of(arguments)  # impossible values are found before any text is read
     from quill.device import describe_device
     from quill.planning.estimate import estimate_run
@@ -65,9 +65,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def find_vocabulary(settings: dict[str, Any]) -> tuple[int, int | None, str]:
-    """Return the size of the vocabulary, the tokens of the validation split (None: unknown), and how they are known.
+    """Return the vocabulary size, the number of validation tokens (None: unknown), and a note about their source.
 
-    They come from prepared tokens, else from the text if it is here and not large; else they are assumed.
+    They come from prepared tokens, else from the text if it is available and not large; else they are assumed.
     """
     from quill.data.corpus import CorpusNotFoundError, find_corpus, name_of, paths_of, title_of
     from quill.data.dataset import dataset_folder, open_dataset
@@ -135,7 +135,7 @@ def describe(planned: PlannedRun, estimate: Estimate, where: str, note: str) -> 
 
 
 def show(lines: list[tuple[str, str]]) -> None:
-    """Print a table: drawn where there is a terminal, aligned lines elsewhere."""
+    """Print a table: with lines in a terminal, as aligned columns elsewhere."""
     if not sys.stdout.isatty():
         width = max(len(name) for name, _ in lines)
         print(*(f"{name:<{width}}  {value}" for name, value in lines), sep="\n")

@@ -52,7 +52,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, and print the result for people or for programs."""
+    """Print the loss of a model over a split, as text or as JSON."""
     from quill.checkpoints.run_folder import load_checkpoint, newest_run
     from quill.device import resolve_device
     from quill.engines.make import make_engine
@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def text_of_run(out_dir: Path, checkpoint: Checkpoint, data_dir: str | None, on_progress: OnProgress) -> Dataset:
-    """Return the text that a run was trained on; CheckpointError if it is not known, or not the same any more."""
+    """Return the dataset that a run was trained on; CheckpointError if it is unknown, or its text has changed."""
     from quill.runs.resume import stored_settings
     from quill.runs.run_text import open_run_text
 
@@ -106,8 +106,8 @@ def text_of_run(out_dir: Path, checkpoint: Checkpoint, data_dir: str | None, on_
         where = "has lost its config.yaml" if (out_dir / "checkpoints").is_dir() else "is no run directory"
         raise CheckpointError(f"{out_dir} {where}, so its text is not known: name the text with --dataset=…")
     name, kind = settings["dataset"], settings["tokenizer"]
-    place = settings["data_dir"] if data_dir is None else data_dir
-    dataset = open_run_text(out_dir, name, kind, place, checkpoint.text_sha256, on_progress)
+    folder = settings["data_dir"] if data_dir is None else data_dir
+    dataset = open_run_text(out_dir, name, kind, folder, checkpoint.text_sha256, on_progress)
     same = dataset.tokenizer.to_json() == checkpoint.tokenizer.to_json()
     if checkpoint.text_sha256 is not None and dataset.sha256 != checkpoint.text_sha256:
         raise changed(name, out_dir)
@@ -115,15 +115,15 @@ def text_of_run(out_dir: Path, checkpoint: Checkpoint, data_dir: str | None, on_
         raise changed(name, out_dir)
     if same:
         return dataset
-    return open_run_text(out_dir, name, checkpoint.tokenizer, place, checkpoint.text_sha256, on_progress)
+    return open_run_text(out_dir, name, checkpoint.tokenizer, folder, checkpoint.text_sha256, on_progress)
 
 
 def other_text(name: str, checkpoint: Checkpoint, data_dir: str | None, on_progress: OnProgress) -> Dataset:
-    """Return another text in the tokens of the checkpoint's tokenizer."""
+    """Return the dataset of another text, with the checkpoint's tokenizer."""
     from quill.data.dataset import prepare_dataset
 
-    place = data_dir or "data"
-    return prepare_dataset(name, tokenizer=checkpoint.tokenizer, data_dir=place, on_progress=on_progress)
+    folder = data_dir or "data"
+    return prepare_dataset(name, tokenizer=checkpoint.tokenizer, data_dir=folder, on_progress=on_progress)
 
 
 def changed(name: object, out_dir: Path) -> CheckpointError:

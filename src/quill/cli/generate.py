@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from quill.generation.language_model import LanguageModel
 
 ESCAPES = {"\\n": "\n", "\\t": "\t"}
-"""How a shell can give a character that is hard to type, in --stop."""
+"""Escapes in --stop for characters that are hard to type in a shell."""
 
 LONGEST_PROMPT = 10_000_000  # characters
 
 
 def add_arguments(parser: Parser) -> None:
-    """Give the parser the flags of `quill generate`."""
+    """Add the flags of `quill generate` to the parser."""
     parser.take_bare_word("prompt")
     add = parser.add_argument
     add("--prompt", type=str, help="text to continue; without it standard input is read, if something is piped in")
@@ -132,7 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def read_prompt(arguments: argparse.Namespace) -> str | None:
-    """Return the text to continue: from the flag, the file or standard input; None where there is none."""
+    """Return the text to continue, from the flag, the file or standard input; None if there is none."""
     if arguments.prompt is not None and arguments.prompt_file is not None:
         raise ConfigError("--prompt and --prompt_file are both given: use one of them")
     if arguments.prompt is not None:
@@ -164,7 +164,7 @@ def read_bounded(file: TextIO, name: str) -> str:
 
 
 def known_prompt(prompt: str | None, model: LanguageModel, unknown: str) -> str:
-    """Return the prompt as the model reads it: without characters outside the vocabulary, if they may be skipped."""
+    """Return the prompt, or the default one; with unknown="skip", without characters outside the vocabulary."""
     if prompt is None:
         return default_prompt(model.tokenizer)
     dropped = model.tokenizer.unknown_characters(prompt) if unknown == "skip" else []
@@ -178,7 +178,7 @@ def known_prompt(prompt: str | None, model: LanguageModel, unknown: str) -> str:
 
 
 def read_stop(typed: str, model: LanguageModel) -> str:
-    """Return the stop string that was typed, with its escapes replaced, and say what it is where that may surprise."""
+    """Return the stop string that was typed, with escapes replaced; print a note if it may be unexpected."""
     text = "\\".join(_replace_escapes(part) for part in typed.split("\\\\"))
     if text != typed:
         note(rf"--stop={typed} is read as {text!r}; \\ is a backslash")
@@ -210,7 +210,7 @@ def write(pieces: Iterable[tuple[int, str]], num_samples: int) -> None:
 
 
 def shown(text: str) -> str:
-    """Return the text as it may be printed: in a terminal without control characters, which could rearrange it."""
+    """Return the text as it is printed: in a terminal, without control characters."""
     if not sys.stdout.isatty():
         return text
     from quill.tracking.terminal import printable

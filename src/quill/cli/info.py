@@ -1,4 +1,4 @@
-"""`quill info`: what is in a run or a checkpoint, and whether its files are as they were written."""
+"""`quill info`: what is in a run or a checkpoint, and whether its files are unaltered."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print what is known; CheckpointError when the model cannot be read or a file was altered."""
+    """Print the contents; CheckpointError if the model cannot be read or a file was altered."""
     from quill.checkpoints.run_folder import find_checkpoint, load_checkpoint, newest_run
     from quill.model.config import architecture_of
 
@@ -74,7 +74,7 @@ def describe_tokenizer(tokenizer) -> str:
 def file_lines(path: Path) -> Iterator[str]:
     """Yield a line for each file of the run or checkpoint: its size, and whether its SHA-256 is the manifest's.
 
-    A run in training replaces its files: those that vanish meanwhile are left out.
+    A run in training replaces its files: those that are deleted meanwhile are left out.
     """
     from quill.checkpoints.manifest import read_manifest, sha256_of
 

@@ -1,7 +1,7 @@
-"""The command line: finds the command, gives it its arguments, and turns errors into one line each.
+"""The command line: find the command, parse its arguments, run it, and print an error as one line.
 
-`quill --help` must be instant, so nothing heavy is imported before the command is known. Exit codes: 0 done, 2 an
-error that the user can correct, 128 + n ended by signal n (130 for Ctrl-C).
+`quill --help` must be instant, so nothing heavy is imported before the command is known. Exit codes: 0 done, 2 an error
+that the user can correct, 128 + n ended by signal n (130 for Ctrl-C).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = _run(command, words)
             sys.stdout.flush()
             return 128 + process.received[0] if code == 130 and process.received else code
-        except BrokenPipeError:  # the reader has seen enough, as in `quill generate | head`
+        except BrokenPipeError:  # the reader has closed the pipe, as in `quill generate | head`
             return 0
         except (KeyboardInterrupt, process.Terminated) as error:
             if debug:

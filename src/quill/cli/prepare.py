@@ -30,7 +30,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prepare the tokens, and print what they are and where they are."""
+    """Prepare the tokens, and print facts about them."""
     from quill.data.dataset import prepare_dataset
     from quill.tracking.phase_display import PhaseDisplay
 

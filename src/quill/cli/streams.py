@@ -16,11 +16,10 @@ OUTPUT = "standard output"
 
 @contextlib.contextmanager
 def standard_streams(*, optional_output: bool = False) -> Iterator[None]:
-    """Make the standard streams safe to use; a closed one is replaced by one that holds nothing.
+    """Make the standard streams safe to use for the duration of a block; a closed one becomes the null device.
 
-    An OSError of standard output names it. With `optional_output`, what cannot be written is dropped, because the
-    command has better things to do than printing: a run is not lost when its reader, terminal or disk is gone.
-    Standard error is always optional.
+    An OSError of standard output names it. With `optional_output`, output that cannot be written is dropped, so that a
+    run continues when its reader, terminal or disk is gone. Standard error is always optional.
     """
     before = sys.stdin, sys.stdout, sys.stderr
     _fill_closed_descriptors()
@@ -37,7 +36,7 @@ def standard_streams(*, optional_output: bool = False) -> Iterator[None]:
 
 
 class _Output(io.FileIO):
-    """A descriptor to write to. If it is optional, the first failure turns it into one that drops everything."""
+    """An output descriptor. If it is optional, the null device replaces it after the first failure."""
 
     def __init__(self, descriptor: int, optional: bool) -> None:
         super().__init__(descriptor, "w", closefd=False)
@@ -77,7 +76,7 @@ def _close(stream: TextIO) -> None:
 
 
 def _use_utf8(stream: TextIO, errors: str) -> None:
-    """Read or write UTF-8 whatever the console's code page is."""
+    """Make a stream read or write UTF-8, for any code page of the console."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(encoding="utf-8", errors=errors)
 

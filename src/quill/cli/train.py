@@ -1,4 +1,4 @@
-"""`quill train`: text in, a model out. It calls quill.run, and says what can be done next."""
+"""`quill train`: text in, a model out. It calls quill.run, and prints the next command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: Parser) -> None:
-    """Give the parser what `quill train` takes: all settings of a run, and what to do with an earlier one."""
+    """Add the flags of `quill train` to the parser: all settings of a run, and what to do with an earlier one."""
     parser.take_bare_word("dataset", several=True)
     parser.add_argument(
         "--resume",
@@ -31,7 +31,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, and say what can be done next."""
+    """Train, and print the next command."""
     from quill.runs.start import run as start_run
 
     result = start_run(**arguments.given)
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def say_how_to_resume(command: str, result: Run) -> int:
-    """Say how an interrupted run is resumed, and return the exit code of an interrupted command."""
+    """Print how to resume an interrupted run, and return the exit code of an interrupted command."""
     print(f"saved; resume with: quill {command} --resume=True --out_dir={quote(result.out_dir)}")
     return 130
 

@@ -19,13 +19,13 @@ TEXT_FILE = "generated_text.txt"
 
 
 def add_arguments(parser: Parser) -> None:
-    """Give the parser what `quill v2` takes: the flags of `quill train`, with the recipe's values as defaults."""
+    """Add the flags of `quill v2` to the parser: those of `quill train`, with the recipe's values as defaults."""
     train.add_arguments(parser)
     parser.set_defaults(**read_settings("v2")[0])
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, generate 500 characters on the screen, and save them in generated_text.txt."""
+    """Train, print 500 generated characters, and save them in generated_text.txt."""
     from quill.runs.start import run as start_run
 
     recipe = {"out_dir": arguments.out_dir} if arguments.resume else {"config": "v2"}

@@ -1,1 +1,1 @@
-"""A training run as a user means it: settings, start, resume, time budget."""
+"""A complete training run, as `quill.run` and `quill train` start it: settings, resume, time budget."""

@@ -1,8 +1,8 @@
 """Fine-tuning: start a run from the weights of a trained model, on another text.
 
-Characters that the model does not know are refused by name, or (vocab=extend) get new rows in the embedding and the
-head. A token's row of an n-gram table is found by arithmetic with the size of the vocabulary, so the tables move too:
-exactly where every n-gram has a row of its own, and where n-grams share rows a table starts from zero.
+Characters outside the model's vocabulary are refused by name, or (vocab=extend) get new rows in the embedding and the
+head. The row of an n-gram depends on the size of the vocabulary, so rows of n-gram tables are moved. If n-grams share
+rows, that is impossible, and the table starts from zero.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def shape_of(init_from: str) -> Settings:
 
 
 def with_shape(given: Settings) -> Settings:
-    """Return given settings with the shape of the model that `init_from` names, if any.
+    """Return the given settings with the shape of the model that `init_from` names, if any.
 
     A given shape that differs is a ConfigError.
     """
@@ -51,7 +51,7 @@ def with_shape(given: Settings) -> Settings:
 
 
 def tokenizer_for(settings: Settings, text: str | None, resume: bool) -> str | Tokenizer:
-    """Return the tokenizer of a run: that of the model it starts from, extended if that is asked for, or its kind."""
+    """Return the tokenizer of a run: that of the model it starts from, extended with vocab=extend, or else a name."""
     if settings["init_from"] is None:
         return settings["tokenizer"]
     if resume:
@@ -68,7 +68,7 @@ def tokenizer_for(settings: Settings, text: str | None, resume: bool) -> str | T
 def initializer(
     settings: Settings, tokenizer: Tokenizer, warn: Callable[[str], None]
 ) -> Callable[[Model], None] | None:
-    """Return what sets the fresh weights of a run to those of the model that it starts from; None for a new model."""
+    """Return a function that copies the weights of the `init_from` model into a new model; None without `init_from`."""
     if settings["init_from"] is None:
         return None
     checkpoint = load_checkpoint(Path(settings["init_from"]))
@@ -76,7 +76,7 @@ def initializer(
 
 
 def copy_weights(checkpoint: Checkpoint, model: Model, tokenizer: Tokenizer, warn: Callable[[str], None]) -> None:
-    """Copy the weights of a checkpoint into a model, in place; rows of new tokens keep their fresh values."""
+    """Copy the weights of a checkpoint into a model, in place; rows of new tokens keep their initial values."""
     import torch
 
     before, after = checkpoint.config.vocab_size, model.config.vocab_size

@@ -1,4 +1,4 @@
-"""Who observes a run: the progress display, trackers and a callback of the user's."""
+"""The observers of a run: progress display, trackers, and the user's callback."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ class Observers:
         self._history: list[Event] = []
 
     def status(self, message: str) -> None:
-        """Show what happens before training begins."""
+        """Show a message about what happens before training begins."""
         if callable(self.progress):
             self.progress({"event": "status", "step": 0, "message": message})
         elif self.progress:
             print(message, flush=True)
 
     def warn(self, message: str) -> None:
-        """Report a warning of the run, as soon as there is somebody to report it to."""
+        """Report a warning of the run, now or as soon as `attach` has been called."""
         if self._emit is None:
             self._early.append(message)
         else:
             self._emit({"event": "warning", "step": self.step, "message": message})
 
     def preparing(self, what: str, share: float) -> None:
-        """Show how far preparing a text is, once it has taken two seconds; `share` is what is done, from 0 to 1."""
+        """Show the progress of preparing a text, every two seconds; `share` is the completed share, from 0 to 1."""
         now = time.monotonic()
         self.shown_at = self.shown_at or now
         if now - self.shown_at >= SECONDS_BETWEEN_LINES:
@@ -65,7 +65,7 @@ class Observers:
 
     @contextmanager
     def trackers(self, out_dir: Path, resume: bool, *more: Tracker | None) -> Iterator[Tracker]:
-        """Give the callable that passes each event to everything that observes the run in this folder."""
+        """Yield the tracker that passes each event of the run in this folder to all its observers."""
         from quill.tracking.jsonl import JsonLines, read_events
         from quill.tracking.loss_plot import LossPlot
         from quill.tracking.samples import SampleLog
@@ -88,13 +88,13 @@ class Observers:
         return nullcontext(self.progress if callable(self.progress) else lambda event: None)
 
     def attach(self, emit: Callable[[Event], object]) -> None:
-        """Send warnings through `emit` from now on."""
+        """Send warnings to `emit`, also those that came earlier."""
         self._emit = emit
         while self._early:
             self.warn(self._early.pop(0))
 
     def watch(self, event: Event) -> None:
-        """Give an event to the trackers, and an evaluation to the callback, which may ask to stop."""
+        """Pass an event to the user's trackers, and an evaluation to the callback, which may end the run."""
         self.step = event["step"]
         for tracker in self.given:
             tracker(event)

@@ -13,10 +13,10 @@ from quill.runs.settings import check_settings
 from quill.validation import nearest, show
 
 LARGEST_FILE = 1_000_000
-"""Bytes of a configuration file."""
+"""Maximum size of a configuration file, in bytes."""
 
 DEEPEST = 4
-"""Collections inside one another in a configuration file."""
+"""Maximum depth of nested collections in a configuration file."""
 
 
 def preset_names() -> list[str]:
@@ -25,7 +25,7 @@ def preset_names() -> list[str]:
 
 
 def read_config(name: str) -> tuple[dict[str, Any], str]:
-    """Return the settings of a preset, a YAML file or a run directory, and what to call that source in messages."""
+    """Return the settings of a preset, a YAML file or a run directory, and the name of that source for messages."""
     if name in preset_names():
         text = (resources.files("quill") / "presets" / f"{name}.yaml").read_text("utf-8")
         return parse_config(text, f"preset {name}"), f"preset {name}"
@@ -38,7 +38,7 @@ def read_config(name: str) -> tuple[dict[str, Any], str]:
 
 
 def _read_text(path: Path, name: str) -> str:
-    """Return the contents of a configuration file; ConfigError for what is no text file, or far too large for one."""
+    """Return the contents of a configuration file; ConfigError if it is not a text file, or far too large."""
     shown = f"config={show(name)}"
     try:
         if path.exists() and not path.is_file():
@@ -61,9 +61,9 @@ def _read_text(path: Path, name: str) -> str:
 
 
 def parse_config(text: str, source: str) -> dict[str, Any]:
-    """Return the settings in a YAML text, `name: value` a line; ConfigError when it is something else.
+    """Return the settings in a YAML text, one `name: value` per line; ConfigError if it is something else.
 
-    Aliases are refused, because a short text could then stand for billions of values.
+    Aliases are refused, because with them a short text can expand to billions of values.
     """
     import yaml  # here, because most commands do not need it
 
@@ -85,7 +85,7 @@ def parse_config(text: str, source: str) -> dict[str, Any]:
 
 
 def _check_structure(events: Iterable[Any], source: str) -> None:
-    """Raise ConfigError for a YAML text with aliases, deep nesting or a setting that stands there twice."""
+    """Raise ConfigError for a YAML text with aliases, deep nesting or a duplicate setting."""
     import yaml
 
     depth, names, is_name = 0, set[str](), False
@@ -94,7 +94,7 @@ def _check_structure(events: Iterable[Any], source: str) -> None:
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise ConfigError(f"{where} uses YAML's anchors (& and *), which a configuration may not: write each value")
         if depth == 1 and isinstance(event, yaml.NodeEvent):
-            is_name = not is_name  # the names and values of the settings take turns
+            is_name = not is_name  # names and values of settings alternate
             if is_name and isinstance(event, yaml.ScalarEvent):
                 if event.value in names:
                     raise ConfigError(f"{where} sets {show(event.value)} a second time: leave one out")

@@ -13,7 +13,7 @@ from quill.runs.presets import read_config
 from quill.runs.settings import Settings, check_settings, resolve_settings
 from quill.training.config import FREE_ON_RESUME
 
-# What may change when a run is resumed: its length, speed, observation and place; never the model or its text.
+# Settings that may change when a run is resumed: its length, speed, logging and paths; never the model or its text.
 RESUMABLE = FREE_ON_RESUME | {
     "out_dir", "data_dir", "dataset", "log_interval", "sample_tokens", "device", "dtype", "compile",
     "gradient_checkpointing", "tensorboard",
@@ -21,7 +21,7 @@ RESUMABLE = FREE_ON_RESUME | {
 
 
 def resumed_settings(out_dir: Path, given: Mapping[str, Any]) -> Settings:
-    """Return the settings of the run in out_dir, with what was given over them.
+    """Return the settings of the run in out_dir, overridden by the given ones.
 
     A given setting that changes the model or recipe is a ConfigError. A folder without a run, and a configuration that
     was changed since the run wrote it, are a CheckpointError.
@@ -56,7 +56,7 @@ def _require_unchanged(out_dir: Path) -> None:
 
 
 def refuse_existing_run(out_dir: Path, settings: Mapping[str, Any]) -> None:
-    """Raise ConfigError when out_dir holds a run, naming what differs: hours of training are not lost by accident."""
+    """Raise ConfigError if out_dir holds a run; it names the settings that differ. No run is lost by accident."""
     if not holds_run(out_dir):
         return
     stored = stored_settings(out_dir) or {}
@@ -71,7 +71,7 @@ def refuse_existing_run(out_dir: Path, settings: Mapping[str, Any]) -> None:
 
 
 def refuse_foreign_files(out_dir: Path) -> None:
-    """Raise ConfigError where out_dir holds files under a run's names that no run wrote (T6)."""
+    """Raise ConfigError if out_dir has files with the names of a run's files that no run wrote (T6)."""
     names = ("config.yaml", "metrics.jsonl", "samples.txt", "loss.png", "tensorboard")
     there = [name for name in names if (out_dir / name).exists()]
     if not there or holds_run(out_dir):
@@ -85,9 +85,9 @@ def refuse_foreign_files(out_dir: Path) -> None:
 
 
 def stored_settings(out_dir: Path) -> Settings | None:
-    """Return the settings that a run was started with, types checked; None where there are none.
+    """Return the settings that a run was started with, types checked; None if there is no config.yaml.
 
-    A run's own file is complete: one that lacks a setting was cut or edited, and is a CheckpointError (U22).
+    A run's own file is complete. If it lacks a setting it was cut or edited, which is a CheckpointError (U22).
     """
     if not (out_dir / "config.yaml").is_file():
         return None
@@ -103,4 +103,4 @@ def stored_settings(out_dir: Path) -> Settings | None:
 
 
 ADDED = frozenset({"init_from", "vocab"})
-"""Settings that runs of earlier versions do not have."""
+"""Settings that are missing in runs of earlier versions."""

@@ -1,4 +1,4 @@
-"""Find the text of a run again: where it was, beside the run's folder, or as prepared tokens of the same text."""
+"""Find the text of a run again: at its path, next to the run's folder, or as prepared tokens of the same text."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def open_run_text(
     sha256: str | None,
     on_progress: Callable[[str, float], None],
 ) -> Dataset:
-    """Return the text that a run's config.yaml names, in the run's tokens. CorpusNotFoundError if it is nowhere.
+    """Return the dataset of the text that a run's config.yaml names; CorpusNotFoundError if it cannot be found.
 
-    Relative paths are looked up in this folder and then in the one that holds out_dir, where such a run was started:
-    a run can be moved with its text, and resumed from any folder. Where the text with this `sha256` is in neither,
-    another one that is found is returned, and the caller compares; where there is none at all, tokens that were
-    prepared from the same text are used.
+    Relative paths are resolved from the current folder, and then from the parent of out_dir, where such a run was
+    usually started. So a run can be moved with its text, and resumed from any folder. If neither has the text with this
+    `sha256`, another text that was found is returned, and the caller compares. If there is none, prepared tokens of the
+    same text are used.
     """
     from quill.data.corpus import NAMES, CorpusNotFoundError, paths_of
     from quill.data.dataset import prepare_dataset

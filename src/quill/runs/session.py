@@ -1,4 +1,4 @@
-"""The body of a run: text, weights and files, from the first token to the end event."""
+"""The main part of a run: open the text, then train with all files that a run writes."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ if TYPE_CHECKING:
 def open_text(
     settings: Settings, text: str | None, observers: Observers, *, resume: bool = False, named: bool = True
 ) -> Dataset:
-    """Return the tokens to train on, preparing them where they are missing.
+    """Return the dataset to train on; prepare it if it is not on disk.
 
-    The text of a run that is resumed is looked for in several places, unless it was `named` by the caller.
-
-    A device that is not there is found first, because preparing a long text takes a while.
+    The text of a resumed run is searched for in several folders, unless the caller `named` it. A missing device is
+    reported first, because preparing a long text takes a while.
     """
     from quill.data.dataset import prepare_dataset
     from quill.runs.init_from import tokenizer_for
@@ -48,7 +47,7 @@ def open_text(
 
 
 def resolve(run: RunSettings) -> RunContext:
-    """Return the context of a run: its device and number format, found once."""
+    """Return the context of a run, in which device, number format and folder are resolved."""
     from quill.training.context import resolve_context
 
     return resolve_context(
@@ -72,11 +71,11 @@ def train_with(
     plan: Callable[[int], int] | None = None,
     mark: str = "",
 ) -> TrainResult:
-    """Train with everything that a run leaves behind: config.yaml, metrics, samples, the plot, checkpoints.
+    """Train, and write the files of a run: config.yaml, metrics, samples, the plot, checkpoints.
 
-    With `replace` an earlier run in the same folder goes once the new one has a checkpoint. At `deadline` (a time of
-    time.monotonic) the run is stopped. `plan` is that of `train()`. `mark` is a comment that begins config.yaml. A
-    folder in which another process trains is a ConfigError.
+    With `replace` an earlier run in the folder is deleted once the new one has a checkpoint. At `deadline` (in the time
+    of time.monotonic) the run is stopped. `plan` is that of `train()`. `mark` is a comment that begins config.yaml. If
+    another process trains in the folder, that is a ConfigError.
     """
     from quill.planning.limits import check_size, warn_of_long_run, warn_of_long_warmup
     from quill.planning.out_of_memory import explaining_out_of_memory, foresee_out_of_memory
@@ -124,10 +123,10 @@ def train_with(
 
 
 class Reporter:
-    """Passes events on from the `start` event; until then nothing in the run's folder is touched.
+    """Passes events to a tracker from the `start` event on, so that a run which fails earlier writes no file.
 
-    Events before it (a warning about compiling) wait for it. `configure` is called with the number of steps of the run,
-    at the start and when it changes. The start event says how many seconds are left.
+    Earlier events, such as a warning about compiling, are passed after it. `configure` is called with the number of
+    steps of the run, at the start and when it changes. The start event gets the seconds until the deadline.
     """
 
     def __init__(

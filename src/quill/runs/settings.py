@@ -1,6 +1,6 @@
-"""Settings of a run: one flat dictionary by name, and the frozen configurations that are made of it.
+"""Settings of a run: one flat dictionary by name, and the frozen configurations that are built from it.
 
-Values come in layers, each over the one before: defaults, a preset or configuration file, what was given by name.
+Each layer of values overrides the one before: defaults, a preset or configuration file, settings given by name.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class RunSettings:
         require(bool(paths) and all(path.strip() for path in paths), "dataset", self.dataset, "a name or a path")
 
 
-# The vocabulary is decided by the text and its tokenizer, so it is no setting.
+# The vocabulary is decided by the text and its tokenizer, so it is not a setting.
 SHAPES = {
     name: tuple(f.name for f in dataclasses.fields(config) if f.name != "vocab_size")
     for name, config in CONFIGS.items()
@@ -74,7 +74,7 @@ FIELDS = (*MODEL_FIELDS, *TRAIN_FIELDS, *RUN_FIELDS)
 OLD_NAMES = {"windows": "data_order"}
 """Settings that had another name in earlier versions: old name, new name."""
 
-# A setting, and the setting and values with which it has an effect (D4): elsewhere it would do nothing.
+# Settings that have an effect only with these values of another setting (D4).
 EFFECTIVE = {
     "muon_learning_rate": ("optimizer", ("muon",)),
     "ngram_learning_rate": ("optimizer", ("muon",)),
@@ -120,13 +120,13 @@ def setting_types() -> dict[str, Any]:
 
 
 def check_settings(settings: Mapping[str, Any], source: str = "") -> Settings:
-    """Return settings as values of their types, old names as new ones; errors name the source and the setting."""
+    """Return settings under their current names, converted to their types; errors name the source and the setting."""
     renamed = {OLD_NAMES.get(name, name): value for name, value in settings.items()}
     return convert_settings(renamed, setting_types(), source, suggest_name)
 
 
 def check_effect(names: Iterable[str], settings: Settings) -> None:
-    """Raise ConfigError for a setting that was named and would do nothing."""
+    """Raise ConfigError for a named setting that has no effect."""
     for name in names:
         other, values = EFFECTIVE.get(name, ("architecture", (settings["architecture"],)))
         if settings[other] not in values:

@@ -1,4 +1,4 @@
-"""Seconds of real training steps and evaluations on this machine, measured with models that are thrown away."""
+"""Measure the seconds of real training steps and evaluations on this machine, with temporary models."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Speed:
 
 
 def probe_speed(settings: Settings, dataset: Dataset, probe_seconds: float, *, evaluate: bool = True) -> Speed:
-    """Return the seconds of a step, and if asked of an evaluation, measured for about `probe_seconds`.
+    """Return the seconds of a step, and with `evaluate` of an evaluation, measured for about `probe_seconds`.
 
-    The steps are those of the run itself (training/setup.py). The generators of random numbers keep their state.
+    The steps are those of the run itself (training/setup.py). The global RNG state is left untouched.
     """
     from quill.checkpoints.run_folder import save_checkpoint
     from quill.planning.timing import keep_rng_state, now
@@ -47,7 +47,7 @@ def probe_speed(settings: Settings, dataset: Dataset, probe_seconds: float, *, e
             before = now(device)
             step(len(times))
             times.append(now(device) - before)
-        seconds = statistics.median(times[len(times) // 3 :])  # the first ones also pay for memory and kernels
+        seconds = statistics.median(times[len(times) // 3 :])  # the first ones also allocate memory and choose kernels
         if not evaluate:
             return Speed(seconds, 0.0)
         before = time.perf_counter()

@@ -1,4 +1,4 @@
-"""quill.run: a training run with everything that it leaves behind. `quill train` calls it."""
+"""quill.run: a complete training run with its folder. `quill train` calls it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from quill.training.events import Event
     from quill.training.loop import TrainResult
 
-LATE = 1.1  # of the minutes: a run that is not done by then is stopped
+LATE = 1.1  # times the minutes, after which an unfinished run is stopped
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def run(
     callback: Callable[[Event], str | None] | None = None,
     **settings: Any,
 ) -> Run:
-    """Train a GPT as `quill train` does, leave the same folder, and return how the run ended.
+    """Train a GPT as `quill train` does, with the same files, and return how the run ended.
 
         quill.run(dataset="my.txt", minutes=5, out_dir="out")
         quill.run(config="laptop", max_iters=500, callback=lambda event: "low" if event["val_loss"] < 1.8 else None)
@@ -83,10 +83,10 @@ def run(
     is called with every event (docs/architecture.md lists them). `callback` is called with every `evaluation` event; a
     text that it returns ends the run, with this reason. Ctrl-C saves and ends the run (reason "interrupted").
 
-    Settings that cannot be used are a ConfigError, a text that cannot be used a CorpusError, a loss that is not finite
-    or memory that runs out a TrainingError; all of them are a QuillError. As in `quill train`, glibc's allocator is
-    told to keep freed memory, and threads of a PyTorch that is imported later to spin only briefly (GOMP_SPINCOUNT),
-    for the whole process.
+    Settings that cannot be used are a ConfigError, a text that cannot be used is a CorpusError, and a loss that is not
+    finite or memory that runs out is a TrainingError; all of them are a QuillError. As in `quill train`, two settings
+    of the whole process change: glibc's allocator keeps freed memory, and, if PyTorch is imported later, its threads
+    spin only briefly (GOMP_SPINCOUNT).
     """
     spin_briefly()
     if resume and overwrite:
@@ -138,10 +138,10 @@ def run_for_minutes(
     late: float = LATE,
     mark: str = "",
 ) -> Run:
-    """Train for so many minutes with the recipe that suits this text, this machine and that time.
+    """Train for a number of minutes, with a recipe chosen for this text, machine and time; return how the run ended.
 
-    What is given by name stays. `dataset`, if given, is used instead of preparing a text. The run is stopped once
-    `late` times the minutes are over. `mark` is a comment that begins config.yaml.
+    Given settings override the recipe. `dataset`, if given, is used instead of preparing a text. The run is stopped
+    after `late` times the minutes. `mark` is a comment that begins config.yaml.
     """
     from quill.runs.time_budget import TimeBudget, describe_choice, fit_to_minutes
 
@@ -181,10 +181,10 @@ def run_for_minutes(
 
 
 def require_free_folder(settings: Settings, given: Mapping[str, Any], overwrite: bool) -> None:
-    """Raise ConfigError where out_dir cannot be a folder, is in use, or holds a run that may not be replaced."""
+    """Raise ConfigError if out_dir cannot be a folder, is in use, or holds a run that may not be replaced."""
     out_dir = Path(settings["out_dir"])
     require_folder(out_dir)
-    if os.path.lexists(out_dir / LOCK):  # refused now, and not after a long text was prepared
+    if os.path.lexists(out_dir / LOCK):  # refuse it before a long text is prepared
         with lock_run(out_dir):
             pass
     refuse_foreign_files(out_dir)

@@ -1,7 +1,7 @@
-"""A run of so many minutes: measure the machine, choose a recipe, and keep to the time.
+"""A run of a given number of minutes: measure the machine, choose a recipe, and keep within the time.
 
-planning/recipe.py decides from the speed of a few real steps. As a machine may become slower or faster, the number of
-steps is planned again while the run goes on.
+planning/recipe.py decides from the speed of a few real steps. A machine may become slower or faster, so the number of
+steps is replanned during the run.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ EVALUATIONS = 6
 EVALUATION_SHARE = 0.25  # of the time, at most: evaluations, samples and checkpoints
 FEWEST_STEPS, MOST_STEPS = 20, 1_000_000
 MUCH_SLOWER = 0.7  # of the steps that were planned first
-REPLAN_SHARE = 0.1  # between evaluations, a plan that is less than this far off is kept
+REPLAN_SHARE = 0.1  # between evaluations, a smaller change of the plan is ignored
 
 
 class TimeBudget:
-    """The `plan` of a run that has so many seconds: how many steps fit at the pace of the steps so far.
+    """The `plan` of a run with a time limit: how many steps fit at the pace of the steps so far.
 
-    It is called at each `step` event and after each evaluation. Two calls at one step have an evaluation between them,
-    whose time is kept free for those that are still to come. `steps` is the plan until there is a pace, and
-    `evaluation` the seconds of an evaluation until there was one. `on_slower` is told once if far fewer steps fit.
+    It is called at each `step` event and after each evaluation. Between two calls at the same step there was an
+    evaluation, whose duration is assumed for later ones. `steps` is the plan until a pace is known, and `evaluation`
+    the seconds of an evaluation until one was measured. `on_slower` is called once if far fewer steps fit.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class TimeBudget:
         self.ends, self.steps, self.clock = started + MARGIN * seconds, steps, clock
         self.evaluation, self.eval_interval = evaluation, eval_interval
         self.first_steps, self.on_slower = steps, on_slower
-        self.least = seconds / 50  # a pace over less time than this is noise
+        self.least = seconds / 50  # over less time than this, a pace is noise
         self.last: tuple[int, float] | None = None  # step and time of the last call
         self.measured_steps, self.measured_seconds = 0, 0.0
 
     def __call__(self, step: int) -> int:
-        """Return how many steps the run shall have in all, of which `step` are done."""
+        """Return how many steps the run has in all, after `step` finished steps."""
         now = self.clock()
         after_evaluation = self.last is not None and self.last[0] == step
         if self.last is not None and after_evaluation:
@@ -73,15 +73,15 @@ class TimeBudget:
             self.measured_steps, self.measured_seconds = 0, 0.0
         if self.steps < MUCH_SLOWER * self.first_steps:
             self.on_slower(f"the machine is slower than measured: {self.steps:,} steps instead of {self.first_steps:,}")
-            self.first_steps = 0  # said once
+            self.first_steps = 0  # called once only
 
 
 def fit_to_minutes(
     dataset: Dataset, minutes: float, asked: Mapping[str, Any], *, evaluations: int = EVALUATIONS
 ) -> tuple[Settings, Speed]:
-    """Return the settings of a run of so many minutes on this text and machine, and the speed measured for them.
+    """Return the settings of a run of `minutes` on this text and machine, and the speed measured with them.
 
-    `asked` holds what was set by name, and stays. The time covers training, evaluations and samples, and measuring.
+    `asked` are settings given by name, which are kept. The time includes evaluations, samples, and the measurement.
     """
     from quill.planning.recipe import RECIPE, choose_recipe, choose_size, regularization
 
@@ -104,8 +104,8 @@ def fit_to_minutes(
 
 
 def fit_steps(seconds: float, speed: Speed, evaluations: int) -> dict[str, int]:
-    """Return how many steps fit the time, and after how many to evaluate: less often where the time is short."""
-    evaluation = 1.5 * speed.evaluation  # some of them come with a picture or a display
+    """Return the number of steps that fit the time, and the interval of evaluations, fewer of them in a short time."""
+    evaluation = 1.5 * speed.evaluation  # some also draw the plot or the display
     if evaluation:  # one more comes before the first step
         evaluations = max(1, min(evaluations, int(EVALUATION_SHARE * seconds / evaluation) - 1))
     steps = int((seconds * MARGIN - (evaluations + 1) * evaluation) / speed.step)
@@ -114,7 +114,7 @@ def fit_steps(seconds: float, speed: Speed, evaluations: int) -> dict[str, int]:
 
 
 def describe_choice(settings: Settings, minutes: float) -> str:
-    """Return in one line what was chosen."""
+    """Return the chosen model and number of steps, in one line."""
     s = settings
     return (
         f"for {minutes:g} minute{'s' * (minutes != 1)}: {s['architecture']} model, "

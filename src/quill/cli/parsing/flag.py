@@ -35,19 +35,19 @@ class Flag:
         return self.type is bool or bool in get_args(self.type)
 
     def takes(self, word: str) -> bool:
-        """Return whether the word that follows the flag is its value: a switch takes only a word of truth."""
+        """Return whether the word after the flag is its value: for a switch, only a word that means True or False."""
         if self.is_switch:
             return word.lower() in TRUTH or word in self.choices
         return not word.startswith("--")
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The words of a Literal, also where it is one of several types."""
+        """The values of a Literal, also if it is one of several types."""
         annotations = (self.type, *get_args(self.type))
         return tuple(str(choice) for each in annotations if get_origin(each) is Literal for choice in get_args(each))
 
     def convert(self, text: str) -> Any:
-        """Return the value of `--name=text`; ConfigError where it cannot be one."""
+        """Return the value of `--name=text`; ConfigError if it cannot be used."""
         try:
             return convert_text(text, self.type)
         except ValueError:

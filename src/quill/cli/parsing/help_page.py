@@ -1,4 +1,4 @@
-"""The page that --help shows, as wide as the terminal."""
+"""The text of --help, as wide as the terminal."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 NARROWEST, WIDEST = 40, 118  # columns
 LONGEST_NAME = 36  # columns of the left side; a flag that is longer has its help below it
-STACKED = 72  # a terminal that is narrower shows all help below the flags
+STACKED = 72  # in a narrower terminal, the help is below each flag
 
 
 def terminal_width() -> int:
-    """Return the columns to write in: those of the terminal (COLUMNS, if set), within what can be read well.
+    """Return the number of columns to use: those of the terminal (COLUMNS, if set), within readable limits.
 
-    The same as shutil.get_terminal_size, whose module loads compression libraries at its import.
+    Like shutil.get_terminal_size, but that module loads compression libraries at its import.
     """
     try:
         columns = int(os.environ.get("COLUMNS", "")) or WIDEST
@@ -39,7 +39,7 @@ def wrap(text: str, width: int, indent: str = "") -> list[str]:
 
 
 def table(rows: Sequence[tuple[str, str]], width: int, left: int) -> list[str]:
-    """Return names and their explanations as two columns, or as name above explanation where there is no space.
+    """Return names and explanations in two columns, or each explanation below its name in a narrow terminal.
 
     `left` is the width of the first column; a longer name has its explanation below it.
     """
