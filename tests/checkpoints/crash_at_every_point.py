@@ -2,7 +2,8 @@
 
 save: for n = 1, 2, … a forked child saves the next checkpoint of a run and ends itself by SIGKILL at its n-th request
 to the system (before and after each fsync; at each opened, made, renamed or deleted file), until one comes to its end.
-Prints a JSON line for each: n, and what the folder holds after the crash, after cleaning up, and after the next save.
+Prints a JSON line for each: the number of the save, n, and what the folder holds after the crash, after cleaning up,
+and after the next save.
 
 run: the same for some points of a whole run, which is then resumed, or started again where nothing was saved. Prints a
 JSON line for each: n, and what the finished folder holds; the first line is of a run that was never killed.
@@ -93,7 +94,12 @@ def names(out: Path) -> list[str]:
     return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.parent.name != "step" or is_draft(path))
 
 
-def crash_in_saves(out: Path, earlier: list[int], best: bool) -> None:
+def crash_in_saves(folder: Path, saves: list[tuple[list[int], bool]]) -> None:
+    for number, (earlier, best) in enumerate(saves):
+        crash_in_one_save(number, folder / str(number) / "out", earlier, best)
+
+
+def crash_in_one_save(number: int, out: Path, earlier: list[int], best: bool) -> None:
     template = out.with_name("template")
     template.mkdir(parents=True)
     for step in earlier:
@@ -112,7 +118,7 @@ def crash_in_saves(out: Path, earlier: list[int], best: bool) -> None:
         status = os.waitpid(child, 0)[1]
         finished = status == 0
         assert finished or os.WTERMSIG(status) == signal.SIGKILL
-        line = {"n": n, "finished": finished, "after": holds(out)}
+        line = {"save": number, "n": n, "finished": finished, "after": holds(out)}
         clean_run_folder(out)
         line |= {"cleaned": holds(out), "files": names(out)}
         if line["cleaned"][-1] != 9:

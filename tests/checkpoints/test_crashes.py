@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,26 +22,21 @@ def crash(*arguments: str) -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-class Crashes:
-    """What was found after a crash at each point, for a run with these steps before; computed once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.known: dict[str, list[dict]] = {}
-
-    def __call__(self, earlier: list[int], best: bool) -> list[dict]:
-        name = f"{earlier}-{best}"
-        if name not in self.known:
-            arguments = [str(self.folder / name / "out"), json.dumps(earlier), json.dumps(best)]
-            self.known[name] = crash("save", *arguments)
-        crashes = self.known[name]
-        assert len(crashes) > 25 and crashes[-1]["finished"] and not any(c["finished"] for c in crashes[:-1])
-        return crashes
+Crashes = Callable[..., list[dict]]
+SAVES: list[tuple[list[int], bool]] = [([3, 6], True), ([3, 6], False), ([], True)]
 
 
 @pytest.fixture(scope="module")
 def crashes_of(tmp_path_factory: pytest.TempPathFactory) -> Crashes:
-    return Crashes(tmp_path_factory.mktemp("crashes"))
+    """What was found after a crash at each point of a save, by the steps saved before and whether it is the best."""
+    lines = crash("save", str(tmp_path_factory.mktemp("crashes")), json.dumps(SAVES))
+
+    def found(earlier: list[int], best: bool) -> list[dict]:
+        crashes = [line for line in lines if line["save"] == SAVES.index((earlier, best))]
+        assert len(crashes) > 25 and crashes[-1]["finished"] and not any(c["finished"] for c in crashes[:-1])
+        return crashes
+
+    return found
 
 
 def files_of(best: int, last: int) -> list[str]:

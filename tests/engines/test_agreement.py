@@ -224,11 +224,12 @@ def test_comparing_leaves_the_static_twin_as_it_was(config: ModelConfig) -> None
 
 WRITE = """
 import json, quill, sys
-said = []
-model = quill.load(sys.argv[1], device="cpu", engine=sys.argv[2], on_status=said.append)
-text = model.generate("a", max_new_tokens=60, seed=1)
-said = [line for line in said if "compiling" not in line]
-print(json.dumps([text, said, "torch" in sys.modules]))
+for engine in sys.argv[2:]:
+    said = []
+    model = quill.load(sys.argv[1], device="cpu", engine=engine, on_status=said.append)
+    text = model.generate("a", max_new_tokens=60, seed=1)
+    said = [line for line in said if "compiling" not in line]
+    print(json.dumps([text, said, "torch" in sys.modules]))
 """
 
 SOURCE_EDITS = {
@@ -261,18 +262,26 @@ def test_a_checkpoint_is_written_with_by_the_source_that_there_is(edit: str, tmp
     out, config = tmp_path / "out", CLASSIC if SOURCE_EDITS[edit][0] == "gpt" else MODERN
     save(out, random_model(config))
 
-    def write(engine: str, source: Path) -> tuple[str, list[str], bool]:
-        return json.loads(python(source, "-c", WRITE, out, engine).stdout)
+    def write(source: Path, *engines: str) -> list[tuple[str, list[str], bool]]:
+        return [json.loads(line) for line in python(source, "-c", WRITE, out, *engines).stdout.splitlines()]
 
-    unedited, said, imported = write("auto", Path(quill.__file__).parent.parent)
+    ((unedited, said, imported),) = write(Path(quill.__file__).parent.parent, "auto")
     assert said == [] and not imported  # fast, and started without PyTorch
     package = edited_package(tmp_path / "src", SOURCE_EDITS[edit])
-    (text, said, _), (reference, _, _) = write("auto", package), write("torch", package)
+    (text, said, _), (reference, _, _) = write(package, "auto", "torch")
     assert text == reference != unedited
     if edit != "a constant":  # which the fast engine reads too
         assert len(said) == 1 and said[0].startswith("generating with PyTorch, which is slower: the model was edited")
 
 
+COMMANDS = """
+import json, sys
+from quill.cli.main import main
+for argv in json.loads(sys.argv[1]):
+    assert main(argv) == 0
+    print("====")
+    print("====", file=sys.stderr)
+"""
 GATE = [
     (
         "gpt",
@@ -294,8 +303,11 @@ def test_a_run_with_an_edited_source_writes_as_it_was_trained(
     places = [f"--dataset={tmp_path / 'my.txt'}", f"--data_dir={tmp_path / 'data'}", f"--out_dir={tmp_path / 'out'}"]
     size = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4", "--device=cpu"]
     steps = ["--max_iters=20", "--eval_interval=20", "--eval_iters=2", "--warmup_iters=2", "--sample_tokens=0"]
-    python(package, "-m", "quill", "train", *places, *size, *steps)
-    write = ["-m", "quill", "generate", places[2], "--prompt=now", "--max_new_tokens=60", "--seed=1", "--device=cpu"]
-    result, reference = python(package, *write), python(package, *write, "--engine=torch")
-    assert result.stdout == reference.stdout and "the model was edited" in result.stderr
-    assert "the model was edited" not in reference.stderr
+    write = ["generate", places[2], "--prompt=now", "--max_new_tokens=60", "--seed=1", "--device=cpu"]
+    commands = [["train", *places, *size, *steps], write, [*write, "--engine=torch"]]
+    result = python(package, "-c", COMMANDS, json.dumps(commands))
+    (_, text, reference, _), (_, notes, reference_notes, _) = (
+        stream.split("====\n") for stream in (result.stdout, result.stderr)
+    )
+    assert text == reference != "" and "the model was edited" in notes
+    assert "the model was edited" not in reference_notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -191,13 +192,19 @@ def test_only_the_end_of_a_prompt_longer_than_the_context_is_read(name: str) -> 
     assert whole == end
 
 
+@functools.cache
+def newcomers_of(name: str) -> tuple[ModernGPT, tuple[int, ...], list[Request], list[list[int]]]:
+    """Return a model, the beginning of a prompt, requests that share a part of it, and the tokens each gets alone."""
+    model, beginning = random_model(SMALL), tuple(random_tokens(SMALL, 12).tolist())
+    newcomers = [Request((*beginning[:shared], 7, 8), 40, row=shared) for shared in (1, 2, 3, 12)]
+    return model, beginning, newcomers, [tokens_of(engine_of(model, name, slots=2), each) for each in newcomers]
+
+
 @each_engine
 @pytest.mark.parametrize("read", [3, 30, 31, 32, 33, 34, 50, 200])
 def test_a_slot_that_has_rolled_shares_no_overwritten_tokens(name: str, read: int) -> None:
     # 12 tokens of prompt: the slot is full when 20 more are read. The first text ends there, before or behind it.
-    model, beginning = random_model(SMALL), tuple(random_tokens(SMALL, 12).tolist())
-    newcomers = [Request((*beginning[:shared], 7, 8), 60, row=shared) for shared in (1, 2, 3, 12)]
-    expected = [tokens_of(engine_of(model, name, slots=2), request) for request in newcomers]
+    model, beginning, newcomers, expected = newcomers_of(name)
     batch = BatchGenerator(engine_of(model, name, slots=2))
     longest = Request(beginning, 300)
     number = batch.add(longest)
