@@ -24,7 +24,7 @@ def test_sizes_have_two_or_three_digits_and_a_unit(size, words):
     [
         (0, "0 s"), (0.0004, "0.4 ms"), (0.035, "35 ms"), (0.9996, "1 s"), (1, "1 s"), (4.2, "4.2 s"), (9.96, "10 s"),
         (58.4, "58 s"), (59.6, "1 min 00 s"), (65, "1 min 05 s"), (3599.7, "1 h 00 min"), (7800, "2 h 10 min"),
-        (655_200, "182 h 00 min"),
+        (655_200, "182 h 00 min"), (7_241_027_100, "2,011,396 h 25 min"),
     ],
 )  # fmt: skip
 def test_durations_have_the_digits_that_matter(seconds, words):

@@ -71,7 +71,9 @@ def test_an_option_of_another_method_says_which(model: LanguageModel, method: st
 
 
 WRONG: list[dict[str, Any]] = [
-    {"num_samples": 2.0}, {"num_samples": "2"}, {"num_samples": True}, {"num_samples": 0}, {"best_of": "2"},
+    {"num_samples": 2.0}, {"num_samples": "2"}, {"num_samples": True}, {"num_samples": 0},
+    {"num_samples": 10**12}, {"best_of": 10**12},  # U22
+    {"best_of": "2"},
     {"best_of": 2.5}, {"best_of": True}, {"best_of": 0}, {"logprobs": "1"}, {"logprobs": -1}, {"logprobs": True},
     {"max_new_tokens": 2.0}, {"max_new_tokens": None}, {"seed": "1"}, {"seed": 1.0}, {"seed": True}, {"echo": 1},
     {"stop": [3]}, {"stop": b"x"}, {"stop": 5}, {"unknown": None}, {"temperature": "0.8"}, {"top_k": 1.5},

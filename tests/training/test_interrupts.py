@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from quill.checkpoints import format, manifest, run_folder
 from quill.checkpoints.format import read_tensors
 from quill.checkpoints.run_folder import find_checkpoint
 from quill.data.dataset import Dataset
+from quill.generation.sample import sample_function
 from quill.model.config import GPTConfig
 from quill.training import evaluator, step
 from quill.training.loop import train
@@ -89,6 +91,27 @@ def test_a_sample_is_given_up_between_two_pieces(
 
     result = train(model_config, *recipe(), dataset, sample=sample)
     assert (result.reason, result.step, pieces) == ("interrupted", 0, ["a", " ", "t"])
+
+
+def test_the_sample_of_a_run_comes_in_pieces_and_is_given_up_at_a_signal(
+    model_config: GPTConfig, recipe: MakeRecipe, dataset: Dataset
+) -> None:  # U22
+    """It was generated whole before the first check: a million tokens were deaf for minutes."""
+    sample = sample_function(dataset, 100_000, 1337)
+    assert sample is not None
+    seen: list[str] = []
+
+    def watched(model: Any) -> Iterator[str]:
+        pieces = sample(model)
+        assert iter(pieces) is pieces  # an iterator, no text that is complete
+        for piece in pieces:
+            seen.append(piece)
+            if len(seen) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield piece
+
+    result = train(model_config, *recipe(), dataset, sample=watched)
+    assert (result.reason, result.step, len(seen)) == ("interrupted", 0, 3)
 
 
 @pytest.mark.parametrize("save", [1, 2, 3], ids=["first", "second", "last"])

@@ -170,10 +170,14 @@ def checked_biases(biases: object) -> dict[int, float]:
     return checked
 
 
-def whole_number(name: str, value: object, least: int) -> int:
-    """Return a whole number, Python's or NumPy's, as an int; ConfigError unless it is one of at least `least`."""
+MOST_SAMPLES = 10**6  # rows of one call; each has a request in memory
+
+
+def whole_number(name: str, value: object, least: int, most: int | None = None) -> int:
+    """Return a whole number, Python's or NumPy's, as an int; ConfigError unless it is from `least` to `most`."""
     number: Any = python_number(value)
-    require(is_whole(number) and number >= least, name, value, f"a whole number of at least {least}")
+    accepted = f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most}"
+    require(is_whole(number) and number >= least and (most is None or number <= most), name, value, accepted)
     return number
 
 

@@ -22,7 +22,7 @@ from quill.checkpoints.model_file import checked_path, save_model
 from quill.checkpoints.run_folder import load_checkpoint, newest_run
 from quill.device import means_cpu, resolve_device
 from quill.engines.make import ENGINES, QUANTIZATIONS, device_of, how_many_slots, make_engine
-from quill.engines.request import TokenEvent, whole_number
+from quill.engines.request import MOST_SAMPLES, TokenEvent, whole_number
 from quill.errors import ConfigError
 from quill.generation.batch_generator import BatchGenerator
 from quill.generation.completion import Completion, Piece, collect, join, likeliest
@@ -159,7 +159,7 @@ class LanguageModel:
         `echo` the prompt's tokens are included; the first one, and those before the context, have no log-probability.
         """
         count = self._count(num_samples)
-        many = count if best_of is None else whole_number("best_of", best_of, least=1)
+        many = count if best_of is None else whole_number("best_of", best_of, least=1, most=MOST_SAMPLES)
         require(many >= count, "best_of", best_of, f"at least num_samples={num_samples}")
         needed = logprobs if logprobs is not None or best_of is None else 0
         completions = collect(self._generate("complete", prompt, many, needed, options), many)
@@ -195,7 +195,7 @@ class LanguageModel:
         return evaluate_text(self.model, self.tokenizer, path, text, batch_size, forward)
 
     def _count(self, num_samples: object) -> int:
-        return 1 if num_samples is None else whole_number("num_samples", num_samples, least=1)
+        return 1 if num_samples is None else whole_number("num_samples", num_samples, 1, MOST_SAMPLES)
 
     def _generate(
         self, method: str, prompt: str, num_rows: int, logprobs: int | None, options: GenerateOptions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ def default_prompt(tokenizer: Tokenizer) -> str:
     return "\n" if not tokenizer.unknown_characters("\n") else tokenizer.decode([0])
 
 
-def sample_function(dataset: Dataset, length: int, seed: int) -> Callable[[Model], str] | None:
-    """Return a function that generates `length` tokens with a model; None for a length of 0.
+def sample_function(dataset: Dataset, length: int, seed: int) -> Callable[[Model], Iterator[str]] | None:
+    """Return a function that generates `length` tokens with a model, in pieces; None for a length of 0.
 
     Prompt, seed and temperature are the same at each call, so that samples of one run can be compared.
     """
@@ -27,9 +27,7 @@ def sample_function(dataset: Dataset, length: int, seed: int) -> Callable[[Model
 
     prompt = default_prompt(dataset.tokenizer)
 
-    def sample(model: Model) -> str:
-        return LanguageModel(model, dataset.tokenizer).generate(
-            prompt, max_new_tokens=length, seed=seed, temperature=0.8
-        )
+    def sample(model: Model) -> Iterator[str]:  # in pieces, so that a signal need not wait for a long sample
+        return LanguageModel(model, dataset.tokenizer).stream(prompt, max_new_tokens=length, seed=seed, temperature=0.8)
 
     return sample
