@@ -159,3 +159,13 @@ def test_a_length_of_metrics_beyond_the_file_is_not_read(run: Path) -> None:  # 
     (run / "metrics.jsonl").write_bytes(b"x")
     index_file(run).write_text(json.dumps(record | {"metrics": {"bytes": 2**53, "sha256": TEXT}}), encoding="utf-8")
     assert not metrics_are_whole(run)
+
+
+def test_weights_of_another_step_than_their_manifest_are_refused(run: Path, refused: Callable[..., str]) -> None:  # R14
+    """Each SHA-256 is right; only the step in the header of the weights is another."""
+    best, last = run / "checkpoints" / "step-000003", run / "checkpoints" / "step-000006"
+    record = json.loads((last / "manifest.json").read_text(encoding="utf-8"))
+    for name in record["sha256"]:
+        shutil.copy(last / name, best / name)
+    (best / "manifest.json").write_text(json.dumps(record | {"step": 3}), encoding="utf-8")
+    refused(lambda: load_checkpoint(best), "is of step 6 and its manifest of step 3")

@@ -6,11 +6,13 @@ import hashlib
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
 
 import quill as library
+from quill.cli import info
 
 
 def test_json_is_one_object_and_equals_the_library(quill, trained):
@@ -128,8 +130,6 @@ def test_info_also_takes_a_checkpoint_or_a_file(quill, trained):
 
 def test_info_leaves_out_files_that_vanish_while_it_looks(quill, here, trained, monkeypatch):  # R6
     """Training replaces its checkpoints: here each file but the weights is deleted just before it is looked at."""
-    from pathlib import Path
-
     shutil.copytree(trained.out, here / "out")
     (here / "out" / ".loss.png.0123abcd.draft").write_bytes(b"half a picture")
     stat = Path.stat
@@ -143,6 +143,22 @@ def test_info_leaves_out_files_that_vanish_while_it_looks(quill, here, trained, 
     code, out, error = quill("info", "out")
     assert (code, error) == (0, "") and out.count("SHA-256 agrees") == 1
     assert "metrics.jsonl" not in out and "draft" not in out and "samples.txt" in out
+
+
+@pytest.mark.parametrize("vanish", ["metrics.jsonl", "checkpoints/step-*", "checkpoints/step-*/manifest.json"])
+def test_info_leaves_out_what_was_deleted_after_it_was_listed(quill, here, trained, monkeypatch, vanish):  # R6
+    shutil.copytree(trained.out, here / "out")
+
+    def list_and_delete(path: Path):
+        files = list(files_below(path))
+        for each in here.glob(f"out/{vanish}"):
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
+        return files
+
+    files_below = info.files_below
+    monkeypatch.setattr(info, "files_below", list_and_delete)
+    code, out, error = quill("info", "out")
+    assert (code, error) == (0, "") and "samples.txt" in out and vanish not in out
 
 
 def test_info_skips_a_folder_that_cannot_be_read(quill, here, trained):  # T9

@@ -214,14 +214,17 @@ def test_a_finished_run_that_was_killed_before_its_end_event_is_finished_when_it
     assert not (here / "out" / "checkpoints" / "step-000001").exists()
 
 
-def test_a_folder_that_a_kill_left_before_the_first_checkpoint_can_be_trained_in_again(here):  # R15
+def test_a_folder_that_a_kill_left_before_the_first_checkpoint_can_be_trained_in_again(here):  # R3, R15
     start(dataset="my.txt", **TINY)
     for file in ("last", "best"):
         (here / "out" / file).unlink()
     shutil.rmtree(here / "out" / "checkpoints")
     with pytest.raises(CheckpointError, match="no run to resume"):
         start(resume=True, progress=False)
+    (here / "out" / ".config.yaml.0123abcd.draft").write_text("half", encoding="utf-8")
+    (here / "out" / "checkpoints" / ".step-000003.0123abcd.draft").mkdir(parents=True)
     assert start(dataset="my.txt", **TINY).reason == "finished"
+    assert not [*(here / "out").rglob("*.draft")]
 
 
 def test_overwriting_deletes_the_earlier_run_only_once_the_new_one_has_a_checkpoint(here, monkeypatch):  # R15, T6
