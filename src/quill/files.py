@@ -20,7 +20,7 @@ _DRAFT = re.compile(r"\..+\.[0-9a-f]{8}\.draft", re.DOTALL)
 
 def cache_folder() -> Path:
     """Return the folder for downloads and compiled code: QUILL_CACHE_DIR, or the user's cache folder."""
-    return Path(os.environ.get("QUILL_CACHE_DIR") or platformdirs.user_cache_dir("quill", appauthor=False))
+    return expand_home(os.environ.get("QUILL_CACHE_DIR") or platformdirs.user_cache_dir("quill", appauthor=False))
 
 
 def draft_of(path: Path) -> Path:

@@ -60,6 +60,17 @@ def show(value: object) -> str:
     return shorten(_SHORT.repr(value), 200)
 
 
+def plain_number(value: Any) -> Any:
+    """Return a number of another library, such as NumPy's, as one of Python's, and anything else as it is."""
+    if value is None or type(value) in (int, float, bool, str):
+        return value
+    import numbers  # here, because only such a number needs it
+
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else value
+
+
 def check_fields(config: Any) -> None:
     """Raise ConfigError for the first field of a dataclass instance whose value does not fit its annotation.
 
@@ -88,7 +99,7 @@ def convert_settings(
         if name not in annotations:
             raise ConfigError(f"{where}there is no setting {show(str(name))}{suggest(str(name), annotations)}")
         try:
-            converted[name] = convert_value(value, annotations[name])
+            converted[name] = convert_value(plain_number(value), annotations[name])
         except ValueError:
             accepted = describe_type(annotations[name])
             hint = ""

@@ -251,6 +251,12 @@ def test_neither_a_dataset_nor_a_text_is_an_error() -> None:
 # ---- a tokenizer in place of its name
 
 
+@pytest.mark.parametrize("data_dir", [5, None, b"data", ["data"]])
+def test_what_is_no_folder_is_refused_by_name(data_dir: Any) -> None:  # W14
+    with pytest.raises(ConfigError, match=r"^data_dir="):
+        prepare_dataset(text=TEXT, data_dir=data_dir)
+
+
 def test_a_tokenizer_is_accepted_where_its_name_is() -> None:  # U14
     own = CharTokenizer("zyx").extend(TEXT)
     prepared = prepare_dataset(write("hamlet.txt", TEXT), tokenizer=own)

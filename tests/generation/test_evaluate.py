@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,6 +78,14 @@ def test_what_is_neither_a_path_nor_a_text_is_refused(path: object, text: object
     # W14
     with pytest.raises(ConfigError):
         tiny().evaluate(path, text=text)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.0, "2", True, None])
+def test_a_batch_size_that_is_none_is_refused(batch_size: Any) -> None:
+    # W14
+    with pytest.raises(ConfigError, match=r"^batch_size="):
+        tiny().evaluate(text=TEXT, batch_size=batch_size)
+    assert tiny().evaluate(text=TEXT, batch_size=np.int64(3)).tokens == len(TEXT) - 1  # type: ignore[arg-type]
 
 
 def test_a_text_given_as_a_path_is_cut_in_the_message() -> None:

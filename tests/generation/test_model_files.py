@@ -126,6 +126,30 @@ def test_a_text_given_as_a_path_is_cut_in_the_message(path: str) -> None:
         assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "options"),
+    [
+        ("model", (None, CHARACTERS), {}), ("tokenizer", (tiny().model, None), {}),
+        ("tokenizer", (tiny().model, "char"), {}), ("on_status", (tiny().model, CHARACTERS), {"on_status": 5}),
+        ("engine", (tiny().model, CHARACTERS), {"engine": []}),
+        ("quantization", (tiny().model, CHARACTERS), {"quantization": {}}),
+    ],
+)  # fmt: skip
+def test_what_makes_no_language_model_is_refused_by_name(name: str, arguments: Any, options: Any) -> None:
+    # W14
+    with pytest.raises(ConfigError, match=f"^{name}="):
+        LanguageModel(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    "option", [{"device": 5}, {"device": torch.device("cpu")}, {"checkpoint": 5}, {"engine": 5}, {"quantization": []}]
+)
+def test_an_option_of_load_of_the_wrong_type_is_refused_by_name(option: Any) -> None:
+    # W14
+    with pytest.raises(ConfigError, match=f"^{next(iter(option))}="):
+        quill.load("nowhere", **option)
+
+
 def test_a_device_file_is_no_model() -> None:
     # W14: "/dev/null does not exist"
     with pytest.raises(CheckpointError, match="/dev/null is not a file"):

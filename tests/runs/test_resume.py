@@ -10,7 +10,7 @@ import pytest
 
 from quill.checkpoints.config_file import write_config
 from quill.errors import CheckpointError, ConfigError
-from quill.runs.resume import resumed_settings
+from quill.runs.resume import refuse_existing_run, resumed_settings
 from quill.runs.settings import default_settings
 
 
@@ -29,6 +29,10 @@ def test_a_run_without_its_configuration_is_not_told_to_start_over(here, trained
     (here / "out" / "config.yaml").unlink()
     with pytest.raises(CheckpointError, match=r"has lost its config\.yaml.*init_from="):
         resumed_settings(here / "out", {})
+    # Advice to resume it would lead back to that message.
+    with pytest.raises(ConfigError, match=r"has lost its config\.yaml.*--overwrite=True") as caught:
+        refuse_existing_run(here / "out", {})
+    assert "--resume" not in str(caught.value)
 
 
 @pytest.fixture

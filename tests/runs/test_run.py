@@ -17,6 +17,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -25,13 +26,15 @@ from quill.checkpoints.lock import lock_run
 from quill.checkpoints.run_folder import find_checkpoint, holds_run
 from quill.data.dataset import prepare_dataset
 from quill.errors import CheckpointError, ConfigError, CorpusError, TrainingError
+from quill.files import cache_folder
 from quill.planning import limits
 from quill.runs import session
 from quill.runs.replacing import ASIDE
 from quill.runs.resume import ADDED
-from quill.runs.settings import RunSettings, default_settings, resolve_settings
+from quill.runs.settings import RunSettings, check_settings, default_settings, resolve_settings
 from quill.tracking.jsonl import read_events
 from quill.training.config import TrainConfig
+from quill.training.context import resolve_context
 
 start: Any = quill.run
 TINY: dict[str, Any] = {
@@ -333,9 +336,44 @@ def test_weights_that_are_not_finite_are_never_saved(here, steps):  # R11
     )
 
 
-def test_a_home_folder_is_meant_by_a_tilde(here, monkeypatch):  # T8
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"minutes": "1"}, {"minutes": True}, {"minutes": [1]}, {"config": 5}, {"config": b"debug"}, {"resume": "last"},
+        {"resume": [1]}, {"overwrite": "out"}, {"out_dir": 5}, {"out_dir": b"out"}, {"data_dir": None},
+        {"init_from": 5}, {"n_layer": "one"}, {"dropout": [0.1]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_value_of_the_wrong_type_is_refused_by_name(here, wrong):  # W14
+    with pytest.raises(ConfigError, match=f"^{next(iter(wrong))}=") as caught:
+        start(**{"dataset": "my.txt", **wrong})
+    assert "\n" not in str(caught.value) and [p.name for p in here.iterdir()] == ["my.txt"]
+
+
+def test_numbers_of_numpy_are_settings(here):  # W14
+    given = {"n_layer": np.int64(1), "dropout": np.float32(0.5), "learning_rate": np.float64(1e-3), "max_iters": 5}
+    checked = check_settings(given)
+    assert checked == {"n_layer": 1, "dropout": 0.5, "learning_rate": 1e-3, "max_iters": 5}
+    assert {type(value) for value in checked.values()} == {int, float}
+    with pytest.raises(ConfigError, match=r"^tensorboard="):
+        check_settings({"tensorboard": np.int64(1)})
+
+
+def test_a_home_folder_is_meant_by_a_tilde_and_a_folder_may_begin_with_one(here, monkeypatch):  # T8
     monkeypatch.setenv("HOME", str(here / "home"))
     monkeypatch.setenv("USERPROFILE", str(here / "home"))
+    (here / "my.yaml").write_text("out_dir: ~/run-of-file\n", encoding="utf-8")
+    assert start(dataset="my.txt", config=here / "my.yaml", **TINY).out_dir == here / "home" / "run-of-file"
+    assert start(dataset="my.txt", out_dir="~nobody-of-this-name", **TINY).out_dir.is_dir()
+    assert resolve_context("~nobody-of-this-name", device="cpu").out_dir == Path("~nobody-of-this-name")
+    for variable in ("QUILL_CACHE_DIR", "QUILL_DATA_DIR"):
+        monkeypatch.setenv(variable, "~/cache")
+    assert cache_folder() == here / "home" / "cache"
+    (here / "home" / "cache").mkdir()
+    (here / "home" / "cache" / "tinyshakespeare.txt").write_text("changed", encoding="utf-8")
+    with pytest.raises(CorpusError, match="is not Tiny Shakespeare"):
+        start(dataset="shakespeare", **TINY)
     start(dataset="my.txt", out_dir="~/run", data_dir="~/data", **TINY)
     assert (here / "home" / "run" / "config.yaml").is_file() and (here / "home" / "data").is_dir()
     assert not (here / "~").exists()

@@ -71,6 +71,16 @@ def test_a_context_is_shorter_than_the_validation_split():  # T4
             assert recipe["block_size"] < val_tokens and recipe["batch_size"] * recipe["block_size"] == 2048
 
 
+@pytest.mark.parametrize(("text", "given"), [("ab", []), ("to be or not " * 100, ["--block_size=130"])])
+def test_a_text_too_short_for_a_window_is_refused_before_the_machine_is_measured(  # T4
+    quill, here, monkeypatch, text, given
+):
+    monkeypatch.setattr(minutes, "probe_speed", lambda *args, **kwargs: pytest.fail("measured"))
+    (here / "short.txt").write_text(text, encoding="utf-8")
+    code, _, error = quill("train", "short.txt", "--minutes=0.1", "--device=cpu", *given)
+    assert (code, error.count("\n")) == (2, 1) and "block_size=" in error
+
+
 def test_where_time_is_short_little_of_it_is_spent_on_looking():
     fitted = fit_steps(10, Speed(step=0.01, evaluation=0.5), evaluations=8)
     looks = 1 + -(-fitted["max_iters"] // fitted["eval_interval"])

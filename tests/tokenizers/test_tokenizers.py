@@ -2,6 +2,7 @@
 
 import json
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,6 +122,13 @@ def test_no_text_gives_no_character_vocabulary() -> None:
 def test_a_number_that_is_no_token_is_refused(tokenizer: Tokenizer, bad: list) -> None:
     with pytest.raises(TokenizerError, match="token"):
         tokenizer.decode(bad)
+
+
+@pytest.mark.parametrize("bad", [5, None, b"ab", ["ab"]])
+def test_what_is_no_text_is_not_encoded(bad: Any) -> None:  # W14
+    for tokenizer in (CharTokenizer("ab"), ByteTokenizer()):
+        with pytest.raises(TokenizerError, match=f"only text can be encoded, not {type(bad).__name__}"):
+            tokenizer.encode(bad)
 
 
 @pytest.mark.parametrize("tokenizer", [CharTokenizer("abc"), ByteTokenizer()])

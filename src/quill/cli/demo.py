@@ -14,6 +14,7 @@ from quill.cli import train
 from quill.cli.arguments import Parser
 from quill.device import resolve_device
 from quill.errors import ConfigError
+from quill.files import expand_home
 from quill.generation.sample import default_prompt
 from quill.runs.settings import check_settings
 from quill.validation import require
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     from quill.runs.start import run_for_minutes
 
     require(0 < arguments.seconds < float("inf"), "seconds", arguments.seconds, "a number above 0")
-    out_dir = Path(arguments.out_dir).expanduser()
+    out_dir = expand_home(arguments.out_dir)
     require_folder(out_dir)
     if holds_run(out_dir) and not is_demo(out_dir):
         raise ConfigError(

@@ -146,7 +146,7 @@ def _shakespeare(download_seconds: float, on_progress: OnProgress) -> Corpus:
     data_dir = os.environ.get("QUILL_DATA_DIR")
     cached = cache_folder() / SHAKESPEARE.name
     advice = f"put {SHAKESPEARE.name} into a folder and name that in QUILL_DATA_DIR, or use dataset=pydoc"
-    if data_dir and (path := Path(data_dir) / SHAKESPEARE.name).is_file():
+    if data_dir and (path := expand_home(data_dir) / SHAKESPEARE.name).is_file():
         raw = read_bytes(path)
         if not SHAKESPEARE.is_same(raw):
             raise CorpusNotFoundError(
@@ -187,7 +187,7 @@ def _pydoc() -> Corpus:
 
 
 def _tinystories() -> str:
-    folders = [Path(os.environ["QUILL_DATA_DIR"])] if os.environ.get("QUILL_DATA_DIR") else []
+    folders = [expand_home(os.environ["QUILL_DATA_DIR"])] if os.environ.get("QUILL_DATA_DIR") else []
     for folder in (*folders, cache_folder()):
         if (folder / "tinystories").is_dir():
             return str(folder / "tinystories")

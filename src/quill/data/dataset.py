@@ -31,6 +31,7 @@ from quill.errors import ConfigError, CorpusError
 from quill.files import expand_home
 from quill.tokenizers.base import Tokenizer
 from quill.tokenizers.load import build_tokenizer, check_tokenizer, tokenizer_from_json
+from quill.validation import require
 
 
 def _ignore(what: str, share: float) -> None:
@@ -103,6 +104,7 @@ def prepare_dataset(
     cannot encode the text.
     """
     check_tokenizer(tokenizer)
+    require(isinstance(data_dir, str | Path), "data_dir", data_dir, "the path of a folder, as text or a Path")
     if text is not None:
         corpus = Corpus.from_text(text, on_progress=on_progress)
     elif corpus is None and dataset is None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from quill.engines.random_numbers import SEEDS
 from quill.errors import ConfigError, QuillError
-from quill.validation import check_fields, require, show
+from quill.validation import check_fields, plain_number, require, show
 
 LARGEST = float(np.finfo(np.float32).max)
 SMALLEST = float(np.finfo(np.float32).tiny)
@@ -52,7 +52,7 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            object.__setattr__(self, each.name, python_number(getattr(self, each.name)))
+            object.__setattr__(self, each.name, plain_number(getattr(self, each.name)))
         check_fields(self)
         temperature, repetition = self.temperature, self.repetition_penalty
         require(
@@ -106,10 +106,10 @@ class Request:
         require(len(self.prompt) > 0, "prompt", [], "at least one token, there is nothing to continue otherwise")
         for name in ("max_new_tokens", "row"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), least=0))
-        seed = python_number(self.seed)
+        seed = plain_number(self.seed)
         require(is_whole(seed) and 0 <= seed < SEEDS, "seed", seed, "a whole number from 0 to 2**64 - 1")
         object.__setattr__(self, "seed", seed)
-        n = python_number(self.logprobs)
+        n = plain_number(self.logprobs)
         require(n is None or (is_whole(n) and n >= 0), "logprobs", n, "None or a whole number of at least 0")
         object.__setattr__(self, "logprobs", n)
         object.__setattr__(self, "logit_bias", checked_biases(self.logit_bias))
@@ -158,7 +158,7 @@ def checked_biases(biases: object) -> dict[int, float]:
         raise ConfigError(f"logit_bias={show(biases)} cannot be used: logit_bias must be {accepted}")
     checked: dict[int, float] = {}
     for key, value in biases.items():
-        token, bias = python_number(key), python_number(value)
+        token, bias = plain_number(key), plain_number(value)
         if not is_whole(token):
             raise ConfigError(f"logit_bias={show(biases)} cannot be used: the key {show(key)} is not a token id")
         if not (is_number(bias) and (bias == math.inf or is_float32(bias))):
@@ -175,15 +175,10 @@ MOST_SAMPLES = 10**6  # rows of one call; each has a request in memory
 
 def whole_number(name: str, value: object, least: int, most: int | None = None) -> int:
     """Return a whole number, Python's or NumPy's, as an int; ConfigError unless it is from `least` to `most`."""
-    number: Any = python_number(value)
+    number: Any = plain_number(value)
     accepted = f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most}"
     require(is_whole(number) and number >= least and (most is None or number <= most), name, value, accepted)
     return number
-
-
-def python_number(value: Any) -> Any:
-    """Return a NumPy number as a Python number, and anything else unchanged."""
-    return value.item() if isinstance(value, np.integer | np.floating) else value
 
 
 def is_whole(value: object) -> bool:

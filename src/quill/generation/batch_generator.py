@@ -29,12 +29,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from quill.engines.base import Engine, PrefillInput, StepOutput
-from quill.engines.request import Request, TokenEvent, is_whole, python_number
+from quill.engines.request import Request, TokenEvent, is_whole
 from quill.errors import CheckpointError
 from quill.generation.logprobs import with_logprobs
 from quill.generation.scheduler import Admission, RunningSequence, Scheduler
 from quill.process import lock_freed_by_fork
-from quill.validation import require
+from quill.validation import plain_number, require
 
 LEAD = 128  # number of tokens that a row may be ahead of its reader
 
@@ -134,7 +134,7 @@ class BatchGenerator:
     def _check(self, request: Request) -> None:
         vocab_size = self.engine.config.vocab_size
         for token in (*request.prompt, *request.logit_bias):
-            valid = is_whole(python_number(token)) and 0 <= token < vocab_size
+            valid = is_whole(plain_number(token)) and 0 <= token < vocab_size
             require(valid, "token", token, f"a whole number from 0 to {vocab_size - 1}")
 
     def cancel(self, request_id: int) -> None:

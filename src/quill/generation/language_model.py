@@ -66,6 +66,8 @@ class LanguageModel:
         if old:
             new = {"quantization": quantization, "on_status": on_status} | renamed(old)
             quantization, on_status = new["quantization"], new["on_status"]
+        require(hasattr(model, "config"), "model", model, "a GPT or a Checkpoint")
+        require(hasattr(tokenizer, "vocab_size"), "tokenizer", tokenizer, "a tokenizer, such as ByteTokenizer()")
         if tokenizer.vocab_size != model.config.vocab_size:
             raise ConfigError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens and the model vocab_size={model.config.vocab_size}:"
@@ -73,6 +75,7 @@ class LanguageModel:
             )
         require(engine in ENGINES, "engine", engine, f"one of {', '.join(ENGINES)}")
         require(quantization in QUANTIZATIONS, "quantization", quantization, "None or 'int8'")
+        require(on_status is None or callable(on_status), "on_status", on_status, "callable with a text, or None")
         self._source = model
         self.config = model.config
         self.tokenizer = tokenizer
@@ -192,7 +195,9 @@ class LanguageModel:
         from quill.generation.forward import evaluate_text
 
         forward = None if self.quantization is None else self.batch.logits
-        return evaluate_text(self.model, self.tokenizer, path, text, batch_size, forward)
+        return evaluate_text(
+            self.model, self.tokenizer, path, text, whole_number("batch_size", batch_size, least=1), forward
+        )
 
     def _count(self, num_samples: object) -> int:
         return 1 if num_samples is None else whole_number("num_samples", num_samples, 1, MOST_SAMPLES)

@@ -59,7 +59,12 @@ def refuse_existing_run(out_dir: Path, settings: Mapping[str, Any]) -> None:
     """Raise ConfigError if out_dir holds a run; it names the settings that differ. No run is lost by accident."""
     if not holds_run(out_dir):
         return
-    stored = stored_settings(out_dir) or {}
+    stored = stored_settings(out_dir)
+    if stored is None:
+        raise ConfigError(
+            f"{out_dir} holds a run that has lost its config.yaml: put the file back, start over with "
+            "--overwrite=True, or choose another --out_dir"
+        )
     different = [name for name in settings if name in stored and stored[name] != settings[name] and name != "out_dir"]
     again = "start over with overwrite=True, or choose another out_dir"
     if not different:

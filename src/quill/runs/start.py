@@ -13,6 +13,7 @@ from quill.checkpoints.lock import LOCK, lock_run
 from quill.checkpoints.manifest import step_of
 from quill.checkpoints.run_folder import clean_run_folder, find_checkpoint, require_folder, return_to_best
 from quill.errors import ConfigError
+from quill.files import expand_home
 from quill.process import keep_freed_memory, spin_briefly
 from quill.runs.init_from import with_shape
 from quill.runs.observers import Observers, Tracker
@@ -21,7 +22,7 @@ from quill.runs.replacing import bring_back
 from quill.runs.resume import refuse_existing_run, refuse_foreign_files, resumed_settings
 from quill.runs.session import open_text, train_with
 from quill.runs.settings import RunSettings, Settings, check_settings, resolve_settings
-from quill.validation import require
+from quill.validation import plain_number, require
 
 if TYPE_CHECKING:
     from quill.data.dataset import Dataset
@@ -59,7 +60,7 @@ class Run:
 
 def run(
     *,
-    config: str | None = None,
+    config: str | Path | None = None,
     minutes: float | None = None,
     resume: bool | Literal["best"] = False,
     overwrite: bool = False,
@@ -93,15 +94,21 @@ def run(
         raise ConfigError("resume=True continues a run and overwrite=True starts over: use one of them")
     if minutes is not None and resume:
         raise ConfigError("minutes chooses a new run: leave it out to resume one (resume=True)")
-    settings = {name: expand_user(name, value) for name, value in settings.items()}
-    file, source = read_settings(config) if config is not None else ({}, "")
+    require(resume in (True, False, "best"), "resume", resume, "True, False or 'best'")
+    require(overwrite in (True, False), "overwrite", overwrite, "True or False")
+    require(config is None or isinstance(config, str | Path), "config", config, "a preset's name, or a path")
+    file, source = read_settings(str(config)) if config is not None else ({}, "")
+    file = {name: expand_user(name, value) for name, value in file.items()}
+    settings = check_settings({name: expand_user(name, value) for name, value in settings.items()})
     observers = Observers(progress, tracker, callback)
     bring_back(Path(settings.get("out_dir", file.get("out_dir", RunSettings.out_dir))))
     if minutes is not None:
-        require(0 < minutes < float("inf"), "minutes", minutes, "a number above 0")
-        return run_for_minutes(minutes, file | check_settings(settings), observers, overwrite=overwrite, text=text)
+        number = plain_number(minutes)
+        possible = type(number) in (int, float) and 0 < number < float("inf")
+        require(possible, "minutes", minutes, "a number above 0")
+        return run_for_minutes(number, file | settings, observers, overwrite=overwrite, text=text)
     if resume:
-        given = file | check_settings(settings)
+        given = file | settings
         chosen = resumed_settings(Path(given.get("out_dir", RunSettings.out_dir)), given)
         with lock_run(chosen["out_dir"]):
             clean_run_folder(chosen["out_dir"])
@@ -112,7 +119,7 @@ def run(
             )
             return done
     else:
-        chosen = resolve_settings(with_shape(check_settings(settings)), file, source=source)
+        chosen = resolve_settings(with_shape(settings), file, source=source)
         require_free_folder(chosen, chosen, overwrite)
     keep_freed_memory()
     named = "dataset" in settings
@@ -155,6 +162,7 @@ def run_for_minutes(
     if dataset is None:
         dataset = open_text(asked, text, observers)
         given = given if text is None else given | {"dataset": dataset.name}
+    dataset.require_window(given.get("block_size", 1))  # before the machine is measured, which takes seconds
     observers.status("measuring the speed of this machine")
     settings, speed = fit_to_minutes(dataset, minutes, given)
     observers.status(describe_choice(settings, minutes))
@@ -216,5 +224,5 @@ def ended(settings: Settings, result: TrainResult) -> Run:
 def expand_user(name: str, value: Any) -> Any:
     """Return a path with a leading ~ replaced by the home folder, and other settings as they are."""
     if name in ("out_dir", "data_dir", "init_from") and isinstance(value, str | Path):
-        return str(Path(value).expanduser())
+        return str(expand_home(value))
     return str(value) if isinstance(value, Path) else value

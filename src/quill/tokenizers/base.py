@@ -1,4 +1,4 @@
-"""The interface of a tokenizer, and the check of token ids that all tokenizers share."""
+"""The interface of a tokenizer, and the checks that all tokenizers share."""
 
 from __future__ import annotations
 
@@ -74,6 +74,12 @@ class Tokenizer(Protocol):
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object from which `tokenizer_from_json` builds an equal tokenizer."""
         ...
+
+
+def check_text(text: object) -> None:
+    """Raise TokenizerError unless this is text."""
+    if not isinstance(text, str):
+        raise TokenizerError(f"only text can be encoded, not {type(text).__name__}")
 
 
 def check_tokens(tokens: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:

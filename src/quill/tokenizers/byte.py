@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from quill.errors import TokenizerError
-from quill.tokenizers.base import StreamDecoder, check_tokens
+from quill.tokenizers.base import StreamDecoder, check_text, check_tokens
 
 _SURROGATE_OF_NO_BYTE = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")
 
@@ -37,6 +37,7 @@ class ByteTokenizer:
         return np.dtype(np.uint8)
 
     def encode(self, text: str, *, compact: bool = False) -> np.ndarray:
+        check_text(text)
         try:
             raw = text.encode("utf-8", "surrogateescape")
         except UnicodeEncodeError as error:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from quill.errors import TokenizerError
-from quill.tokenizers.base import StreamDecoder, check_tokens
+from quill.tokenizers.base import StreamDecoder, check_text, check_tokens
 
 # Code points take four bytes a character: slices that fit the processor's cache are three times as fast as one array.
 # Signals are handled between two slices.
@@ -66,6 +66,7 @@ class CharTokenizer:
         return np.dtype(np.uint8 if self.vocab_size <= 256 else np.uint16)
 
     def encode(self, text: str, *, compact: bool = False) -> np.ndarray:
+        check_text(text)
         tokens = np.empty(len(text), self.dtype if compact else np.int64)
         for start, codes in _code_slices(text):
             piece = self._look_up(codes)

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from quill.device import resolve_device, resolve_dtype
+from quill.files import expand_home
 
 
 @dataclass(frozen=True)
@@ -50,5 +51,5 @@ def resolve_context(
     """Return the context of a run from its settings; ConfigError for an unavailable device or number format."""
     where = resolve_device(device)
     return RunContext(
-        Path(out_dir).expanduser(), where, resolve_dtype(dtype, where), compile, gradient_checkpointing, log_interval
+        expand_home(out_dir), where, resolve_dtype(dtype, where), compile, gradient_checkpointing, log_interval
     )
