@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from quill.data.corpus import find_corpus
+from quill.engines.request import whole_number
 from quill.errors import ConfigError, TokenizerError
 from quill.evaluation.split_loss import Evaluation, evaluate_split
 from quill.model.build import Model
@@ -60,6 +61,7 @@ def evaluate_text(
     `path` is as for `find_corpus`; exactly one of `path` and `text` is given. `logits`, if given, returns logits_TV of
     token ids instead of the model, for weights that are not in PyTorch, such as int8.
     """
+    batch_size = whole_number("batch_size", batch_size, least=1)
     if (path is None) == (text is None):
         raise ConfigError("evaluate takes a path or text=…, and exactly one of them")
     if text is None:

@@ -195,9 +195,7 @@ class LanguageModel:
         from quill.generation.forward import evaluate_text
 
         forward = None if self.quantization is None else self.batch.logits
-        return evaluate_text(
-            self.model, self.tokenizer, path, text, whole_number("batch_size", batch_size, least=1), forward
-        )
+        return evaluate_text(self.model, self.tokenizer, path, text, batch_size, forward)
 
     def _count(self, num_samples: object) -> int:
         return 1 if num_samples is None else whole_number("num_samples", num_samples, 1, MOST_SAMPLES)
