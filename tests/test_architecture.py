@@ -84,7 +84,7 @@ def test_a_module_imports_only_what_its_package_may(name: str) -> None:
     assert not [other for other in imports_of(name) if not may_import(name, other)]
 
 
-def test_the_rules_allow_no_way_back() -> None:
+def test_the_import_rules_have_no_cycle() -> None:
     """Whatever a package may import, directly or through others, may never import that package."""
 
     def reachable(package: str) -> set[str]:
@@ -116,7 +116,7 @@ def test_no_two_files_import_each_other_directly_or_through_others() -> None:
     assert not [c for name in graph if (c := circle(name, ()))]
 
 
-def test_the_import_tests_see_imports() -> None:
+def test_the_import_tests_find_every_kind_of_import() -> None:
     assert {"model.config", "data.dataset", "checkpoints.run_folder"} <= imports_of("training.loop")
     assert not may_import("model.gpt", "training.loop") and not may_import("errors", "device")
     assert not may_import("tracking.terminal", "training.loop") and not may_import("runs.start", "cli.main")

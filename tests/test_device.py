@@ -48,7 +48,7 @@ def test_kept_memory_costs_no_page_faults_and_importing_changes_nothing() -> Non
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] == "glibc", reason="glibc can")
-def test_other_systems_are_left_alone() -> None:
+def test_systems_without_glibc_keep_their_memory_settings() -> None:
     assert not keep_freed_memory()
 
 
@@ -77,7 +77,7 @@ def test_a_cpu_is_known_without_importing_pytorch(
     assert not device.means_cpu("auto"), "a Mac may have MPS"
 
 
-def test_what_is_taken_for_a_cpu_is_one() -> None:
+def test_where_a_cpu_is_assumed_pytorch_uses_a_cpu() -> None:
     assert not device.means_cpu("auto") or device.resolve_device("auto").type == "cpu"
 
 

@@ -197,7 +197,7 @@ def test_signals_do_what_they_did_before_once_the_block_has_ended():
     assert signal.set_wakeup_fd(descriptor) == -1
 
 
-def test_an_announcement_goes_where_it_is_wanted():
+def test_an_announcement_goes_to_the_given_function():
     told: list[str] = []
     with process.catch_interrupts(told.append) as interrupted:
         signal.raise_signal(signal.SIGINT)

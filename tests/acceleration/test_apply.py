@@ -56,7 +56,7 @@ def test_parameters_keep_their_names_order_and_identity(config: ModelConfig, gra
     assert torch.equal(torch.get_rng_state(), state), "the comparison draws its own random numbers"
 
 
-def test_repr_shows_what_was_replaced() -> None:
+def test_repr_of_a_model_shows_the_replaced_modules() -> None:
     classic, modern = build_model(CLASSIC), build_model(MODERN)
     assert accelerate(classic) == accelerate(modern) == []
     for name in ("CPUAttention", "RecomputedFeedForward", "FastDropout"):
@@ -67,7 +67,7 @@ def test_repr_shows_what_was_replaced() -> None:
 
 
 @each_model
-def test_applying_it_twice_is_applying_it_once(config: ModelConfig) -> None:
+def test_applying_acceleration_twice_equals_applying_it_once(config: ModelConfig) -> None:
     model = build_model(config)
     accelerate(model, gradient_checkpointing=True)
     once = repr(model)
@@ -75,7 +75,7 @@ def test_applying_it_twice_is_applying_it_once(config: ModelConfig) -> None:
 
 
 @each_model
-def test_engines_take_an_accelerated_model_for_what_it_is(config: ModelConfig) -> None:
+def test_engines_accept_an_accelerated_model_as_unedited(config: ModelConfig) -> None:
     """A run samples from its accelerated model: fast engines need not compare a whole context each time."""
     model = build_model(config)
     accelerate(model)
@@ -85,7 +85,7 @@ def test_engines_take_an_accelerated_model_for_what_it_is(config: ModelConfig) -
 
 
 @each_model
-def test_a_model_that_is_compiled_or_not_on_a_cpu_is_left_alone(config: ModelConfig) -> None:
+def test_a_model_that_is_compiled_or_not_on_a_cpu_keeps_its_modules(config: ModelConfig) -> None:
     model = build_model(config)
     plain = repr(model)
     for device, compiled in ((torch.device("cpu"), True), (torch.device("cuda"), False)):
@@ -194,7 +194,7 @@ def test_a_parameter_added_to_a_class_is_trained(monkeypatch: pytest.MonkeyPatch
     assert gain.grad is not None and gain.grad.abs() > 0
 
 
-def test_a_method_that_was_renamed_is_an_edit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_class_with_a_renamed_method_counts_as_edited(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model(CLASSIC)
     monkeypatch.delattr(gpt.Attention, "attend")
     assert [w.split()[0] for w in accelerate(model)] == ["Attention"]

@@ -39,7 +39,7 @@ def with_fast_dropout(model: Model) -> Model:
 
 
 @pytest.mark.parametrize("p", [0.05, 0.2, 0.5, 0.9])
-def test_a_share_of_p_is_dropped_and_the_mean_stays(p: float) -> None:
+def test_dropout_drops_a_share_of_p_and_keeps_the_mean(p: float) -> None:
     torch.manual_seed(0)
     y = drop(torch.ones(1_000_003), p)
     # The standard deviation of the share over a million draws is at most 0.0005.
@@ -48,7 +48,7 @@ def test_a_share_of_p_is_dropped_and_the_mean_stays(p: float) -> None:
     assert y.unique().tolist() == pytest.approx([0.0, 1 / (1 - p)], rel=1e-3)
 
 
-def test_neighbours_are_dropped_independently() -> None:
+def test_neighbouring_elements_are_dropped_independently() -> None:
     torch.manual_seed(0)
     kept = (drop(torch.ones(400_000), 0.2) > 0).float() - 0.8
     for distance in (1, 2, 3, 4, 5, 8, 64):
@@ -56,7 +56,7 @@ def test_neighbours_are_dropped_independently() -> None:
         assert abs(correlation) < 0.01, distance
 
 
-def test_the_gradient_is_that_of_what_was_kept() -> None:
+def test_the_gradient_of_dropout_is_that_of_the_kept_elements() -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 5, 7, requires_grad=True)
     y = drop(x, 0.4)
@@ -66,7 +66,9 @@ def test_the_gradient_is_that_of_what_was_kept() -> None:
 
 
 @pytest.mark.parametrize(("p", "tile", "most"), [(0.4, 16, 2**18), (0.0, 16, 1), (0.0, 7, 2**18), (0.0, 7, 1)])
-def test_attention_tile_by_tile_is_the_formula(p: float, tile: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_computed_in_tiles_equals_the_formula(
+    p: float, tile: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cpu_attention, "QUERIES", tile)
     monkeypatch.setattr(cpu_attention, "WEIGHTS", most)  # 1: each window has tiles of its own
     torch.manual_seed(0)
@@ -89,7 +91,9 @@ def test_attention_tile_by_tile_is_the_formula(p: float, tile: int, most: int, m
 
 
 @pytest.mark.parametrize("tile", [5, 16])
-def test_its_gradient_is_that_of_what_it_computed(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_of_attention_with_dropout_agree_with_finite_differences(
+    tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cpu_attention, "QUERIES", tile)
 
     def attend(q_BHTE, k_BHTE, v_BHTE):
@@ -101,7 +105,7 @@ def test_its_gradient_is_that_of_what_it_computed(tile: int, monkeypatch: pytest
 
 
 @each_model
-def test_without_dropout_and_in_evaluation_nothing_changes(
+def test_fast_dropout_changes_no_logits_in_evaluation_or_without_dropout(
     config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu_attention, "SHORT", 0)  # attention of short windows agrees up to rounding only
@@ -120,7 +124,7 @@ def test_without_dropout_and_in_evaluation_nothing_changes(
 
 
 @each_model
-def test_the_average_of_many_passes_is_that_of_plain_dropout(config: ModelConfig) -> None:
+def test_the_mean_of_many_passes_with_fast_dropout_equals_that_of_plain_dropout(config: ModelConfig) -> None:
     plain = random_model(config)
     fast = with_fast_dropout(copy.deepcopy(plain))
     tokens_BT = torch.randint(11, (1, 16)).expand(2000, -1)

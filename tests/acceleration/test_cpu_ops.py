@@ -34,7 +34,7 @@ def pair(config: ModernConfig):
     return model, fused
 
 
-def test_the_same_scores_and_gradients() -> None:
+def test_fused_operations_give_the_logits_and_gradients_of_the_model() -> None:
     model, fused = pair(CONFIG)
     tokens_BT = torch.randint(11, (3, 16), generator=torch.Generator().manual_seed(0))
     ours, theirs = fused(tokens_BT), model(tokens_BT)
@@ -64,7 +64,7 @@ def test_the_norm_of_small_activations_and_its_gradient_are_those_of_the_model(r
     torch.testing.assert_close(x.grad.double(), exact.grad, rtol=1e-5, atol=1e-5 * exact.grad.abs().max().item())
 
 
-def test_the_same_scores_with_a_cache() -> None:
+def test_fused_operations_give_the_logits_of_the_model_with_a_cache() -> None:
     model, fused = pair(CONFIG)
     tokens_BT = torch.randint(11, (2, 16), generator=torch.Generator().manual_seed(0))
     cache = KVCache(CONFIG, 2)
@@ -76,7 +76,7 @@ def test_the_same_scores_with_a_cache() -> None:
         torch.testing.assert_close(fused(token_BT, cache), model(token_BT, plain), rtol=1e-4, atol=1e-5)
 
 
-def test_half_precision_stays_near() -> None:
+def test_fused_operations_in_bfloat16_stay_close_to_the_model() -> None:
     model, fused = pair(CONFIG)
     tokens_BT = torch.randint(11, (3, 16), generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -33,7 +33,7 @@ def save(model_config: GPTConfig, dataset: Dataset, tmp_path: Path) -> Callable[
     return save
 
 
-def test_what_is_saved_comes_back(save: Callable[..., Path], dataset: Dataset, tmp_path: Path) -> None:
+def test_a_loaded_checkpoint_equals_the_saved_one(save: Callable[..., Path], dataset: Dataset, tmp_path: Path) -> None:
     folder = save(step=7)
     for path in (tmp_path / "out", folder, folder / "model.safetensors"):
         found = load_checkpoint(path)
@@ -46,7 +46,7 @@ def test_what_is_saved_comes_back(save: Callable[..., Path], dataset: Dataset, t
             assert torch.equal(a, b), name
 
 
-def test_the_weights_file_alone_is_enough(save: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_weights_file_alone_is_enough_to_load_a_model(save: Callable[..., Path], tmp_path: Path) -> None:
     alone = tmp_path / "elsewhere.safetensors"
     alone.write_bytes((save() / "model.safetensors").read_bytes())
     assert load_checkpoint(alone).step == 1
@@ -59,7 +59,7 @@ def test_loading_draws_no_random_numbers(save: Callable[..., Path]) -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_best_and_last_are_kept_and_nothing_else(save: Callable[..., Path], tmp_path: Path) -> None:
+def test_only_the_best_and_the_last_checkpoint_are_kept(save: Callable[..., Path], tmp_path: Path) -> None:
     for step, best in ((1, True), (2, True), (3, False), (4, False)):
         save(step, best)
     kept = sorted(f.name for f in (tmp_path / "out" / "checkpoints").iterdir())
@@ -68,13 +68,13 @@ def test_best_and_last_are_kept_and_nothing_else(save: Callable[..., Path], tmp_
     assert find_checkpoint(tmp_path / "out", "last").name == "step-000004"
 
 
-def test_a_run_without_an_evaluation_has_a_last_one(save: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_run_without_an_evaluation_has_a_last_checkpoint(save: Callable[..., Path], tmp_path: Path) -> None:
     save(3, best=False)
     assert find_checkpoint(tmp_path / "out", "best").name == "step-000003"
 
 
 @pytest.mark.parametrize("fails_at", ["write", "rename"])
-def test_a_save_that_fails_leaves_the_old_one_and_no_rubbish(
+def test_a_failed_save_leaves_the_old_checkpoint_and_no_temporary_files(
     fails_at: str, save: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(1)
@@ -92,7 +92,7 @@ def test_a_save_that_fails_leaves_the_old_one_and_no_rubbish(
     assert load_checkpoint(tmp_path / "out").step == 2
 
 
-def test_every_byte_is_watched(save: Callable[..., Path]) -> None:
+def test_a_change_of_any_byte_of_a_weights_file_is_an_error(save: Callable[..., Path]) -> None:
     file = save() / "model.safetensors"
     data = bytearray(file.read_bytes())
     data[-3] ^= 1  # one bit of one weight: a valid file with another model in it
@@ -110,7 +110,7 @@ def test_a_truncated_file_is_refused(save: Callable[..., Path], keep: int) -> No
     assert "\n" not in str(caught.value)
 
 
-def test_foreign_files_are_refused_by_what_they_are(save: Callable[..., Path], tmp_path: Path) -> None:
+def test_files_that_are_no_checkpoint_are_refused_with_their_kind(save: Callable[..., Path], tmp_path: Path) -> None:
     folder = save()
     safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(CheckpointError, match="was not written by Quill"):

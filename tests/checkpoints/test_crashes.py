@@ -65,7 +65,9 @@ def test_cleaning_up_after_a_crash_leaves_the_kept_checkpoints_only(best: bool, 
         assert crash["next"] == [9 if best else 3, 12] and crash["files_next"] == files_of(*crash["next"])
 
 
-def test_a_crash_in_the_first_save_leaves_no_dead_end(crashes_of: Crashes) -> None:  # R15, the side of checkpoints
+def test_after_a_crash_in_the_first_save_a_run_can_be_saved_again(
+    crashes_of: Crashes,
+) -> None:  # R15, the side of checkpoints
     for crash in crashes_of([], best=True):
         assert crash["after"] == [9, 9] or re.search(
             "holds no checkpoint|holds neither|repair the run", *crash["after"]
@@ -76,7 +78,7 @@ def test_a_crash_in_the_first_save_leaves_no_dead_end(crashes_of: Crashes) -> No
 
 
 @pytest.mark.long
-def test_a_run_that_is_killed_anywhere_ends_as_if_it_had_not_been(tmp_path: Path) -> None:  # R1, R2, R3, R12, R15
+def test_a_run_that_was_killed_and_resumed_equals_one_that_was_not(tmp_path: Path) -> None:  # R1, R2, R3, R12, R15
     straight, *killed = crash("run", str(tmp_path / "out"), "20")
     assert len(killed) >= 20 and straight["left"]["steps"][0] < 9, "its best is not its last"
     for run in killed:

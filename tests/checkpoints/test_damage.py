@@ -75,7 +75,7 @@ def test_no_file_can_be_cut_short_or_go_missing_without_an_error(
     refused(lambda: everything_a_reader_sees(run))
 
 
-def test_people_may_change_the_pointers_and_nothing_follows_them(run: Path) -> None:  # R8, R10
+def test_the_files_best_and_last_of_a_run_with_an_index_are_not_read(run: Path) -> None:  # R8, R10
     shutil.copytree(run, run.parent / "elsewhere")
     for pointer in ("best", "last"):
         for wrong in (b"../../elsewhere/checkpoints/step-000003", b"step-000006", b"\xff", b""):
@@ -109,7 +109,7 @@ def test_a_checkpoint_under_the_name_of_another_step_is_refused(run: Path, refus
         json.dumps({"step": -3, "sha256": {"model.safetensors": TEXT, "training.safetensors": TEXT}}).encode(),
     ],
 )  # fmt: skip
-def test_a_manifest_that_is_none_switches_nothing_off(
+def test_an_invalid_manifest_disables_no_check(
     manifest: bytes, run: Path, refused: Callable[..., str]
 ) -> None:  # R7, R14
     folder = find_checkpoint(run)

@@ -29,7 +29,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path
 
 @each_kind
 @pytest.mark.parametrize("engine", ["torch", "auto"])
-def test_a_run_of_format_1_writes_the_text_that_it_wrote_then(kind: str, engine: str) -> None:
+def test_a_run_of_format_1_generates_the_recorded_text(kind: str, engine: str) -> None:
     for checkpoint in ("best", "last"):
         folder = find_checkpoint(DATA / f"format-1-{kind}", checkpoint)
         model = quill.load(folder, device="cpu", engine=engine)
@@ -37,7 +37,7 @@ def test_a_run_of_format_1_writes_the_text_that_it_wrote_then(kind: str, engine:
 
 
 @each_kind
-def test_a_run_of_format_1_is_resumed_as_it_was_then(kind: str, run: Callable, quill: Callable) -> None:
+def test_a_run_of_format_1_resumes_with_the_recorded_loss(kind: str, run: Callable, quill: Callable) -> None:
     out = run(kind)
     code, _, error = quill("train", "--resume=True", f"--out_dir={out}", "--max_iters=9")
     assert code == 0, error
@@ -67,7 +67,7 @@ def test_a_pointer_names_a_checkpoint_of_the_run_or_is_refused(run: Callable) ->
     assert load_checkpoint(out).step == 3
 
 
-def test_a_best_that_was_lost_in_a_crash_is_found_by_what_the_last_one_knows(run: Callable) -> None:  # R1
+def test_a_best_checkpoint_lost_in_a_crash_is_found_by_the_progress_in_the_last(run: Callable) -> None:  # R1
     out = run("classic")
     (out / "best").write_text("step-000006\n", encoding="utf-8")  # the training state of step 6 says that 3 is best
     assert load_checkpoint(out).step == 3
@@ -80,7 +80,7 @@ def test_a_best_that_was_lost_in_a_crash_is_found_by_what_the_last_one_knows(run
 
 
 @each_kind
-def test_weights_renamed_since_format_1_have_todays_names(kind: str) -> None:
+def test_weights_of_format_1_are_loaded_under_their_present_names(kind: str) -> None:
     checkpoint = read_checkpoint(find_checkpoint(DATA / f"format-1-{kind}") / "model.safetensors")
     assert checkpoint.weights.keys() == dict(checkpoint.model.named_parameters()).keys()
     assert ("embedding_skip" in checkpoint.weights) == (kind == "modern")

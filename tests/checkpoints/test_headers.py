@@ -81,7 +81,7 @@ def with_header(file: Path, change: Callable[[dict], object]) -> Path:
 
 
 @pytest.mark.parametrize("change", HEADERS.values(), ids=HEADERS)
-def test_a_weights_header_that_says_something_impossible_is_refused(
+def test_a_weights_header_with_an_impossible_value_is_refused(
     change: Callable, run: Path, refused: Callable[..., str]
 ) -> None:  # R7, R17
     file = with_header(find_checkpoint(run) / "model.safetensors", lambda header: None)
@@ -92,7 +92,7 @@ def test_a_weights_header_that_says_something_impossible_is_refused(
 
 
 @pytest.mark.parametrize("change", MODERN_HEADERS.values(), ids=MODERN_HEADERS)
-def test_a_modern_header_that_says_something_impossible_is_refused(
+def test_a_modern_header_with_an_impossible_value_is_refused(
     change: Callable, tmp_path: Path, save_step: Callable[..., Path], refused: Callable[..., str]
 ) -> None:  # R7
     file = save_step(tmp_path / "out", 3, model=build_model(MODERN)) / "model.safetensors"
@@ -113,7 +113,7 @@ def test_weights_of_other_precisions_load(dtype: torch.dtype, run: Path) -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool], ids=str)
-def test_whole_numbers_are_no_weights(dtype: torch.dtype, run: Path, refused: Callable[..., str]) -> None:  # R7
+def test_integer_weights_are_refused(dtype: torch.dtype, run: Path, refused: Callable[..., str]) -> None:  # R7
     tensors, metadata = read_tensors(find_checkpoint(run) / "model.safetensors")
     alone = run / "other.safetensors"
     alone.write_bytes(

@@ -59,7 +59,7 @@ def test_a_process_does_not_get_the_lock_twice(tmp_path: Path) -> None:
         pass
 
 
-def test_an_error_inside_gives_the_lock_back(tmp_path: Path) -> None:
+def test_an_error_releases_the_lock(tmp_path: Path) -> None:
     with pytest.raises(KeyError), lock_run(tmp_path):
         raise KeyError
     with lock_run(tmp_path):

@@ -44,7 +44,7 @@ def edit(source: str) -> str:
 
 @pytest.mark.long
 @pytest.mark.parametrize("module", ["gpt", "modern"])
-def test_a_model_with_new_weights_trains_resumes_writes_and_is_inspected(module: str, tmp_path: Path) -> None:  # U0
+def test_a_model_with_new_weights_trains_resumes_generates_and_is_inspected(module: str, tmp_path: Path) -> None:  # U0
     package = tmp_path / "src" / "quill"
     shutil.copytree(Path(quill.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     file = package / "model" / f"{module}.py"

@@ -39,7 +39,7 @@ def test_a_model_that_is_not_finite_is_not_saved(run: Path, save_step: Callable[
     assert sorted(f.name for f in (run / "checkpoints").iterdir()) == ["index.json", "step-000003", "step-000006"]
 
 
-def test_a_run_can_go_back_to_its_best(run: Path, save_step: Callable[..., Path]) -> None:  # R11
+def test_a_run_can_go_back_to_its_best_checkpoint(run: Path, save_step: Callable[..., Path]) -> None:  # R11
     assert return_to_best(run) == run / "checkpoints" / "step-000003"
     assert [load_checkpoint(run, checkpoint=which).step for which in ("best", "last")] == [3, 3]
     assert sorted(f.name for f in (run / "checkpoints").iterdir()) == ["index.json", "step-000003"]
@@ -47,13 +47,13 @@ def test_a_run_can_go_back_to_its_best(run: Path, save_step: Callable[..., Path]
     assert [load_checkpoint(run, checkpoint=which).step for which in ("best", "last")] == [3, 6]
 
 
-def test_a_step_that_is_kept_is_not_saved_over(run: Path, save_step: Callable[..., Path]) -> None:
+def test_a_kept_checkpoint_is_not_overwritten(run: Path, save_step: Callable[..., Path]) -> None:
     with pytest.raises(CheckpointError, match="already holds a checkpoint of step 6"):
         save_step(run, 6)
     assert load_checkpoint(run, checkpoint="last").step == 6
 
 
-def test_a_full_disk_says_how_much_room_is_needed(
+def test_the_error_for_a_full_disk_says_how_much_space_is_needed(
     run: Path, monkeypatch: pytest.MonkeyPatch, save_step: Callable[..., Path], refused: Callable[..., str]
 ) -> None:  # R4, R18
     def full(descriptor: int) -> None:
@@ -70,11 +70,11 @@ def test_a_full_disk_says_how_much_room_is_needed(
     assert not holds_run(run.parent / "new")
 
 
-def test_the_text_of_a_run_is_remembered_by_its_sha256(run: Path) -> None:  # R13
+def test_a_checkpoint_holds_the_sha256_of_its_text(run: Path) -> None:  # R13
     assert load_checkpoint(run).text_sha256 == TEXT
 
 
-def test_an_unreadable_folder_beside_a_run_is_no_obstacle(run: Path) -> None:  # T9
+def test_an_unreadable_folder_beside_a_run_is_ignored(run: Path) -> None:  # T9
     closed = run.parent / "closed"
     (closed / "checkpoints").mkdir(parents=True)
     closed.chmod(0)
@@ -84,7 +84,7 @@ def test_an_unreadable_folder_beside_a_run_is_no_obstacle(run: Path) -> None:  #
         closed.chmod(stat.S_IRWXU)
 
 
-def test_a_reader_follows_a_run_that_saves_meanwhile(
+def test_a_reader_finds_a_checkpoint_while_the_run_saves_others(
     run: Path, monkeypatch: pytest.MonkeyPatch, save_step: Callable[..., Path]
 ) -> None:  # R6
     """The folder that a reader has found is deleted by the next save before it is opened."""
@@ -112,7 +112,7 @@ def test_a_folder_with_a_users_own_files_keeps_them(run: Path, save_step: Callab
     assert all(path.exists() for path in mine)
 
 
-def test_an_empty_folder_holds_nothing_and_is_left_as_it_is(tmp_path: Path) -> None:
+def test_an_empty_folder_holds_no_run_and_is_not_changed(tmp_path: Path) -> None:
     clean_run_folder(tmp_path)
     assert list(tmp_path.iterdir()) == [] and not holds_run(tmp_path) and read_index(tmp_path) is None
     with pytest.raises(QuillError, match="holds no checkpoint"):

@@ -33,7 +33,9 @@ def filled(dtype: torch.dtype, shape: tuple[int, ...], seed: int) -> torch.Tenso
 
 
 @given(tensors)
-def test_what_is_written_is_what_the_library_reads(tmp_path_factory: pytest.TempPathFactory, described: dict) -> None:
+def test_the_safetensors_library_reads_the_tensors_that_were_written(
+    tmp_path_factory: pytest.TempPathFactory, described: dict
+) -> None:
     file = tmp_path_factory.mktemp("written") / "x.safetensors"
     described.pop("__metadata__", None)
     written = {name: filled(dtype, shape, seed) for seed, (name, (dtype, shape)) in enumerate(described.items())}
@@ -46,7 +48,7 @@ def test_what_is_written_is_what_the_library_reads(tmp_path_factory: pytest.Temp
 
 
 @given(tensors)
-def test_what_the_library_writes_is_read(tmp_path_factory: pytest.TempPathFactory, described: dict) -> None:
+def test_files_of_the_safetensors_library_are_read(tmp_path_factory: pytest.TempPathFactory, described: dict) -> None:
     file = tmp_path_factory.mktemp("read") / "x.safetensors"
     described.pop("__metadata__", None)
     written = {name: filled(dtype, shape, seed) for seed, (name, (dtype, shape)) in enumerate(described.items())}
@@ -60,7 +62,7 @@ def test_what_the_library_writes_is_read(tmp_path_factory: pytest.TempPathFactor
         assert np.array_equal(arrays[name], expected.numpy()) and arrays[name].dtype == expected.numpy().dtype
 
 
-def test_others_may_read_what_was_written(tmp_path: Path) -> None:  # R18
+def test_other_users_may_read_a_written_file(tmp_path: Path) -> None:  # R18
     before = os.umask(0o022)
     try:
         write_tensor_file(tmp_path / "x.safetensors", {"x": torch.zeros(1)}, {})
@@ -89,7 +91,7 @@ def x_is(**changes: object) -> dict:
     return GOOD | {"x": GOOD["x"] | changes}
 
 
-def test_the_hostile_files_below_differ_from_a_good_one(tmp_path: Path) -> None:
+def test_the_malformed_files_of_these_tests_differ_from_a_valid_one(tmp_path: Path) -> None:
     with TensorFile(file_with(tmp_path, GOOD)) as opened:
         assert opened.tensors.keys() == {"x", "y"} == opened.read()[0].keys()
 
@@ -145,7 +147,7 @@ def test_a_length_of_the_header_beyond_the_file_is_refused(length: int, tmp_path
         TensorFile(file_with(tmp_path, GOOD, length=length))
 
 
-def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:  # R17
+def test_a_path_that_is_no_file_is_refused_at_once(tmp_path: Path) -> None:  # R17
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
         with pytest.raises(CheckpointError, match="pipe is not a file"):

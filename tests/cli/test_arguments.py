@@ -60,7 +60,7 @@ def read(*argv: str):
         ([], "n_embd", 384),
     ],
 )
-def test_flags_mean_what_they_say(argv, name, value):
+def test_flags_are_parsed_to_values_of_the_right_type(argv, name, value):
     got = getattr(read(*argv), name)
     assert got == value and type(got) is type(value)
 
@@ -82,7 +82,7 @@ def test_flags_mean_what_they_say(argv, name, value):
         (["--n_layer", "--n_head=2"], r"--n_layer needs a value"),
     ],
 )
-def test_a_flag_that_cannot_be_used_is_named_with_what_would_do(argv, message):
+def test_an_invalid_flag_is_named_with_the_accepted_values(argv, message):
     with pytest.raises(ConfigError, match=message) as caught:
         read(*argv)
     assert "\n" not in str(caught.value)
@@ -112,7 +112,7 @@ def test_a_flag_that_cannot_be_used_is_named_with_what_would_do(argv, message):
         (["a.txt", "b.txt"], r"takes one dataset, and 'a.txt' and 'b.txt' were given"),
     ],
 )
-def test_what_was_probably_meant_is_said(argv, message):
+def test_a_mistyped_flag_is_answered_with_the_nearest_one(argv, message):
     with pytest.raises(ConfigError, match=message) as caught:
         read(*argv)
     assert "\n" not in str(caught.value)
@@ -243,7 +243,7 @@ def test_help_is_bold_only_in_a_terminal_without_no_color(monkeypatch):
     assert "\x1b" not in parser().format_help()
 
 
-def test_help_asks_for_nothing_else():
+def test_help_is_shown_whatever_the_other_flags_are():
     assert parser().read(["--n_layer=2", "-h", "--nonsense"]).help is True
     assert parser().read([]).help is False
 
@@ -275,7 +275,7 @@ def test_every_preset_is_a_whole_valid_configuration(name):
     assert set(read_config(name)[0]) <= set(FIELDS)
 
 
-def test_presets_are_the_recipes_they_promise():
+def test_presets_have_their_documented_settings():
     laptop, full_size, v2 = (settings_of(read(f"--config={name}")) for name in ("laptop", "shakespeare", "v2"))
     shape = ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "max_iters", "dropout")
     assert [laptop[name] for name in shape] == [4, 4, 128, 64, 12, 2000, 0.0]

@@ -49,7 +49,7 @@ def texts(here):
         (["--config=nowhere.yaml"], ["nowhere.yaml"]),
     ],
 )
-def test_training_refuses(refused, texts, argv, words, tiny):
+def test_train_refuses_bad_input_in_one_line(refused, texts, argv, words, tiny):
     line = refused("train", *tiny, "--dataset=my.txt", *argv)
     assert all(word in line for word in words), line
 
@@ -122,13 +122,13 @@ def test_a_full_disk_is_named_in_one_line(quill, here, monkeypatch, tiny):
         (["--promt=K"], ["--promt", "--prompt"]),
     ],
 )
-def test_generating_refuses(refused, texts, trained, argv, words):
+def test_generate_refuses_bad_input_in_one_line(refused, texts, trained, argv, words):
     line = refused("generate", f"--out_dir={trained.out}", "--device=cpu", *argv)
     assert all(word in line for word in words), line
 
 
 @pytest.mark.parametrize("command", ["generate", "evaluate", "info"])
-def test_without_any_run_the_way_to_one_is_named(refused, here, command):
+def test_the_error_without_any_run_says_how_to_train_one(refused, here, command):
     assert "quill train" in refused(command, *(["--prompt=K"] if command == "generate" else []))
 
 

@@ -22,7 +22,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_the_table_says_what_people_ask(quill, here, tiny):
+def test_the_table_of_an_estimate_has_parameters_memory_and_time(quill, here, tiny):
     before = sorted(here.rglob("*"))
     code, out, error = quill("estimate", "my.txt", *tiny)
     assert (code, error) == (0, "") and sorted(here.rglob("*")) == before
@@ -34,7 +34,7 @@ def test_the_table_says_what_people_ask(quill, here, tiny):
     assert lines["vocabulary"] == "32 tokens"
 
 
-def test_json_is_one_object_with_the_same_figures(quill, here, tiny):
+def test_the_json_of_an_estimate_is_one_object_with_the_same_figures(quill, here, tiny):
     code, out, _ = quill("estimate", "my.txt", *tiny, "--json", "--gradient_accumulation_steps=3")
     found = json.loads(out)
     assert code == 0 and out.count("\n") == 1
@@ -62,7 +62,7 @@ def test_several_texts_are_estimated_as_one(quill, here, tiny):  # U1
     assert json.loads(out)["vocab_size"] == 35 and json.loads(out)["note"].startswith("my.txt and 1 more, ")
 
 
-def test_long_phases_are_named(quill, here, tiny, monkeypatch):  # U16
+def test_long_phases_of_an_estimate_are_named(quill, here, tiny, monkeypatch):  # U16
     from quill.tracking import phase_display
 
     monkeypatch.setattr(phase_display, "SECONDS_BETWEEN_LINES", 0.0)
@@ -79,7 +79,7 @@ def test_impossible_values_are_refused(refused, here):
     assert "n_embd=10" in refused("estimate", "my.txt", "--n_embd=10", "--n_head=3")
 
 
-def test_what_does_not_fit_comes_with_advice(quill, here, tiny, monkeypatch):
+def test_an_estimate_of_a_run_that_does_not_fit_has_advice(quill, here, tiny, monkeypatch):
     monkeypatch.setattr("quill.planning.estimate.memory_limit", lambda device: 1000)
     code, out, _ = quill("estimate", "my.txt", *tiny)
     assert code == 0 and "it does not fit: batch_size=4 needs" in out and "not measured" in out

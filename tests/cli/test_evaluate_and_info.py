@@ -15,7 +15,7 @@ import quill as library
 from quill.cli import info
 
 
-def test_json_is_one_object_and_equals_the_library(quill, trained):
+def test_the_json_of_evaluate_is_one_object_and_equals_the_library(quill, trained):
     code, out, error = quill("evaluate", trained.out, "--json", "--device=cpu")
     assert (code, error) == (0, "")
     facts = json.loads(out)
@@ -29,7 +29,7 @@ def test_json_is_one_object_and_equals_the_library(quill, trained):
     assert (facts["tokens"], facts["step"]) == (len(data.val) - 1, model.checkpoint.step)
 
 
-def test_evaluation_is_deterministic_and_blind_to_the_batch_size(quill, trained):
+def test_evaluation_is_deterministic_and_does_not_depend_on_the_batch_size(quill, trained):
     results = [json.loads(quill("evaluate", trained.out, "--json", f"--batch_size={size}")[1]) for size in (1, 7, 64)]
     assert [r["val_loss"] for r in results] == pytest.approx([results[0]["val_loss"]] * 3)
 
@@ -51,7 +51,7 @@ def test_a_text_that_changed_is_not_measured_as_if_it_were_the_same(refused, her
     assert "has changed" in refused("evaluate", "out")
 
 
-def test_a_text_of_the_same_characters_is_not_taken_for_the_old_one(quill, refused, here, changed, tiny):  # T1
+def test_a_text_of_the_same_characters_is_not_mistaken_for_the_old_one(quill, refused, here, changed, tiny):  # T1
     text = (here / "my.txt").read_text(encoding="utf-8")
     assert quill("train", "my.txt", *tiny)[0] == 0
     half = len(text) // 2
@@ -62,7 +62,7 @@ def test_a_text_of_the_same_characters_is_not_taken_for_the_old_one(quill, refus
     assert "on my.txt" in quill("evaluate", "out", "--dataset=my.txt")[1]
 
 
-def test_another_text_is_measured_in_the_tokens_of_the_model(quill, here, trained):
+def test_another_text_is_measured_with_the_tokenizer_of_the_model(quill, here, trained):
     (here / "other.txt").write_text("KING 1: now is the winter.\n" * 20, encoding="utf-8")
     code, out, _ = quill("evaluate", trained.out, "--dataset=other.txt", "--json")
     assert code == 0 and json.loads(out)["tokens"] == 53
@@ -91,7 +91,7 @@ def test_a_path_that_does_not_exist_gets_one_message_that_names_a_run_that_does(
     )
 
 
-def test_a_long_measurement_shows_how_far_it_is(quill, here, trained, monkeypatch):  # U16
+def test_a_long_evaluation_shows_its_progress(quill, here, trained, monkeypatch):  # U16
     from quill.tracking import phase_display
 
     monkeypatch.setattr(phase_display, "SECONDS_BETWEEN_LINES", 0.0)
@@ -101,7 +101,7 @@ def test_a_long_measurement_shows_how_far_it_is(quill, here, trained, monkeypatc
     assert len(shares) > 3 and shares == sorted(shares) and shares[0] == 0 and shares[-1] > 90
 
 
-def test_int8_measures_other_weights(quill, trained):
+def test_evaluation_in_int8_measures_the_rounded_weights(quill, trained):
     loss, rounded = (
         json.loads(quill("evaluate", trained.out, "--json", "--device=cpu", *flags)[1])["val_loss"]
         for flags in ([], ["--quantization=int8"])
@@ -128,7 +128,7 @@ def test_info_also_takes_a_checkpoint_or_a_file(quill, trained):
         assert code == 0 and "SHA-256 agrees" in out and "n_embd=8" in out
 
 
-def test_info_leaves_out_files_that_vanish_while_it_looks(quill, here, trained, monkeypatch):  # R6
+def test_info_leaves_out_files_that_are_deleted_meanwhile(quill, here, trained, monkeypatch):  # R6
     """Training replaces its checkpoints: here each file but the weights is deleted just before it is looked at."""
     shutil.copytree(trained.out, here / "out")
     (here / "out" / ".loss.png.0123abcd.draft").write_bytes(b"half a picture")

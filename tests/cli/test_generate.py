@@ -46,7 +46,7 @@ def test_only_the_text_is_on_standard_output(write, model):
     assert "step-000" in notes and notes.count("\n") == 1
 
 
-def test_the_seed_in_the_notes_writes_the_same_again(write):
+def test_the_printed_seed_generates_the_same_text_again(write):
     _, first, notes = write("--prompt=KING", LENGTH)
     assert notes.endswith(" for the same text\n")
     seed = notes.split("; repeat with --seed=")[1].split()[0]
@@ -60,12 +60,12 @@ def test_every_sampling_flag_reaches_the_model(write, model):
     assert out.rstrip("\n") == ("KING" + model.generate("KING", max_new_tokens=20, seed=2, **flags)).rstrip("\n")
 
 
-def test_every_engine_writes_the_same_text(write):
+def test_every_engine_generates_the_same_text(write):
     texts = {write("--prompt=KING", LENGTH, "--seed=2", f"--engine={name}")[1] for name in ("auto", "torch", "numba")}
     assert len(texts) == 1
 
 
-def test_int8_writes_a_text_and_torch_says_that_it_has_none(write):
+def test_int8_generates_a_text_and_the_torch_engine_refuses_it(write):
     code, out, _ = write("--prompt=KING", LENGTH, "--seed=2", "--quantization=int8")
     assert code == 0 and len(out.rstrip("\n")) > 10
     code, out, error = write("--prompt=KING", "--engine=torch", "--quantization=int8")
@@ -82,7 +82,7 @@ def test_the_flag_of_earlier_versions_works_with_advice(write):
         assert f"--weights is now called --quantization: use {new}\n" in notes
 
 
-def test_the_engine_for_gpus_says_where_it_can_be_had(write):
+def test_the_engine_for_gpus_is_refused_on_a_cpu_with_advice(write):
     code, out, error = write("--prompt=KING", "--device=cpu", "--engine=cuda")
     assert (code, out) == (2, "") and error.count("\n") == 1
     assert "engine='cuda' cannot be used: the model is on 'cpu'" in error and "use device='cuda'" in error
@@ -106,7 +106,7 @@ def test_a_prompt_without_an_end_is_refused(write, monkeypatch):
     assert write(LENGTH, typed="KING ")[0] == 0
 
 
-def test_without_any_prompt_it_begins_a_line(write):
+def test_without_a_prompt_the_text_begins_with_a_line_break(write):
     _, at_a_terminal, _ = write(LENGTH, "--seed=1")
     assert at_a_terminal.startswith("\n")
     assert write(LENGTH, "--seed=1", typed="")[1] == at_a_terminal
@@ -122,7 +122,7 @@ def test_several_samples_are_separated_and_the_first_is_the_single_one(write, mo
     assert all(f"KING{text}" in out for text in texts)
 
 
-def test_writing_ends_before_any_stop_text(write, model):
+def test_generation_ends_before_any_stop_text(write, model):
     whole = model.generate("KING", max_new_tokens=200, seed=5, temperature=0.8)
     stop = whole[10:12]
     _, out, _ = write("--prompt=KING", "--max_new_tokens=200", "--seed=5", f"--stop={stop}", "--stop=never there")
@@ -141,7 +141,7 @@ def test_top_k_beyond_the_vocabulary_is_all_of_it(write):
     assert out == write("--prompt=KING", LENGTH, "--seed=1")[1]
 
 
-def test_without_out_dir_the_newest_run_writes(quill, trained, monkeypatch):
+def test_without_out_dir_the_newest_run_is_used(quill, trained, monkeypatch):
     monkeypatch.chdir(trained.folder)
     code, out, notes = quill("generate", "--prompt=KING", LENGTH)
     assert code == 0 and out.startswith("KING") and "out" in notes
@@ -149,7 +149,7 @@ def test_without_out_dir_the_newest_run_writes(quill, trained, monkeypatch):
     assert quill("generate", "--prompt=KING", LENGTH)[0] == 0
 
 
-def test_a_terminal_is_not_given_control_characters(monkeypatch):
+def test_control_characters_are_not_printed_to_a_terminal(monkeypatch):
     from quill.cli.generate import shown
 
     assert shown("\x1b[2Jä\n") == "\x1b[2Jä\n"
@@ -190,7 +190,7 @@ def byte_run(tmp_path_factory):
     return folder / "m"
 
 
-def test_bytes_that_are_no_text_are_echoed_as_they_decode(byte_run):
+def test_invalid_utf8_bytes_are_echoed_as_they_decode(byte_run):
     # W16: a prompt of invalid UTF-8 was echoed as "?"
     model, prompt = library.load(byte_run, device="cpu"), b"a\xff\xe6\xbc"
     done = subprocess.run(

@@ -30,7 +30,7 @@ print([name for name in {heavy} if name in sys.modules])
     assert done.stdout.endswith("[]\n"), done.stdout + done.stderr
 
 
-def test_a_reader_that_leaves_early_is_no_error():
+def test_a_closed_pipe_is_no_error():
     process = subprocess.Popen(
         [sys.executable, "-m", "quill", "train", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -49,7 +49,7 @@ def test_help_names_every_command(quill, argv):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(quill, command):
+def test_every_command_has_a_help_text(quill, command):
     code, out, error = quill(command, "--help")
     assert (code, error) == (0, "")
     assert out.startswith(f"usage: quill {command} ")
@@ -87,7 +87,7 @@ def test_an_unknown_command_names_the_nearest(refused):
 
 
 @pytest.mark.parametrize("argv", [["--debug", "train", "--n_embd=x"], ["train", "--n_embd=x", "--debug"]])
-def test_debug_shows_the_traceback_wherever_it_stands(argv):
+def test_debug_shows_the_traceback_at_any_position(argv):
     with pytest.raises(ValueError, match="n_embd"):
         main(argv)
 
@@ -122,7 +122,7 @@ def test_an_interrupted_command_says_so_in_one_line(quill, monkeypatch):
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), ["'a/b'", "Not a directory"]),
     ],
 )
-def test_what_cannot_be_written_is_named_in_one_line(refused, monkeypatch, error, words):
+def test_a_file_that_cannot_be_written_is_named_in_one_line(refused, monkeypatch, error, words):
     command_that_raises(monkeypatch, error)
     line = refused("info")
     assert all(word in line for word in words)

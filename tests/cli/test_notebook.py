@@ -24,7 +24,7 @@ CELLS = [
 
 @pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="the kernel's event loop warns on Windows, and warnings are errors")
-def test_a_notebook_trains_and_writes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_trains_and_generates(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # the demo then takes the text that Python carries
     cells = [nbformat.v4.new_code_cell(f"import sys\n{source}") for source in CELLS]
     notebook = nbformat.v4.new_notebook(cells=cells)

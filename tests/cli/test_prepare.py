@@ -43,13 +43,13 @@ def test_several_words_are_one_text(quill, here):  # U1
     assert str(prepared.folder) in out and prepared.tokenizer.decode(prepared.train).startswith("another text\n")
 
 
-def test_what_a_folder_skips_is_said(quill, here):  # T10
+def test_prepare_says_which_files_of_a_folder_it_skips(quill, here):  # T10
     (here / "photo.jpg").write_bytes(b"\xff")
     assert "skipped 1 .jpg" in quill("prepare", ".")[1].splitlines()[0]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes in folders")
-def test_a_pipe_is_refused_instead_of_being_waited_for(refused, here):  # R17
+def test_prepare_refuses_a_pipe_without_waiting(refused, here):  # R17
     os.mkfifo("pipe.txt")
     assert "pipe.txt is a pipe, not a file" in refused("prepare", "pipe.txt")
 
@@ -71,7 +71,7 @@ def test_a_long_phase_is_shown_on_standard_error(quill, here, monkeypatch):  # U
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 @pytest.mark.parametrize(("name", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
-def test_a_signal_ends_it_with_a_word_and_leaves_no_draft(name, code, word, here, environment):  # R16
+def test_a_signal_ends_prepare_with_one_line_and_leaves_no_draft(name, code, word, here, environment):  # R16
     command = [sys.executable, "-c", WAIT]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"

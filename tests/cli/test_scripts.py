@@ -33,7 +33,7 @@ def script(monkeypatch, capsys, changed):
         signal.signal(number, handler)
 
 
-def test_train_and_generate_as_printed(script, here, tiny):
+def test_the_printed_commands_of_train_and_generate_work(script, here, tiny):
     smaller = [flag for flag in tiny if not flag.startswith(("--n_embd", "--n_head", "--n_layer"))]
     printed = ["--dataset=my.txt", "--n_embd=384", "--n_head=6", "--n_layer=6"]
     assert script("train.py", *printed, *smaller, "--max_iters=1", "--sample_tokens=0")[0] == 0
@@ -47,6 +47,6 @@ def test_v2_takes_the_same_flags(script, here, tiny):
 
 
 @pytest.mark.parametrize("name", ["train.py", "generate.py", "v2.py"])
-def test_every_script_explains_itself(script, name):
+def test_every_script_prints_its_usage(script, name):
     code, out = script(name, "--help")
     assert code == 0 and out.startswith(f"usage: quill {name[:-3]} ")

@@ -39,7 +39,7 @@ def test_closed_standard_output_is_no_traceback(shell, written):  # W8
     assert (done.returncode, done.stdout) == (0, "") and "Traceback" not in done.stderr
 
 
-def test_notes_never_go_into_the_text(shell, written):  # W8
+def test_notes_are_not_printed_to_standard_output(shell, written):  # W8
     expected = shell(*written)
     assert expected.stderr.startswith("quill: ")
     done = shell(*written, redirect="2>&-")
@@ -57,21 +57,21 @@ full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system h
 
 
 @full
-def test_a_full_standard_output_is_blamed_by_name(shell, written):  # T7
+def test_the_error_for_a_full_standard_output_names_it(shell, written):  # T7
     done = shell(*written, redirect="> /dev/full")
     assert done.returncode == 2 and "out_dir" not in done.stderr
     assert "standard output cannot be written: No space left on device" in done.stderr.splitlines()[-1]
 
 
 @full
-def test_a_run_goes_on_without_its_printed_lines(shell, here, tiny):  # T7
+def test_a_run_continues_when_standard_output_is_full(shell, here, tiny):  # T7
     done = shell("train", "my.txt", *tiny, redirect="> /dev/full")
     assert (done.returncode, done.stderr.count("\n")) == (0, 1)
     assert done.stderr == "quill: standard output: No space left on device; the run continues without it\n"
     assert (here / "out" / "last").read_text(encoding="utf-8").startswith("step-000006")
 
 
-def test_a_run_goes_on_when_its_reader_leaves(here, tiny, environment):  # T7: quill train | head
+def test_a_run_continues_when_the_reader_of_its_pipe_exits(here, tiny, environment):  # T7: quill train | head
     command = [sys.executable, "-m", "quill", "train", "my.txt", *tiny]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None

@@ -17,7 +17,7 @@ unix = pytest.mark.skipif(os.name == "nt", reason="Windows has neither pseudo-te
 
 
 @unix
-def test_a_terminal_shows_a_live_picture_and_is_left_in_order(here, tiny, environment):
+def test_a_terminal_shows_a_live_picture_and_is_restored(here, tiny, environment):
     import fcntl
     import pty
     import struct
@@ -51,7 +51,7 @@ ACKNOWLEDGED = "quill: stopping after this step; press Ctrl-C again to leave at 
 
 @unix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_the_command_that_is_named_goes_on(here, tiny, environment, capsys, number):
+def test_a_signal_saves_the_run_and_the_printed_command_resumes_it(here, tiny, environment, capsys, number):
     flags = [flag for flag in tiny if not flag.startswith(("--max_iters", "--log_interval", "--eval_interval"))]
     process = subprocess.Popen(
         [*QUILL, "train", "my.txt", *flags, "--max_iters=1000000", "--log_interval=1", "--eval_interval=1000000"],

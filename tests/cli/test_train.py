@@ -25,7 +25,7 @@ def copied(trained, here):
     return here / "out"
 
 
-def test_a_run_leaves_all_that_is_promised(trained):
+def test_a_run_leaves_all_documented_files(trained):
     assert {p.name for p in trained.out.iterdir()} == {
         "best", "checkpoints", "config.yaml", "last", "loss.png", "metrics.jsonl", "samples.txt",
     }  # fmt: skip
@@ -39,7 +39,7 @@ def test_a_run_leaves_all_that_is_promised(trained):
     assert samples.count("──── step ") == 3
 
 
-def test_the_stored_configuration_is_whole_and_makes_the_same_run_again(trained):
+def test_the_stored_configuration_is_complete_and_gives_the_same_run_again(trained):
     parser = Parser("train")
     add_configuration(parser)
     stored = yaml.safe_load((trained.out / "config.yaml").read_text(encoding="utf-8"))
@@ -63,7 +63,7 @@ def test_a_text_can_be_named_without_a_flag(quill, here, flags):
     assert yaml.safe_load((here / "out/config.yaml").read_text(encoding="utf-8"))["dataset"] == "my.txt"
 
 
-def test_a_run_that_is_there_is_not_overwritten(refused, trained):
+def test_an_existing_run_is_not_overwritten(refused, trained):
     line = refused("train", *trained.flags)
     assert "already holds this run" in line and "resume=True" in line and "overwrite=True" in line
 
@@ -84,7 +84,7 @@ def test_a_folder_without_a_checkpoint_holds_no_run(quill, here, flags):
     assert (here / "out" / "notes.txt").read_text(encoding="utf-8") == "mine"
 
 
-def test_overwriting_starts_over_and_keeps_what_is_not_the_runs(quill, copied, trained):
+def test_overwriting_starts_over_and_keeps_the_users_files(quill, copied, trained):
     (copied / "notes.txt").write_text("mine", encoding="utf-8")
     assert quill("train", *trained.flags, "--out_dir=out", "--overwrite=True", "--max_iters=2")[0] == 0
     assert [p.name for p in (copied / "checkpoints").glob("*-*")] == ["step-000002"]
@@ -92,11 +92,11 @@ def test_overwriting_starts_over_and_keeps_what_is_not_the_runs(quill, copied, t
     assert (copied / "notes.txt").read_text(encoding="utf-8") == "mine"
 
 
-def test_a_mistake_while_overwriting_leaves_the_old_run(refused, copied, tiny):
+def test_an_invalid_flag_with_overwrite_leaves_the_old_run(refused, copied, tiny):
     assert "missing.txt" in refused("train", *tiny, "--dataset=missing.txt", "--overwrite=True")
 
 
-def test_resuming_needs_no_other_flag_and_goes_on(quill, copied, trained):
+def test_resuming_needs_no_other_flag(quill, copied, trained):
     assert quill("train", "--resume=True", "--max_iters=8")[0] == 0
     events = read_events(copied / "metrics.jsonl")
     assert [e["step"] for e in events if e["event"] == "start"] == [0, 6]
@@ -138,7 +138,7 @@ def test_metrics_are_one_json_object_a_line(trained):
     assert all(json.loads(line)["step"] >= 0 for line in lines)
 
 
-def test_a_modern_run_trains_goes_on_and_writes(quill, refused, here, flags):
+def test_a_modern_run_trains_resumes_and_generates(quill, refused, here, flags):
     modern = ["--architecture=modern", "--n_kv_head=1", "--optimizer=muon", "--lr_schedule=linear"]
     assert quill("train", *flags, *modern)[0] == 0
     code, out, error = quill("train", "--resume=True", "--max_iters=9")
@@ -150,7 +150,7 @@ def test_a_modern_run_trains_goes_on_and_writes(quill, refused, here, flags):
     assert "architecture=classic cannot be changed" in refused("train", "--resume=True", "--architecture=classic")
 
 
-def test_v2_trains_its_recipe_and_writes_500_characters(quill, here, flags):
+def test_v2_trains_its_recipe_and_generates_500_characters(quill, here, flags):
     code, out, _ = quill("v2", *flags)
     text = Path("generated_text.txt").read_text(encoding="utf-8")
     assert code == 0

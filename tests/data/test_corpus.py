@@ -54,7 +54,7 @@ def refusal(dataset: str, **how: str) -> str:
 @pytest.mark.parametrize(
     "text", ["plain", "Ünïcödé", "红楼梦", "🙂👩‍👩‍👧", "τέλος\n", "tab\tand\u2028separator", "\rold Mac\r"]
 )
-def test_a_text_is_read_as_it_is(text: str) -> None:
+def test_a_text_is_read_unchanged(text: str) -> None:
     corpus = find_corpus(save("my.txt", text))
     assert corpus.text == text and corpus.source == "my.txt" and corpus.files == 1
     assert corpus.sha256 == hashlib.sha256(text.encode()).hexdigest()
@@ -62,7 +62,7 @@ def test_a_text_is_read_as_it_is(text: str) -> None:
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "byte"])
-def test_windows_line_ends_and_a_byte_order_mark_go_and_are_said_to(tokenizer: str) -> None:
+def test_windows_line_ends_and_a_byte_order_mark_are_removed_and_reported(tokenizer: str) -> None:
     corpus = find_corpus(save("my.txt", b"\xef\xbb\xbfone\r\ntwo\r\n"), tokenizer=tokenizer)
     assert corpus.text == "one\ntwo\n"
     assert "Windows line ends" in corpus.note and "byte order mark" in corpus.note
@@ -70,7 +70,7 @@ def test_windows_line_ends_and_a_byte_order_mark_go_and_are_said_to(tokenizer: s
 
 @pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b" \n\t\r\n \xe3\x80\x80\n"])
 @pytest.mark.parametrize("tokenizer", ["char", "byte"])
-def test_a_file_that_says_nothing_is_refused(content: bytes, tokenizer: str) -> None:
+def test_a_file_without_text_is_refused(content: bytes, tokenizer: str) -> None:
     message = refusal(save("my.txt", content), tokenizer=tokenizer)
     assert "is empty" in message or "white space" in message
 
@@ -91,13 +91,13 @@ def test_invalid_utf8_is_refused_with_the_byte_and_its_offset() -> None:
 
 
 @pytest.mark.parametrize("content", [b"\x7fELF\0\1", gzip.compress(b"text " * 50, mtime=0), b"text\0text"])
-def test_binary_is_refused_as_what_it_is(content: bytes) -> None:
+def test_a_binary_file_is_refused_with_its_kind(content: bytes) -> None:
     message = refusal(save("my.bin", content))
     assert ("NUL byte at offset" in message or "invalid byte" in message) and "(tokenizer=byte)" in message
 
 
 @pytest.mark.parametrize("content", [b"caf\xe9\r\n", b"\0\r\n\xff", "naïve".encode("utf-16"), bytes(range(256))])
-def test_the_byte_tokenizer_gets_every_byte_of_what_is_no_text(content: bytes) -> None:
+def test_the_byte_tokenizer_gets_every_byte_of_a_binary_file(content: bytes) -> None:
     corpus = find_corpus(save("my.bin", content), tokenizer="byte")
     assert ByteTokenizer().encode(corpus.text, compact=True).tobytes() == content
     assert "byte for byte" in corpus.note
@@ -116,7 +116,7 @@ def test_a_file_without_read_permission_is_refused_with_the_reason(monkeypatch: 
     assert "my.txt cannot be read: Permission denied" in refusal(name)
 
 
-def test_a_folder_without_read_permission_does_not_pass_for_an_empty_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_read_permission_is_not_reported_as_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     save("book/my.txt", "secret")
 
     def refuse(path: str) -> None:
@@ -281,7 +281,7 @@ def test_tinystories_is_read_from_local_files(place: str) -> None:
         ("texts/macbth.txt", "macbeth.txt"),
     ],
 )
-def test_a_mistyped_name_is_met_with_the_nearest_one(dataset: str, meant: str) -> None:
+def test_a_mistyped_corpus_name_is_answered_with_the_nearest_one(dataset: str, meant: str) -> None:
     save("hamlet.txt", "text")
     save("texts/macbeth.txt", "text")
     message = refusal(dataset)
@@ -289,12 +289,12 @@ def test_a_mistyped_name_is_met_with_the_nearest_one(dataset: str, meant: str) -
 
 
 @pytest.mark.parametrize("dataset", ["", "missing.txt", "no/such/folder/x.txt", "x" * 5000, "a\0b"])
-def test_what_does_not_exist_is_one_line_and_no_crash(dataset: str) -> None:
+def test_a_missing_path_is_an_error_of_one_line(dataset: str) -> None:
     with pytest.raises(CorpusError):
         find_corpus(dataset)
 
 
-def test_what_is_missing_can_be_told_from_what_is_wrong() -> None:
+def test_a_missing_corpus_and_an_invalid_one_are_different_errors() -> None:
     with pytest.raises(CorpusNotFoundError) as caught:
         find_corpus("missing.txt")
     assert caught.value.reason in str(caught.value)
@@ -324,6 +324,6 @@ def test_a_path_from_the_home_folder_is_found(folder: Path, monkeypatch: pytest.
     assert find_corpus("~/my.txt").text == "text" and name_of("~/my.txt") == name_of("my.txt")
 
 
-def test_a_python_without_its_help_text_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_python_without_its_help_text_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     assert "without pydoc_data" in refusal("pydoc")

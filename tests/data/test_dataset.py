@@ -63,7 +63,7 @@ def test_a_text_encoded_in_many_slices_is_the_same(monkeypatch: pytest.MonkeyPat
     assert np.array_equal(whole.train, sliced.train) and np.array_equal(whole.val, sliced.val)
 
 
-def test_what_was_opened_is_what_was_prepared() -> None:
+def test_an_opened_dataset_equals_the_prepared_one() -> None:
     prepared = prepare_dataset(write("hamlet.txt", TEXT))
     opened = open_dataset(prepared.folder)
     assert np.array_equal(opened.train, prepared.train) and np.array_equal(opened.val, prepared.val)
@@ -98,7 +98,7 @@ def test_force_rewrites_what_is_up_to_date(monkeypatch: pytest.MonkeyPatch) -> N
     assert (prepare_dataset("hamlet.txt", force=True).folder / "train.bin").stat().st_ino != before
 
 
-def test_tokens_outlive_the_text_they_came_from() -> None:
+def test_prepared_tokens_are_used_when_their_text_is_gone() -> None:
     prepare_dataset(write("hamlet.txt", TEXT))
     Path("hamlet.txt").unlink()
     prepared = prepare_dataset("hamlet.txt")
@@ -125,7 +125,7 @@ def test_two_texts_of_one_name_do_not_share_a_folder() -> None:
     assert prepare_dataset(write("pydoc.txt", TEXT)).name != "pydoc"
 
 
-def test_a_corpus_at_hand_needs_no_finding() -> None:
+def test_a_corpus_in_memory_is_prepared_without_a_file() -> None:
     corpus = Corpus("mine", "memory", TEXT, "0" * 64, "a text from memory")
     prepared = prepare_dataset("mine", corpus=corpus)
     assert prepared.folder == Path("data/mine/char") and prepared.note == "a text from memory"
@@ -199,7 +199,7 @@ def test_prepared_tokens_are_found_by_the_digest_of_their_text() -> None:  # T2
         prepare_dataset("gone/hamlet.txt", sha256="0" * 64)
 
 
-def test_a_dataset_is_called_what_the_user_called_it() -> None:  # U10
+def test_a_dataset_has_the_name_that_the_user_gave_it() -> None:  # U10
     assert prepare_dataset(write("hamlet.txt", TEXT)).title == "hamlet.txt"
     assert prepare_dataset("./hamlet.txt").title == "./hamlet.txt"
     assert prepare_dataset("pydoc").title == "pydoc"
@@ -233,7 +233,7 @@ def test_a_text_is_prepared_without_a_file_and_found_again_by_its_name() -> None
 
 
 @pytest.mark.parametrize("text", ["", " \n\t", b"bytes", 5])
-def test_a_text_that_holds_nothing_or_is_no_str_is_refused(text: Any) -> None:
+def test_a_text_that_is_empty_or_no_str_is_refused(text: Any) -> None:
     with pytest.raises(CorpusError, match=r"is empty|white space|must be a str"):
         prepare_dataset(text=text)
 
@@ -301,7 +301,7 @@ def test_advice_for_a_short_text_works_for_both_splits(length: int, block_size: 
         prepare_dataset(text="x" * int(longer.replace(",", "")), data_dir=folder).require_window(block_size)
 
 
-def test_ten_bytes_are_told_one_thing_that_works() -> None:  # U19
+def test_the_error_for_ten_bytes_has_one_advice_that_works() -> None:  # U19
     with pytest.raises(CorpusError) as caught:
         prepare_dataset(write("ten.txt", "0123456789")).require_window(8)
     assert str(caught.value) == (
@@ -337,7 +337,7 @@ def test_every_changed_byte_of_the_description_is_noticed_and_prepared_again() -
     assert prepare_dataset("hamlet.txt").tokenizer == good.tokenizer
 
 
-def test_a_description_that_is_nested_too_deeply_is_damage() -> None:
+def test_a_description_that_is_nested_too_deeply_counts_as_damaged() -> None:
     folder = prepare_dataset(write("hamlet.txt", TEXT)).folder
     (folder / "dataset.json").write_text("[" * 100_000, encoding="utf-8")
     with pytest.raises(CorpusError, match="damaged"):
@@ -360,7 +360,7 @@ def test_a_damaged_dataset_is_refused_and_prepared_again_from_its_text(name: str
 
 
 @pytest.mark.parametrize("about", ["[]", "{}", "3", '{"format": 2, "tokenizer": {"kind": "word"}}'])
-def test_a_description_that_describes_nothing_is_damage(about: str) -> None:
+def test_a_description_without_its_fields_counts_as_damaged(about: str) -> None:
     folder = prepare_dataset(write("hamlet.txt", TEXT)).folder
     (folder / "dataset.json").write_text(about, encoding="utf-8")
     with pytest.raises(CorpusError, match="damaged"):
@@ -403,7 +403,7 @@ def test_a_full_disk_leaves_the_old_dataset_and_nothing_half_written(
     assert open_dataset(folders[1]).train.tobytes() == old
 
 
-def test_a_real_limit_on_file_sizes_reads_as_no_space_left() -> None:
+def test_a_limit_on_file_sizes_is_reported_as_no_space_left() -> None:
     pytest.importorskip("resource", reason="no such limits here")
     write("large.txt", TEXT * 100)
     program = (
@@ -439,7 +439,7 @@ def test_the_old_dataset_comes_back_when_the_new_one_cannot_take_its_place(monke
     assert files_below("data") == {"train.bin", "val.bin", "dataset.json"}
 
 
-def test_another_process_that_was_faster_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dataset_that_another_process_prepared_first_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     build, name = module.build_tokenizer, write("hamlet.txt", TEXT)
 
     def prepare_meanwhile(kind: str, text: str, **rest: Any) -> module.Tokenizer:

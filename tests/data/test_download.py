@@ -88,7 +88,7 @@ def test_a_good_file_arrives_whole(remote: Callable[[str], RemoteFile]) -> None:
     ("path", "reason"),
     [("truncated", "less arrived"), ("altered", "not the file"), ("missing", "404")],
 )
-def test_what_is_not_the_file_is_refused_with_the_reason(
+def test_a_download_that_is_not_the_file_is_refused_with_the_reason(
     path: str, reason: str, remote: Callable[[str], RemoteFile]
 ) -> None:
     with pytest.raises(CorpusError, match=reason):
@@ -96,7 +96,7 @@ def test_what_is_not_the_file_is_refused_with_the_reason(
 
 
 @pytest.mark.parametrize("path", ["stalls", "trickles"])
-def test_a_transfer_that_drags_on_ends_at_the_deadline(path: str, remote: Callable[[str], RemoteFile]) -> None:
+def test_a_slow_transfer_ends_at_the_deadline(path: str, remote: Callable[[str], RemoteFile]) -> None:
     start = time.monotonic()
     with pytest.raises(CorpusError, match=r"within 0\.3 s"):
         remote(path).fetch(QUICK)
@@ -139,7 +139,7 @@ def test_a_name_that_is_never_resolved_ends_at_the_deadline(monkeypatch: pytest.
     release.set()
 
 
-def test_no_server_at_all_is_no_connection() -> None:
+def test_an_unreachable_server_is_reported_as_no_connection() -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         port = server.getsockname()[1]
     with pytest.raises(CorpusError, match="no connection"):
@@ -164,7 +164,7 @@ def test_an_answer_that_is_not_http_is_reported_as_such() -> None:
 # ---- the named corpus on top of it
 
 
-def test_shakespeare_is_downloaded_once_and_then_lies_in_the_cache(
+def test_shakespeare_is_downloaded_once_and_then_read_from_the_cache(
     remote: Callable[[str], RemoteFile], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(corpus_module, "SHAKESPEARE", remote("good"))
@@ -185,7 +185,7 @@ def test_a_damaged_cache_is_downloaded_again(
     assert (tmp_path / "cache" / "tinyshakespeare.txt").read_bytes() == PLAY
 
 
-def test_a_cache_that_cannot_be_written_stops_nobody(
+def test_a_cache_that_cannot_be_written_does_not_stop_a_download(
     remote: Callable[[str], RemoteFile], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "cache").write_text("a file where a folder should be", encoding="utf-8")
@@ -216,7 +216,7 @@ def test_the_demo_falls_back_to_pydoc_and_says_why(
     assert find_demo_corpus().name == "shakespeare"
 
 
-def test_offline_means_that_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_tries_no_download(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", None)
     with pytest.raises(CorpusNotFoundError, match="downloading is off"):
         find_corpus("shakespeare", offline=True)

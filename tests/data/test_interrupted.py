@@ -81,7 +81,7 @@ def test_progress_is_reported_of_each_phase_and_never_falls(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("phase", ["reading my.txt", "computing the SHA", "building the voc", "encoding", "checking"])
-def test_an_interrupt_in_any_phase_leaves_no_draft_and_what_was_there(phase: str) -> None:
+def test_an_interrupt_in_any_phase_leaves_the_old_dataset_and_no_draft(phase: str) -> None:
     before = prepare_dataset("my.txt")
     kept, folder = before.sha256, before.folder
     del before
@@ -120,7 +120,7 @@ def test_the_draft_of_a_killed_process_is_removed_by_the_next_one() -> None:  # 
 
 
 @unix
-def test_the_draft_of_a_dead_process_goes_even_where_nothing_has_to_be_prepared() -> None:  # R3
+def test_the_draft_of_a_dead_process_is_removed_even_where_nothing_has_to_be_prepared() -> None:  # R3
     prepare_dataset("my.txt")
     (Path("data") / prepare_dataset("my.txt").name / ".char.0123abcd.draft").mkdir()
     prepare_dataset("my.txt")

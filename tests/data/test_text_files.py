@@ -86,7 +86,7 @@ def test_one_bad_path_among_several_is_named() -> None:
 
 
 @pytest.mark.parametrize("dataset", [[], [""], [" "], ["a.txt", 5], 5, None, {"a.txt": 1}, b"a.txt"])
-def test_what_is_no_path_is_refused_in_one_line(dataset: object) -> None:
+def test_a_value_that_is_no_path_is_refused_in_one_line(dataset: object) -> None:
     save("a.txt", "text")
     assert "dataset=" in refusal(dataset)  # type: ignore[arg-type]
 
@@ -205,7 +205,7 @@ def test_a_pipe_and_a_socket_are_refused_at_once_wherever_they_are_found() -> No
 
 
 @posix
-def test_a_link_that_leads_nowhere_is_named() -> None:
+def test_a_broken_link_is_named() -> None:
     save("book/a.txt", "text")
     Path("book/b.txt").symlink_to("gone")
     assert "book/b.txt cannot be read: No such file" in refusal("book")
@@ -213,7 +213,7 @@ def test_a_link_that_leads_nowhere_is_named() -> None:
 
 @posix
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may read everything")
-def test_what_may_not_be_read_is_named() -> None:
+def test_a_file_without_read_permission_is_named() -> None:
     save("book/deep/a.txt", "text")
     Path("book/deep/a.txt").chmod(0)
     assert "book/deep/a.txt cannot be read: Permission denied" in refusal("book")

@@ -59,7 +59,7 @@ def test_the_engines_implement_the_present_source_of_the_model() -> None:
     )
 
 
-def test_the_fingerprint_sees_code_and_ignores_what_is_said_about_it() -> None:
+def test_the_fingerprint_depends_on_code_and_not_on_comments() -> None:
     source = 'def f(x):\n    """Double."""\n    y = "# no comment"  # but this\n\n    return 2 * x\n'
     assert code_of(source) == 'def f(x):\n    y = "# no comment"\n    return 2 * x'
     assert code_of(source.replace("Double", "Twice").replace("but this", 'a """')) == code_of(source)
@@ -67,7 +67,7 @@ def test_the_fingerprint_sees_code_and_ignores_what_is_said_about_it() -> None:
         assert code_of(source.replace(old, new)) != code_of(source)
 
 
-def test_the_fingerprint_sees_constants(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fingerprint_depends_on_constants(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agreement, "rotary_frequencies", lambda size: [1.0] * size)
     assert source_fingerprint() != IMPLEMENTED
 
@@ -76,7 +76,7 @@ def test_the_fingerprint_sees_constants(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_an_unedited_model_gets_the_fast_engine_and_nothing_is_said(config: ModelConfig) -> None:
+def test_an_unedited_model_gets_the_fast_engine_without_a_message(config: ModelConfig) -> None:
     said: list[str] = []
     assert isinstance(make_engine(random_model(config), on_status=said.append), NumbaEngine)
     assert not [sentence for sentence in said if "compiling" not in sentence]
@@ -152,7 +152,7 @@ EDITS = [with_another_activation, with_a_gate, with_a_patched_forward, with_a_wi
 
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("edited", EDITS)
-def test_an_edited_model_writes_with_its_own_formula_and_one_line_says_so(
+def test_an_edited_model_generates_with_its_own_formula_and_one_line_says_so(
     edited: Callable[[ModelConfig], Any], config: ModelConfig
 ) -> None:
     model, said = edited(config), []
@@ -188,7 +188,7 @@ def test_a_class_that_was_patched_before_loading_is_an_edited_model(
     assert text == quill.load(tmp_path, device="cpu", engine="torch").generate("a", max_new_tokens=50, seed=1)
 
 
-def test_a_cache_that_rolls_in_another_way_is_seen_past_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edited_cache_that_rolls_differently_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     model, engine = random_model(MODERN), make_engine(random_model(MODERN), "numba")
     monkeypatch.setattr(agreement, "IMPLEMENTED", "other source")
     assert difference(model, engine.logits) == ""
@@ -203,7 +203,7 @@ def test_a_cache_that_rolls_in_another_way_is_seen_past_the_context(monkeypatch:
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_the_static_twin_of_an_edited_model_is_refused(config: ModelConfig) -> None:
+def test_the_static_model_of_an_edited_model_is_refused(config: ModelConfig) -> None:
     for edited in (with_another_activation, with_a_patched_forward, with_a_window_of_attention):
         model = edited(config)
         assert "differ" in difference(model, CudaEngine(model).static_logits)
@@ -212,7 +212,7 @@ def test_the_static_twin_of_an_edited_model_is_refused(config: ModelConfig) -> N
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_comparing_leaves_the_static_twin_as_it_was(config: ModelConfig) -> None:
+def test_comparing_leaves_the_static_model_as_it_was(config: ModelConfig) -> None:
     model = random_model(config)
     engine, fresh = CudaEngine(model, slots=2), CudaEngine(model, slots=2)
     assert difference(model, engine.static_logits) == ""
@@ -258,7 +258,7 @@ def python(source: Path, *arguments: str | Path) -> subprocess.CompletedProcess[
 
 
 @pytest.mark.parametrize("edit", SOURCE_EDITS)
-def test_a_checkpoint_is_written_with_by_the_source_that_there_is(edit: str, tmp_path: Path) -> None:
+def test_a_checkpoint_generates_with_the_present_source_of_the_model(edit: str, tmp_path: Path) -> None:
     out, config = tmp_path / "out", CLASSIC if SOURCE_EDITS[edit][0] == "gpt" else MODERN
     save(out, random_model(config))
 
@@ -295,7 +295,7 @@ GATE = [
 
 
 @pytest.mark.parametrize("edits", [[SOURCE_EDITS["an activation"]], GATE], ids=["another activation", "a new weight"])
-def test_a_run_with_an_edited_source_writes_as_it_was_trained(
+def test_a_run_trained_with_an_edited_source_generates_with_that_source(
     edits: list[tuple[str, str, str]], tmp_path: Path
 ) -> None:
     package = edited_package(tmp_path / "src", *edits)

@@ -31,7 +31,7 @@ def requests(draw: st.DrawFn) -> Request:
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(requests(), min_size=1, max_size=6), st.integers(0, 2**32 - 1), st.booleans())
-def test_each_row_is_chosen_by_its_own_rules_whatever_the_others_are(
+def test_each_row_is_sampled_with_its_own_settings_whatever_the_other_rows_are(
     requests: list[Request], seed: int, tied: bool
 ) -> None:
     random_numbers = torch.Generator().manual_seed(seed)
@@ -73,7 +73,9 @@ def test_each_row_is_chosen_by_its_own_rules_whatever_the_others_are(
         (SamplingConfig(temperature=0.5, top_k=3, top_p=0.85), [0, 16 / 25, 0, 9 / 25]),
     ],
 )
-def test_tokens_are_drawn_as_often_as_the_rules_say(config: SamplingConfig, expected: list[float]) -> None:
+def test_tokens_are_sampled_with_the_frequencies_of_their_settings(
+    config: SamplingConfig, expected: list[float]
+) -> None:
     draws, logits_V = 10_000, torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
     sampler = BatchSampler(1, 4, torch.device("cpu"))
     sampler.assign(0, Request((0,), 1, config))
@@ -85,7 +87,7 @@ def test_tokens_are_drawn_as_often_as_the_rules_say(config: SamplingConfig, expe
     torch.testing.assert_close(shares_V, torch.tensor(expected, dtype=torch.float32), atol=1.01e-4, rtol=0)
 
 
-def test_a_slot_that_is_assigned_again_forgets_its_rules() -> None:
+def test_a_slot_that_is_assigned_again_forgets_its_earlier_settings() -> None:
     sampler = BatchSampler(1, 5, torch.device("cpu"))
     fresh = {name: tensor.clone() for name, tensor in vars(sampler.rules).items()}
     sampler.assign(0, Request((1, 2), 1, SamplingConfig(0.9, 9, 0.9, 0.01, 0.3, -0.1, 1.2), logit_bias={3: 1.0}))

@@ -92,7 +92,7 @@ def test_each_slot_reads_its_own_sequence_at_its_own_position(model: Model) -> N
     assert read[0] == read[1] == S and 2 < read[2] < S
 
 
-def test_the_engine_writes_with_the_weights_of_the_model_as_they_are_now(model: Model) -> None:
+def test_the_engine_uses_the_present_weights_of_the_model(model: Model) -> None:
     engine, other = CudaEngine(model, slots=2), random_model(model.config, seed=1)
     assert numbers(texts_of(engine)) == numbers(texts_of(TorchEngine(model)))
     before = sum(parameter.numel() for parameter in model.parameters())
@@ -104,7 +104,7 @@ def test_the_engine_writes_with_the_weights_of_the_model_as_they_are_now(model: 
     assert all(module.training for module in model.modules())
 
 
-def test_bursts_of_any_length_write_the_same(model: Model) -> None:
+def test_bursts_of_any_length_generate_the_same_tokens(model: Model) -> None:
     request = Request((1, 2), 20, SamplingConfig(0.8, top_k=5), seed=4)
     written = []
     for bursts in ([BURST + 3], [BURST, 1, 2], [1] * (BURST + 3), [9, 10]):
@@ -126,7 +126,7 @@ def test_a_damaged_model_is_an_error_for_every_kind_of_request(model: Model) -> 
             texts_of(CudaEngine(model), [request])
 
 
-def test_an_engine_made_in_inference_mode_may_write_outside_of_it(model: Model) -> None:
+def test_an_engine_made_in_inference_mode_generates_outside_of_it(model: Model) -> None:
     with torch.inference_mode():
         engine = CudaEngine(model, slots=2)
         within = texts_of(engine)
@@ -199,7 +199,7 @@ def test_a_step_never_waits_for_the_device_and_its_tensors_stay_at_their_address
     assert len(seen.operations) > 30
 
 
-def test_the_guard_against_questions_sees_them() -> None:
+def test_the_check_for_synchronisation_detects_it() -> None:
     for question in (
         lambda x: x.item(),
         lambda x: x[x > 0],
@@ -262,7 +262,7 @@ class TapeCapture:
         return tape.replay
 
 
-def test_a_captured_step_replayed_without_python_writes_the_same_bytes(model: Model) -> None:
+def test_a_captured_step_replayed_without_python_gives_the_same_bytes(model: Model) -> None:
     graphs = TapeCapture()
     taped, plain = CudaEngine(model, slots=3, graphs=graphs), CudaEngine(model, slots=3)
     assert texts_of(taped) == texts_of(plain)  # log-probabilities included
@@ -272,7 +272,7 @@ def test_a_captured_step_replayed_without_python_writes_the_same_bytes(model: Mo
 
 
 @torch.no_grad()
-def test_capturing_while_sequences_are_written_advances_none_of_them(model: Model) -> None:
+def test_capturing_during_generation_advances_no_sequence(model: Model) -> None:
     graphs = TapeCapture()
     engine = make_ready(CudaEngine(model, slots=len(REQUESTS), graphs=graphs))
     engine.decode(range(len(REQUESTS)), 5)
@@ -282,7 +282,7 @@ def test_capturing_while_sequences_are_written_advances_none_of_them(model: Mode
     assert graphs.tapes == tapes + 1 and all(map(torch.equal, before, state))
 
 
-def test_where_capturing_fails_there_is_one_sentence_and_the_same_text(model: Model) -> None:
+def test_a_failed_capture_gives_one_message_and_the_same_text(model: Model) -> None:
     said: list[str] = []
     graphs = TapeCapture(error="operation not permitted when stream is capturing\nmore")
     engine = CudaEngine(model, slots=3, graphs=graphs, on_status=said.append)
@@ -290,7 +290,7 @@ def test_where_capturing_fails_there_is_one_sentence_and_the_same_text(model: Mo
     assert len(said) == 1 and "generating without CUDA graphs" in said[0] and "\n" not in said[0]
 
 
-def test_where_compiling_fails_there_is_one_sentence_and_the_same_text(
+def test_a_failed_compilation_gives_one_message_and_the_same_text(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_compiler(*_: Any) -> None:
@@ -303,7 +303,7 @@ def test_where_compiling_fails_there_is_one_sentence_and_the_same_text(
     assert said == ["generating without torch.compile, which failed (no compiler here)"]
 
 
-def test_a_compiler_can_take_the_whole_step_at_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_whole_step_compiles_as_one_graph(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda step, options, **how: compile_(step, backend="eager", **how))
     engine = CudaEngine(model, slots=2, compiled=True)  # fullgraph: what cannot be traced is an error
@@ -329,7 +329,7 @@ def test_a_model_on_a_cuda_device_gets_this_engine(device: str, monkeypatch: pyt
         make_engine(elsewhere, "cuda", quantization="int8")
 
 
-def test_a_model_elsewhere_is_told_what_to_do(model: Model) -> None:
+def test_a_model_on_another_device_is_refused_with_advice(model: Model) -> None:
     with pytest.raises(ConfigError, match=r"engine='cuda' cannot be used: the model is on 'cpu'.*use device='cuda'"):
         make_engine(model, "cuda")
 
@@ -339,7 +339,7 @@ def test_a_model_elsewhere_is_told_what_to_do(model: Model) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device on this machine")
 @pytest.mark.parametrize("compiled", [False, True])
-def test_on_a_gpu_captured_bursts_are_the_model(model: Model, compiled: bool) -> None:
+def test_on_a_gpu_captured_bursts_give_the_logits_of_the_model(model: Model, compiled: bool) -> None:
     model, said = model.to("cuda"), []
     engine = CudaEngine(model, slots=len(REQUESTS), compiled=compiled, on_status=said.append)
     texts = texts_of(engine)

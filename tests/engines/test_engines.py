@@ -82,7 +82,7 @@ def trained(request: pytest.FixtureRequest, dataset: Dataset, tmp_path_factory: 
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_compiled_step_is_the_model(shape: str) -> None:
+def test_the_compiled_step_gives_the_logits_of_the_model(shape: str) -> None:
     config = SHAPES[shape]
     model, rng = random_model(config), np.random.default_rng(0)
     tokens = rng.integers(config.vocab_size, size=config.block_size).tolist()
@@ -93,7 +93,7 @@ def test_the_compiled_step_is_the_model(shape: str) -> None:
 
 @pytest.mark.parametrize("name", ["torch", "numba", "cuda"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_engine_writes_with_the_logits_of_the_model(shape: str, name: str) -> None:
+def test_every_engine_gives_the_logits_of_the_model(shape: str, name: str) -> None:
     config = SHAPES[shape]
     model, prompt = random_model(config), (1, 2, 3)
     engine, steps = engine_of(model, name, slots=2), config.block_size - len(prompt)
@@ -107,7 +107,7 @@ def test_every_engine_writes_with_the_logits_of_the_model(shape: str, name: str)
     np.testing.assert_allclose(scores_TV, expected_TV, rtol=0, atol=1e-4)
 
 
-def test_every_engine_writes_the_same_thousand_tokens_with_trained_weights(trained: Model, dataset: Dataset) -> None:
+def test_every_engine_generates_the_same_thousand_tokens_with_trained_weights(trained: Model, dataset: Dataset) -> None:
     prompt, how, V = dataset.val[:20].tolist(), SamplingConfig(0.9, top_k=20), trained.config.vocab_size
     request = Request(tuple(prompt), 1000, how, seed=5, logprobs=V)
     reference, *others = (tokens_of(engine_of(trained, name), request) for name in ("torch", "numba", "cuda"))
@@ -115,7 +115,7 @@ def test_every_engine_writes_the_same_thousand_tokens_with_trained_weights(train
         assert_same_text(request, reference, other)
 
 
-def test_the_comparison_of_texts_excuses_only_what_rounding_can_decide() -> None:
+def test_the_comparison_of_texts_accepts_only_differences_that_rounding_explains() -> None:
     def token(number: int, *logits: float) -> Token:
         return Token(number, None, tuple(enumerate(logits)))
 
@@ -284,7 +284,7 @@ def test_the_compiled_sampler_chooses_what_the_reference_chooses(data: st.DataOb
     assert choose(logits, 0, uniform, sampler, scores, ordered) == expected
 
 
-def test_requests_wait_for_a_slot_and_a_full_queue_says_so() -> None:
+def test_requests_wait_for_a_slot_and_a_full_queue_is_an_error() -> None:
     batch = BatchGenerator(make_engine(random_model(SHAPES["classic"]), "torch", slots=2), max_waiting=3)
     numbers = [batch.add(Request((1,), 3, row=row)) for row in range(3)]
     with pytest.raises(BusyError, match="3 requests are waiting"):
@@ -298,7 +298,7 @@ def test_requests_wait_for_a_slot_and_a_full_queue_says_so() -> None:
     assert ended == [0, 1, 2, 4]
 
 
-def test_an_iterator_that_is_deleted_gives_its_slot_back() -> None:
+def test_a_deleted_iterator_frees_its_slot() -> None:
     batch = BatchGenerator(make_engine(random_model(SHAPES["classic"]), "torch", slots=1))
     left = batch.follow([Request((1,), 1000)])
     assert len(list(islice(left, 2))) == 2
@@ -306,7 +306,7 @@ def test_an_iterator_that_is_deleted_gives_its_slot_back() -> None:
     assert not batch.busy and len(list(batch.follow([Request((1,), 3)]))) == 3
 
 
-def test_several_threads_may_write_at_once() -> None:
+def test_several_threads_may_generate_at_once() -> None:
     model = random_model(SHAPES["modern"])
     requests = [Request((1, row), 100, row=row) for row in range(6)]
     expected = [tokens_of(make_engine(model, "numba"), request) for request in requests]

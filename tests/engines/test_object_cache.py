@@ -27,7 +27,7 @@ print(sorted({"torch", "numba"} & set(sys.modules)))
 """
 
 
-def test_the_next_process_writes_without_importing_pytorch_or_numba(tmp_path: Path) -> None:
+def test_the_next_process_generates_without_importing_pytorch_or_numba(tmp_path: Path) -> None:
     model, tokenizer = build_model(CONFIG), ByteTokenizer()
     save_checkpoint(
         tmp_path, model, tokenizer, step=1, val_loss=None, best=True, training_tensors={}, training_metadata={}
@@ -38,7 +38,7 @@ def test_the_next_process_writes_without_importing_pytorch_or_numba(tmp_path: Pa
 
 
 @pytest.mark.parametrize("damage", ["cut short", "one bit", "empty", "gone"])
-def test_damaged_code_is_compiled_again(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_compiled_code_is_compiled_again(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_engine(build_model(CONFIG), "numba")  # it is stored by now
     good = (code.code_folder() / "float32.o").read_bytes()
     monkeypatch.setattr(code, "code_folder", lambda: tmp_path)
@@ -54,7 +54,7 @@ def test_damaged_code_is_compiled_again(damage: str, tmp_path: Path, monkeypatch
     assert os.listdir(tmp_path) == ["float32.o"]
 
 
-def test_code_that_cannot_be_stored_is_run_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_code_that_cannot_be_stored_still_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_engine(build_model(CONFIG), "numba")
     good = (code.code_folder() / "float32.o").read_bytes()
     (tmp_path / "a file").touch()

@@ -140,7 +140,7 @@ def move(engine: Engine, position: int) -> None:
 
 @each_engine
 @pytest.mark.parametrize("position", [1_000_000, 123_456_789])
-def test_a_text_of_a_million_tokens_is_written_like_a_short_one(name: str, position: int) -> None:
+def test_logits_after_a_million_tokens_equal_those_of_a_short_text(name: str, position: int) -> None:
     # What came before is forgotten once it has left the window of every layer: then only distances are left, and a
     # slot that was moved far from its beginning gives what one that counts from 0 gives.
     model, forgotten = random_model(SMALL), (SMALL.n_layer + 1) * SMALL.block_size
@@ -150,7 +150,7 @@ def test_a_text_of_a_million_tokens_is_written_like_a_short_one(name: str, posit
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_both_engines_write_the_same_thousand_tokens_past_the_context(seed: int) -> None:
+def test_both_engines_generate_the_same_thousand_tokens_past_the_context(seed: int) -> None:
     how, V = SamplingConfig(0.9, top_k=20), SMALL.vocab_size
     model, request = random_model(SMALL), Request((1, 2, 3), 1000, how, seed, logprobs=V)
     one, other = (

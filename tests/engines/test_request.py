@@ -48,7 +48,7 @@ WRONG_BIASES: list[Any] = [
 
 
 @pytest.mark.parametrize("biases", WRONG_BIASES, ids=str)
-def test_an_impossible_bias_is_one_line(biases: Any) -> None:
+def test_an_impossible_logit_bias_is_an_error_of_one_line(biases: Any) -> None:
     # W6
     with pytest.raises(ConfigError, match="logit_bias=") as caught:
         Request((1,), 1, logit_bias=biases)
@@ -66,14 +66,14 @@ def test_an_impossible_bias_is_one_line(biases: Any) -> None:
         ("top_k", 2.0), ("top_k", True), ("top_k", "3"), ("top_p", 1.5), ("top_p", "0.5"), ("min_p", math.nan),
     ],
 )  # fmt: skip
-def test_an_impossible_rule_of_sampling_is_one_line(name: str, value: Any) -> None:
+def test_an_impossible_sampling_setting_is_an_error_of_one_line(name: str, value: Any) -> None:
     # W6, W14
     with pytest.raises(ConfigError, match=f"^{name}=") as caught:
         SamplingConfig(**{name: value})
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
-def test_numbers_of_numpy_are_numbers() -> None:
+def test_numpy_numbers_are_accepted() -> None:
     # W14
     how = SamplingConfig(np.float32(0.5), np.int64(3), np.float64(0.9), presence_penalty=np.float16(1))  # type: ignore
     assert how == SamplingConfig(0.5, 3, 0.9, presence_penalty=1.0)
@@ -96,7 +96,7 @@ def test_an_infinite_bias_allows_no_other_token(name: str, quantization: str | N
 
 
 @each_engine
-def test_of_several_infinite_biases_the_model_chooses(name: str, quantization: str | None) -> None:
+def test_among_tokens_with_infinite_bias_the_model_chooses(name: str, quantization: str | None) -> None:
     # W6: their odds are those of the model among these tokens
     engine, forced = engine_of(name, quantization), {2: math.inf, 5: math.inf, 9: math.inf}
     tokens = written(engine, *[Request((1,), 1, seed=seed, logit_bias=forced) for seed in range(2000)])
@@ -141,6 +141,6 @@ def test_engines_are_given_numbers_within_the_limits() -> None:
     assert forced.logit_bias == {token: FORBIDDEN for token in range(V) if token != 3}
 
 
-def test_an_ordinary_request_is_given_to_engines_as_it_is() -> None:
+def test_an_ordinary_request_is_given_to_engines_unchanged() -> None:
     request = Request((1,), 1, SamplingConfig(0.8, 40, 0.9, 0.05, 0.5, 0.5, 1.2), logit_bias={3: -100.0})
     assert request.for_engine(V) is request

@@ -74,7 +74,7 @@ def test_filters_apply_in_the_documented_order():
         assert kept(probabilities(LOGITS, config).log()) == [tokens]
 
 
-def test_filters_work_on_each_row_alone():
+def test_filters_treat_each_row_independently():
     rows = torch.tensor([[4.0, 1, 2, 3], [1, 1, 5, 1], [0, 0, 0, 9]])
     assert kept(apply_top_k(rows, 2)) == [[0, 3], [0, 1, 2, 3], [0, 1, 2, 3]]  # ties of the last one stay
     assert kept(apply_top_p(rows, 0.5)) == [[0], [2], [3]]
@@ -97,7 +97,7 @@ def test_filters_keep_what_earlier_filters_removed_removed():
     assert kept(apply_top_k(after_top_k, 3)) == [[1, 3]]
 
 
-def test_filters_leave_their_argument_alone():
+def test_filters_do_not_change_their_argument():
     before = LOGITS.clone()
     probabilities(LOGITS, SamplingConfig(0.7, 2, 0.9, 0.1))
     assert torch.equal(LOGITS, before)
@@ -109,7 +109,7 @@ def test_low_temperature_approaches_greedy_and_high_temperature_approaches_even(
     torch.testing.assert_close(probabilities(LOGITS, SamplingConfig(1e30)), torch.full((1, 4), 0.25))
 
 
-def test_temperature_zero_takes_the_first_of_equals():
+def test_temperature_zero_takes_the_first_of_equally_likely_tokens():
     tied = torch.tensor([[1.0, 3, 3, 2]])
     assert kept(apply_temperature(tied, 0)) == [[1]]
     assert choose_tokens(tied, SamplingConfig(0), torch.tensor([0.99])).tolist() == [1]
@@ -128,7 +128,7 @@ def test_a_token_of_probability_zero_is_never_drawn(uniform: float, total: float
     assert token == (1 if uniform == 0 else 3)
 
 
-def test_draw_survives_a_sum_that_rounds_below_one():
+def test_probabilities_whose_sum_rounds_below_one_can_be_sampled():
     many = torch.full((1, 50_257), 1 / 50_257)
     many[0, -100:] = 0
     assert draw(many, torch.tensor([1 - 2**-53], dtype=torch.float64)).item() == 50_257 - 101

@@ -84,7 +84,7 @@ assert write() == (first or write())
 
 @pytest.mark.parametrize("used", ["used", "unused"])
 @pytest.mark.parametrize("code", [AFTER_MAIN, AT_EXIT], ids=["a thread that outlives the main thread", "atexit"])
-def test_the_engine_writes_while_the_interpreter_ends(code: str, used: str, run: Path) -> None:  # W3
+def test_the_engine_generates_while_the_interpreter_ends(code: str, used: str, run: Path) -> None:  # W3
     command = [sys.executable, "-c", LOAD + code, str(run), used]
     process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert process.returncode == 0, process.stderr
@@ -95,14 +95,14 @@ def test_the_engine_writes_while_the_interpreter_ends(code: str, used: str, run:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize("used", ["used", "unused"])
-def test_a_forked_child_writes_with_threads_of_its_own(used: str, run: Path) -> None:  # W4
+def test_a_forked_child_generates_with_threads_of_its_own(used: str, run: Path) -> None:  # W4
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", LOAD + FORKED, str(run), used]
     process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert (process.returncode, process.stdout) == (0, "True True 2\n"), process.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_forked_child_writes_with_the_torch_engine_too(run: Path) -> None:  # W4
+def test_a_forked_child_generates_with_the_torch_engine(run: Path) -> None:  # W4
     code = (LOAD + FORKED).replace('engine="numba"', 'engine="torch"').replace("model.batch.engine.threads_for(1)", "1")
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, str(run), "used"]
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
@@ -113,7 +113,7 @@ def test_a_forked_child_writes_with_the_torch_engine_too(run: Path) -> None:  # 
 # ── the team ──
 
 
-def test_a_team_calls_every_thread_and_hands_on_what_was_raised() -> None:
+def test_a_thread_team_calls_every_thread_and_raises_their_errors() -> None:
     team, called = ThreadTeam(3), []
     assert team.start() == 3
     team.run(called.append)
@@ -191,7 +191,7 @@ def test_threads_end_with_their_team() -> None:
     assert alive() is None and not any(thread.is_alive() for thread in started)
 
 
-def test_where_no_thread_can_be_started_one_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_thread_can_be_started_the_engine_uses_one(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = two_threads().logits([1, 2, 3])
 
     def refuse(_: threading.Thread) -> None:
@@ -237,7 +237,7 @@ def test_a_thread_that_waits_for_long_sleeps(monkeypatch: pytest.MonkeyPatch) ->
     assert np.array_equal(engine.prefill([PrefillInput(0, request.prompt, 0)]).logits_TBV, expected.logits_TBV)
 
 
-def test_threads_that_often_sleep_are_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:  # W11
+def test_threads_that_often_sleep_are_not_used_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:  # W11
     monkeypatch.setattr("quill.engines.numba_engine.cpu_threads", lambda: 2)
     engine, request = NumbaEngine(CONFIG, arrays_of(build_model(CONFIG))), Request((1, 2, 3), 30)
     engine.assign(0, request)

@@ -24,7 +24,7 @@ def make(vocab_size: int, seed: int = 0) -> GPT:
 
 @pytest.mark.parametrize("length", [2, 8, 9, 10, 61, 65])
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_it_equals_the_mean_computed_one_token_at_a_time(length: int, batch_size: int) -> None:
+def test_the_loss_of_a_split_equals_the_mean_computed_one_token_at_a_time(length: int, batch_size: int) -> None:
     tokenizer = CharTokenizer.from_text("abcdef")
     tokens = np.random.default_rng(0).integers(0, 6, length).astype(np.uint8)
     model = make(6).eval()
@@ -39,7 +39,7 @@ def test_it_equals_the_mean_computed_one_token_at_a_time(length: int, batch_size
     assert (found.tokens, found.whole_split) == (length - 1, True)
 
 
-def test_it_is_reproducible_and_leaves_mode_and_random_numbers_as_they_were() -> None:
+def test_evaluation_is_reproducible_and_changes_neither_mode_nor_random_numbers() -> None:
     tokens = np.random.default_rng(0).integers(0, 6, 500).astype(np.uint8)
     model = make(6).train()
     before = torch.get_rng_state()
@@ -74,7 +74,7 @@ def test_an_evaluation_can_be_stopped_between_batches_and_leaves_the_mode_as_it_
     assert all(module.training for module in model.modules())
 
 
-def test_an_estimate_says_so() -> None:
+def test_a_loss_over_some_windows_is_labelled_as_an_estimate() -> None:
     tokens = np.random.default_rng(0).integers(0, 6, 500).astype(np.uint8)
     found = evaluate_split(make(6), tokens, CharTokenizer.from_text("abcdef"), max_windows=5)
     assert (found.tokens, found.whole_split) == (40, False)
@@ -87,7 +87,7 @@ def test_bits_are_counted_for_characters_not_for_bytes() -> None:
     assert found.bits_per_character == pytest.approx(found.loss * 63 / math.log(2) / 31, rel=0.04)
 
 
-def test_nothing_to_score_is_refused() -> None:
+def test_a_split_without_a_token_to_score_is_refused() -> None:
     with pytest.raises(CorpusError):
         evaluate_split(make(6), np.zeros(1, np.uint8), CharTokenizer.from_text("abcdef"))
 

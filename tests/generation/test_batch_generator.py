@@ -86,7 +86,7 @@ print("done")
 
 
 @pytest.mark.parametrize("name", ["torch", "numba"])
-def test_half_read_streams_that_the_garbage_collector_deletes_disturb_nobody(name: str) -> None:
+def test_half_read_streams_that_the_garbage_collector_deletes_change_no_other_text(name: str) -> None:
     # W1: the collector ran the stream's clean-up in an engine's thread, which waited for a lock for ever.
     done = subprocess.run(
         [sys.executable, "-c", W1, name], capture_output=True, text=True, timeout=300, check=False
@@ -182,7 +182,7 @@ def test_an_engine_that_fails_in_one_call_leaves_other_streams_as_they_are(
     assert tokens_of(iter([*part, *stream])) == expected and not batch.busy
 
 
-def test_a_step_that_failed_gives_its_tokens_in_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_step_after_a_failed_one_gives_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     # W2, for those who call `add` and `step` themselves
     model = random_model(CLASSIC)
     batch = BatchGenerator(engine_of(model, "numba", 2))
@@ -234,7 +234,7 @@ def test_an_idle_stream_costs_a_bounded_number_of_tokens(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("slots", [1, 3])
-def test_more_streams_than_slots_read_in_turn_are_what_each_is_alone(slots: int) -> None:
+def test_streams_read_in_turn_get_the_same_tokens_as_alone(slots: int) -> None:
     # W12
     model = random_model(MODERN)
     requests = [request(row, 300) for row in range(7)]
@@ -244,7 +244,7 @@ def test_more_streams_than_slots_read_in_turn_are_what_each_is_alone(slots: int)
     assert [tokens_of(iter(column)) for column in zip(*zip(*streams, strict=True), strict=True)] == expected
 
 
-def test_rows_of_a_reader_that_is_behind_wait_too() -> None:
+def test_a_slow_reader_of_many_rows_holds_up_no_other_reader() -> None:
     # W12: 200 rows in 2 slots, whose reader stops; another reader is not held up, and no row is lost.
     model = random_model(CLASSIC)
     rows = [request(row % 11, 20) for row in range(200)]
@@ -270,7 +270,7 @@ def test_very_many_rows_are_cancelled_at_once() -> None:
     gc.collect()
 
 
-def test_a_stream_that_was_never_begun_asks_for_nothing() -> None:
+def test_a_stream_that_was_never_read_starts_no_request() -> None:
     batch = BatchGenerator(engine_of(random_model(CLASSIC), "torch", 1))
     batch.follow([request(1, 100)])
     assert not batch.busy

@@ -57,7 +57,7 @@ def test_the_size_of_a_batch_changes_no_result() -> None:
     assert model.evaluate(text=TEXT, batch_size=1).loss == pytest.approx(model.evaluate(text=TEXT).loss, rel=1e-6)
 
 
-def test_int8_is_measured_as_it_generates() -> None:
+def test_evaluation_in_int8_uses_the_weights_of_generation_in_int8() -> None:
     exact, rounded = tiny("numba").evaluate(text=TEXT), (model := tiny("numba", "int8")).evaluate(text=TEXT)
     assert rounded.tokens == exact.tokens and rounded.loss != exact.loss
     [echo] = model.complete(TEXT[:16], max_new_tokens=0, logprobs=0, echo=True)
@@ -74,7 +74,7 @@ def test_unknown_characters_are_named() -> None:
 
 
 @pytest.mark.parametrize(("path", "text"), [(None, None), ("x", "y"), (5, None), ({}, None), (None, 5), (None, b"x")])
-def test_what_is_neither_a_path_nor_a_text_is_refused(path: object, text: object) -> None:
+def test_a_value_that_is_neither_a_path_nor_a_text_is_refused(path: object, text: object) -> None:
     # W14
     with pytest.raises(ConfigError):
         tiny().evaluate(path, text=text)  # type: ignore[arg-type]

@@ -75,7 +75,7 @@ def test_tokens_with_the_cache_equal_tokens_without_it(sampling: SamplingConfig,
 
 @pytest.mark.parametrize("block_size", [1, 2, 3])
 @pytest.mark.parametrize("engine", ["torch", "numba", "cuda"])
-def test_writing_goes_on_past_even_the_smallest_context(block_size: int, engine: str):
+def test_generation_continues_past_the_smallest_context(block_size: int, engine: str):
     model = tiny_model(block_size)
     expected = write_without_cache(model, PROMPT, 20, SamplingConfig(), 0, 0)
     assert write(engine_of(model, engine), PROMPT, 20) == [expected]
@@ -114,7 +114,7 @@ def test_the_seed_decides_the_text():
     assert texts[0] == texts[2] != texts[1] != texts[3]
 
 
-def test_greedy_writes_the_arg_max_and_ignores_the_seed():
+def test_greedy_decoding_takes_the_arg_max_and_ignores_the_seed():
     model = tiny_model()
     [tokens] = write(model, PROMPT, 11, sampling=SamplingConfig(0), seed=1)
     with torch.no_grad():
@@ -146,7 +146,7 @@ def test_training_mode_dropout_and_global_random_state_are_left_as_they_were():
     assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], numpy_state)
 
 
-def test_training_mode_returns_after_an_error():
+def test_training_mode_is_restored_after_an_error():
     model = tiny_model().train()
     with pytest.raises(RuntimeError), evaluation_mode(model):
         assert not any(module.training for module in model.modules())
@@ -154,7 +154,7 @@ def test_training_mode_returns_after_an_error():
     assert all(module.training for module in model.modules())
 
 
-def test_no_new_tokens_is_no_work():
+def test_max_new_tokens_of_zero_gives_no_tokens():
     assert list(generate_tokens(TorchEngine(tiny_model()), PROMPT, max_new_tokens=0)) == []
 
 

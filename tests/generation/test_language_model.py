@@ -73,7 +73,7 @@ def test_a_stop_string_in_the_prompt_stops_nothing():
     assert model.generate("ab", **{**options, "stop": "b" + text}) == text
 
 
-def test_writing_ends_when_every_row_has_stopped():
+def test_generation_ends_when_every_row_has_stopped():
     model, passes = tiny(), []
     model.model.register_forward_pre_hook(lambda *_: passes.append(1))
     whole = model.generate("a", num_samples=3, max_new_tokens=200, seed=3)
@@ -84,7 +84,7 @@ def test_writing_ends_when_every_row_has_stopped():
     assert len(passes) == 1 + sum(map(len, stopped))  # a text that has ended costs nothing more
 
 
-def test_rows_of_a_stream_are_the_samples():
+def test_rows_of_a_stream_equal_the_samples():
     model = tiny()
     options: GenerateOptions = {"max_new_tokens": 50, "seed": 3, "stop": "bc"}
     rows = ["", "", ""]
@@ -99,7 +99,7 @@ def test_without_a_seed_texts_differ():
     assert len({model.generate("a", max_new_tokens=40) for _ in range(3)}) == 3
 
 
-def test_no_new_tokens_is_no_text(language_model: LanguageModel):
+def test_max_new_tokens_of_zero_gives_no_text(language_model: LanguageModel):
     assert language_model.generate("a", max_new_tokens=0) == ""
     assert language_model.generate("a", num_samples=2, max_new_tokens=0) == ["", ""]
 
@@ -129,7 +129,7 @@ def test_unknown_characters_are_an_error_or_skipped():
         {"seed": -1},
     ],
 )
-def test_a_bad_request_is_one_line_at_the_call_before_any_token(options: dict[str, Any]):
+def test_a_bad_request_is_an_error_of_one_line_before_the_first_token(options: dict[str, Any]):
     with pytest.raises(ConfigError, match=next(iter(options))) as caught:
         request: Any = {"prompt": "a", **options}
         tiny().stream(**request)
@@ -141,7 +141,7 @@ def test_an_unknown_option_is_an_error():
         tiny().generate("a", temprature=1)  # pyright: ignore[reportCallIssue]
 
 
-def test_logits_take_text_numbers_or_a_tensor():
+def test_logits_accept_a_text_token_ids_or_a_tensor():
     model = tiny()
     tokens = CHARACTERS.encode("abca")
     logits_TV = model.logits("abca")
@@ -153,7 +153,7 @@ def test_logits_take_text_numbers_or_a_tensor():
         torch.testing.assert_close(model.model(torch.tensor(tokens)[None].long())[0], logits_TV)
 
 
-def test_logits_have_no_dropout_and_can_be_computed_with():
+def test_logits_have_no_dropout_and_are_no_inference_tensors():
     model = tiny()
     expected = model.logits("abca")
     model.model.train()
@@ -177,7 +177,7 @@ def save(folder: Path, model: LanguageModel, step: int, best: bool) -> Path:
     return save_checkpoint(folder, model.model, model.tokenizer, training_tensors={}, training_metadata={}, **about)
 
 
-def test_a_loaded_model_writes_what_the_saved_one_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_loaded_model_generates_the_text_of_the_saved_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     best, last = tiny(), tiny(seed=1)
     save(tmp_path / "out", best, 10, best=True)
     save(tmp_path / "out", last, 20, best=False)
@@ -193,7 +193,7 @@ def test_a_loaded_model_writes_what_the_saved_one_wrote(tmp_path: Path, monkeypa
     assert load(file).generate("a", seed=0, max_new_tokens=30) == text
 
 
-def test_loading_nothing_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_loading_without_a_model_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     for path in (None, "absent"):
         with pytest.raises(CheckpointError):
@@ -202,7 +202,7 @@ def test_loading_nothing_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyP
         load("absent", checkpoint="first")  # pyright: ignore[reportArgumentType]
 
 
-def test_a_completion_knows_its_tokens_and_why_it_ended():
+def test_a_completion_has_its_tokens_and_the_reason_of_its_end():
     model = tiny()
     [completion] = model.complete("bad", max_new_tokens=30, seed=3, logprobs=2)
     assert completion.text == model.generate("bad", max_new_tokens=30, seed=3) and completion.finish_reason == "length"
@@ -252,7 +252,7 @@ def test_a_bias_forbids_or_forces_a_character():
         model.generate("bad", logit_bias={99: 1.0})
 
 
-def test_penalties_make_a_text_say_something_else():
+def test_penalties_change_the_text():
     model = tiny()
     plain = model.generate("a", max_new_tokens=12, temperature=0)
     for penalty in ("presence_penalty", "frequency_penalty"):
@@ -269,7 +269,7 @@ def test_two_streams_of_one_model_may_be_read_in_turn():
     assert ["".join(pieces) for pieces in zip(*zip(*streams, strict=True), strict=True)] == expected
 
 
-def test_a_model_that_trains_on_writes_with_the_weights_it_has_now():
+def test_a_model_that_is_trained_further_generates_with_its_present_weights():
     model = tiny()
     before = model.generate("bad", max_new_tokens=20, temperature=0)
     with torch.no_grad():

@@ -103,7 +103,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [5, {}, b"x", "", None, 1.5, True])
-def test_what_is_no_path_is_refused(path: Any) -> None:
+def test_a_value_that_is_no_path_is_refused(path: Any) -> None:
     # W14: raw TypeErrors
     with pytest.raises(ConfigError, match=r"^path="):
         quill.save(tiny(), path)
@@ -150,7 +150,7 @@ def test_an_option_of_load_of_the_wrong_type_is_refused_by_name(option: Any) -> 
         quill.load("nowhere", **option)
 
 
-def test_a_device_file_is_no_model() -> None:
+def test_a_device_file_is_refused_as_a_model() -> None:
     # W14: "/dev/null does not exist"
     with pytest.raises(CheckpointError, match="/dev/null is not a file"):
         quill.load("/dev/null")
@@ -159,7 +159,7 @@ def test_a_device_file_is_no_model() -> None:
 @pytest.mark.parametrize("engine", ["torch", "numba"])
 @pytest.mark.parametrize("used", [False, True], ids=["new", "used"])
 @pytest.mark.parametrize("loaded", [False, True], ids=["made", "loaded"])
-def test_a_copy_is_whole_and_independent(engine: str, used: bool, loaded: bool, tmp_path: Path) -> None:
+def test_a_copy_of_a_model_is_complete_and_independent(engine: str, used: bool, loaded: bool, tmp_path: Path) -> None:
     # W10: a copy wrote with the original's weights, and after use copying failed
     model = tiny(engine=engine)
     if loaded:
@@ -180,7 +180,7 @@ def test_a_copy_is_whole_and_independent(engine: str, used: bool, loaded: bool, 
         assert written(copied) == written(model) == expected
 
 
-def test_a_model_goes_to_another_process() -> None:
+def test_a_model_can_be_sent_to_another_process() -> None:
     # W10
     model = tiny()
     expected = written(model)
@@ -210,7 +210,7 @@ def test_old_keywords_of_load_work(tmp_path: Path) -> None:
         quill.load(tmp_path / "m", device="cpu", which="last")
 
 
-def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_in_a_path_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # T8
     monkeypatch.setenv("HOME", str(tmp_path))
     assert quill.save(tiny(), "~/m") == tmp_path / "m" / "model.safetensors"

@@ -27,7 +27,7 @@ def model() -> LanguageModel:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_num_samples_means_so_many_texts_in_every_method(model: LanguageModel, count: int) -> None:
+def test_every_method_returns_num_samples_texts(model: LanguageModel, count: int) -> None:
     # W5: generate and stream mixed two texts character by character
     options: GenerateOptions = {"max_new_tokens": 30, "seed": 3}
     texts = model.generate("a", num_samples=count, **options)
@@ -64,7 +64,9 @@ def test_an_option_that_a_method_does_not_take_is_refused_by_name(
 
 @pytest.mark.parametrize("method", ["generate", "stream"])
 @pytest.mark.parametrize("option", ["best_of", "logprobs"])
-def test_an_option_of_another_method_says_which(model: LanguageModel, method: str, option: str) -> None:
+def test_the_error_for_an_option_of_another_method_names_that_method(
+    model: LanguageModel, method: str, option: str
+) -> None:
     # W5
     with pytest.raises(UnknownOptionError, match=rf"{method} has no option '{option}': complete has it"):
         getattr(model, method)("a", **{option: 1})
@@ -83,7 +85,7 @@ WRONG: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=str)
-def test_a_value_of_the_wrong_kind_is_one_line_at_the_call(model: LanguageModel, wrong: dict[str, Any]) -> None:
+def test_an_option_of_the_wrong_type_is_an_error_of_one_line(model: LanguageModel, wrong: dict[str, Any]) -> None:
     # W14, W6
     request = {"prompt": "a", **wrong}
     with pytest.raises(ConfigError, match=f"^{next(iter(wrong))}=") as caught:
@@ -94,7 +96,7 @@ def test_a_value_of_the_wrong_kind_is_one_line_at_the_call(model: LanguageModel,
             model.stream(**request)  # before anything is read from it
 
 
-def test_numbers_of_numpy_are_numbers(model: LanguageModel) -> None:
+def test_numpy_numbers_are_accepted(model: LanguageModel) -> None:
     # W14
     expected = model.complete("a", num_samples=2, best_of=3, logprobs=2, max_new_tokens=9, seed=7, temperature=0.5)
     options: dict[str, Any] = {
@@ -107,7 +109,7 @@ def test_numbers_of_numpy_are_numbers(model: LanguageModel) -> None:
 @pytest.mark.parametrize(
     "tokens", [[True, False], [1, True], np.array([True]), torch.tensor([True]), [np.True_], [1j], [2**70], object()]
 )
-def test_what_is_no_token_id_is_refused(model: LanguageModel, tokens: Any) -> None:
+def test_a_value_that_is_no_token_id_is_refused(model: LanguageModel, tokens: Any) -> None:
     # W14
     with pytest.raises(ConfigError, match="tokens"):
         model.logits(tokens)
@@ -120,11 +122,11 @@ def test_a_token_with_two_biases_is_refused(model: LanguageModel) -> None:
         model.generate("a", logit_bias={"a": 1.0, token: 2.0})
 
 
-def test_no_biases_may_be_none(model: LanguageModel) -> None:
+def test_logit_bias_may_be_none(model: LanguageModel) -> None:
     assert model.generate("a", seed=1, logit_bias=None) == model.generate("a", seed=1, logit_bias={})
 
 
-def test_a_prompt_beyond_the_context_is_said_to_be_cut() -> None:
+def test_a_note_says_that_a_prompt_beyond_the_context_is_cut() -> None:
     # W16
     notes: list[str] = []
     with torch.random.fork_rng():

@@ -22,7 +22,7 @@ def admitted(scheduler: Scheduler) -> list[int]:
     return found
 
 
-def test_requests_get_slots_in_the_order_of_coming():
+def test_requests_get_slots_in_the_order_of_arrival():
     scheduler = scheduler_of((1,), (2,), (3,), (4,))
     assert admitted(scheduler) == [0, 1]
     scheduler.end(2)  # while it waits
@@ -69,7 +69,7 @@ def test_after_a_restart_every_open_request_waits_the_oldest_first_and_slots_are
     assert (admission := scheduler.admit()) is not None and admission.shared == 0
 
 
-def test_a_paused_request_gives_its_slot_only_to_one_that_waits():
+def test_a_paused_request_gives_up_its_slot_only_to_a_waiting_one():
     scheduler = scheduler_of((1,), (2,))
     assert admitted(scheduler) == [0, 1]
     scheduler.running[1].paused = True

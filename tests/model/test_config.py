@@ -29,7 +29,7 @@ from quill.model.config import GPTConfig, ModernConfig
         ({"activation": "swish"}, ["activation='swish'", "'gelu' or 'relu'"]),
     ],
 )
-def test_an_impossible_value_is_named_with_what_would_do(wrong: dict, words: list[str]) -> None:
+def test_an_impossible_value_is_named_with_the_accepted_ones(wrong: dict, words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         GPTConfig(**{"vocab_size": 65, **wrong})
     assert all(word in str(caught.value) for word in words), str(caught.value)
@@ -51,13 +51,13 @@ def test_an_impossible_value_is_named_with_what_would_do(wrong: dict, words: lis
         ({"logit_softcap": -1.0}, ["logit_softcap=-1.0", "0 or more"]),
     ],
 )
-def test_an_impossible_modern_value_is_named_with_what_would_do(wrong: dict, words: list[str]) -> None:
+def test_an_impossible_modern_value_is_named_with_the_accepted_ones(wrong: dict, words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         ModernConfig(**{"vocab_size": 65, **wrong})
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_a_configuration_cannot_change() -> None:
+def test_a_configuration_is_immutable() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         GPTConfig(vocab_size=65).n_layer = 7  # type: ignore[misc]
 

@@ -88,7 +88,7 @@ def test_the_full_size_model_has_10_65_million_parameters() -> None:
     assert model.count_parameters() == 10_646_784 + 256 * 384
 
 
-def test_a_tied_head_is_one_matrix_and_an_untied_one_its_own() -> None:
+def test_a_tied_head_shares_the_embedding_matrix_and_an_untied_one_does_not() -> None:
     with torch.device("meta"):
         tied, untied = GPT(GPTConfig(vocab_size=65)), GPT(GPTConfig(vocab_size=65, tie_weights=False))
     assert tied.head.weight is tied.token_embedding.weight

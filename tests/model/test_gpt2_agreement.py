@@ -54,7 +54,7 @@ def gpt2() -> GPT2LMHeadModel:
     return model
 
 
-def test_the_same_weights_give_the_same_logits(gpt2: GPT2LMHeadModel) -> None:
+def test_the_model_and_gpt2_with_the_same_weights_give_the_same_logits(gpt2: GPT2LMHeadModel) -> None:
     model = GPT(CONFIG).eval()
     theirs = gpt2.state_dict()
     with torch.no_grad():
@@ -64,7 +64,7 @@ def test_the_same_weights_give_the_same_logits(gpt2: GPT2LMHeadModel) -> None:
     torch.testing.assert_close(model(tokens_BT), gpt2(tokens_BT).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_the_round_trip_loses_nothing(gpt2: GPT2LMHeadModel) -> None:
+def test_weights_converted_to_gpt2_and_back_are_unchanged(gpt2: GPT2LMHeadModel) -> None:
     torch.manual_seed(1)
     ours, back = GPT(CONFIG), GPT(CONFIG)
     theirs = {name_in_gpt2(name): swap(name, p.detach()) for name, p in ours.named_parameters()}

@@ -51,7 +51,7 @@ def test_cached_logits_equal_uncached_ones(
     torch.testing.assert_close(cached, model(tokens_BT), rtol=1e-4, atol=1e-4)
 
 
-def test_a_truncated_cache_is_as_if_the_rest_had_never_been_read(
+def test_a_truncated_cache_equals_one_that_never_read_the_rest(
     config: ModelConfig, random_model: RandomModel, random_tokens: RandomTokens
 ) -> None:
     model, tokens_BT = random_model(config), random_tokens(config)
@@ -83,7 +83,7 @@ def test_two_caches_of_one_model_are_independent(random_model: RandomModel, rand
     torch.testing.assert_close(model(tokens_BT[:1, 8:], one), model(tokens_BT)[:1, 8:], rtol=1e-4, atol=1e-4)
 
 
-def test_the_first_loss_is_that_of_guessing(config: ModelConfig, random_tokens: RandomTokens) -> None:
+def test_the_initial_loss_is_that_of_guessing(config: ModelConfig, random_tokens: RandomTokens) -> None:
     torch.manual_seed(0)
     config = replace(config, vocab_size=65, n_embd=64, block_size=64)
     tokens_BT = random_tokens(config, 16, 65 - 1)
@@ -118,7 +118,7 @@ def test_dropout_acts_in_training_only(
     assert not torch.equal(model(tokens_BT), model(tokens_BT))
 
 
-def test_targets_in_the_place_of_the_cache_are_refused_in_words(
+def test_targets_in_place_of_the_cache_are_refused_with_advice(
     config: ModelConfig, random_model: RandomModel, random_tokens: RandomTokens
 ) -> None:  # U21
     model, tokens_BT = random_model(config), random_tokens(config)

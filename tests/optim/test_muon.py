@@ -14,7 +14,7 @@ def random_matrices(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (32, 48), (48, 32), (32, 128), (128, 32), (1, 5)], ids=str)
-def test_singular_values_become_about_equal(shape: tuple[int, int]) -> None:
+def test_orthogonalization_makes_singular_values_about_equal(shape: tuple[int, int]) -> None:
     x_NRC = random_matrices(3, *shape)
     left, values, right = torch.linalg.svd(x_NRC, full_matrices=False)
     result_NRC = orthogonalize(x_NRC)
@@ -27,7 +27,7 @@ def test_singular_values_become_about_equal(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(96, 96), (96, 384), (384, 96)], ids=str)
-def test_products_in_bfloat16_are_orthogonal_enough(shape: tuple[int, int]) -> None:
+def test_orthogonalization_in_bfloat16_is_accurate_enough(shape: tuple[int, int]) -> None:
     left, values, right = torch.linalg.svd(random_matrices(3, *shape), full_matrices=False)
     x_NRC = left * (values * torch.logspace(0, -2, min(shape)))[:, None] @ right  # some strong directions, many weak
     with torch.autocast("cpu", dtype=torch.bfloat16):  # as a step on a GPU computes it
@@ -38,7 +38,7 @@ def test_products_in_bfloat16_are_orthogonal_enough(shape: tuple[int, int]) -> N
     assert ((result_NRC - precise_NRC).norm(dim=(-2, -1)) < 0.05 * precise_NRC.norm(dim=(-2, -1))).all()
 
 
-def test_a_learning_rate_on_the_device_gives_the_same_update() -> None:
+def test_a_learning_rate_stored_on_the_device_gives_the_same_update() -> None:
     one, other = (random_matrices(2, 8, 24).unbind() for _ in range(2))
     momenta = [torch.zeros(2, 8, 24).unbind() for _ in range(2)]
     gradients = random_matrices(2, 24, 8).mT.unbind()
@@ -50,7 +50,7 @@ def test_a_learning_rate_on_the_device_gives_the_same_update() -> None:
     assert all(weight.dtype == torch.float32 for weight in other)
 
 
-def test_one_strong_direction_among_weak_ones_is_evened_out() -> None:
+def test_orthogonalization_evens_out_one_large_singular_value() -> None:
     x_NRC = random_matrices(1, 16, 16)
     left, _, right = torch.linalg.svd(x_NRC)
     values = torch.tensor([1.0] + [0.02] * 15)
@@ -59,7 +59,7 @@ def test_one_strong_direction_among_weak_ones_is_evened_out() -> None:
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 24), (24, 8)], ids=str)
-def test_many_at_once_equal_one_after_another_by_the_plain_formula(shape: tuple[int, int]) -> None:
+def test_matrices_orthogonalized_together_equal_those_by_the_plain_formula(shape: tuple[int, int]) -> None:
     def plainly(x: Tensor) -> Tensor:
         """The iteration as the paper writes it, for one matrix, in float64."""
         x = x.double() if shape[0] <= shape[1] else x.double().T
@@ -73,11 +73,11 @@ def test_many_at_once_equal_one_after_another_by_the_plain_formula(shape: tuple[
     torch.testing.assert_close(orthogonalize(x_NRC).double(), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_a_zero_matrix_stays_zero() -> None:
+def test_orthogonalizing_a_zero_matrix_gives_zero() -> None:
     assert (orthogonalize(torch.zeros(2, 4, 12)) == 0).all() and (orthogonalize(torch.zeros(2, 4, 4)) == 0).all()
 
 
-def test_steps_equal_a_plain_reference() -> None:
+def test_muon_steps_equal_a_plain_reference() -> None:
     generator = torch.Generator().manual_seed(0)
     shapes, lr, decay, momentum = ((6, 6), (12, 6), (6, 6)), 0.1, 0.2, 0.9
     weights = [torch.randn(shape, generator=generator) for shape in shapes]

@@ -16,7 +16,7 @@ from quill.training.parameter_groups import build_optimizer
 MODERN = ModernConfig(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=8, dropout=0.0)
 
 
-def test_steps_equal_pytorchs_adamw(recipe: Recipe) -> None:
+def test_optimizer_steps_equal_those_of_pytorchs_adamw(recipe: Recipe) -> None:
     torch.manual_seed(0)
     ours, theirs = (build_model(GPTConfig(11, block_size=8, n_layer=1, n_head=2, n_embd=8)) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
@@ -66,7 +66,7 @@ def test_queries_keys_and_values_are_orthogonalized_separately(recipe: Recipe, n
     assert max(lengths) < 4 * min(lengths), "however different their gradients are"
 
 
-def test_a_step_needs_no_compiler() -> None:
+def test_an_optimizer_step_does_not_import_the_compiler() -> None:
     program = (
         "import sys, torch\n"
         "from quill.model.config import ModernConfig\nfrom quill.model.build import build_model\n"

@@ -117,7 +117,7 @@ def test_the_largest_micro_batch_fits_and_one_more_does_not() -> None:
     assert largest_batch_size(RUN, overhead, 1_000_000) == 0
 
 
-def test_an_estimate_adds_up() -> None:
+def test_the_parts_of_an_estimate_add_up() -> None:
     before = torch.get_rng_state()
     found = estimate_run(RUN.change(gradient_accumulation_steps=2), val_tokens=100, sample_tokens=5)
     assert torch.equal(before, torch.get_rng_state())
@@ -136,7 +136,7 @@ def test_an_estimate_adds_up() -> None:
     assert found.run_seconds == pytest.approx(10 * found.seconds_per_step + evaluations * found.evaluation_seconds)
 
 
-def test_nothing_is_tried_where_not_even_one_window_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_step_is_timed_where_not_even_one_window_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimating, "memory_limit", lambda device: 1000)
     monkeypatch.setattr(estimating, "memory_without_model", lambda context, run: 900)
     monkeypatch.setattr("quill.planning.timing.build_session", None)  # to try would fail
@@ -166,7 +166,7 @@ def test_running_out_of_memory_is_recognised(error: Exception, answer: bool) -> 
 FULL_SIZE = PlannedRun(GPTConfig(65, n_layer=1, n_head=1), TrainConfig(), resolve_context(device="cpu"))
 
 
-def test_what_is_advised_fits_and_trains_on_the_same_batch() -> None:
+def test_advised_settings_fit_into_memory_and_keep_the_batch() -> None:
     for limit in (400_000_000, 700_000_000, 1_500_000_000):  # in one test, so that each step is traced once
         line = describe_shortage(FULL_SIZE, limit)
         assert "\n" not in line and line.startswith("batch_size=64 needs about ")
@@ -207,7 +207,7 @@ def test_memory_that_ran_out_is_explained_even_where_none_is_left(monkeypatch: p
     assert "--gradient_checkpointing=True" in explain_out_of_memory(RUN)
 
 
-def test_a_run_that_will_not_fit_is_foreseen_and_one_that_fits_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_will_not_fit_is_predicted_and_one_that_fits_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     assert foresee_out_of_memory(RUN) is None
     monkeypatch.setattr(out_of_memory, "memory_limit", lambda device: 1000)
     assert "memory will hardly be enough: batch_size=8" in (foresee_out_of_memory(RUN) or "")

@@ -37,7 +37,7 @@ def test_weights_are_counted_without_listing_layers(shape: GPTConfig | ModernCon
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_what_is_certainly_needed_is_less_than_what_a_step_takes(shape: GPTConfig | ModernConfig) -> None:
+def test_the_lower_bound_of_memory_is_less_than_a_step_takes(shape: GPTConfig | ModernConfig) -> None:
     for optimizer in ("adamw", "muon"):
         run = PlannedRun(shape, TrainConfig(batch_size=8, optimizer=optimizer), RUN.context)
         cost = trace_step(run)
@@ -61,7 +61,7 @@ def test_the_flops_of_a_step_are_those_that_are_traced(shape: GPTConfig | Modern
     ],
     ids=str,
 )
-def test_a_size_that_cannot_be_had_is_refused_with_its_numbers(changes: dict) -> None:  # U22
+def test_a_size_that_cannot_fit_is_refused_with_its_numbers(changes: dict) -> None:  # U22
     with pytest.raises(ConfigError) as caught:
         check_size(RUN.change(**changes))
     name, value = next(iter(changes.items()))

@@ -58,14 +58,14 @@ def test_unknown_characters_are_refused_by_name_or_given_rows(here: Path, kind: 
     assert resumed.step == 3
 
 
-def test_a_lone_file_of_weights_is_enough_to_start_from(here: Path) -> None:
+def test_a_weights_file_alone_is_enough_to_start_from(here: Path) -> None:
     start(dataset="my.txt", out_dir="out", **TINY)
     lone = here / "weights.safetensors"
     lone.write_bytes((load_checkpoint(here / "out").path / "model.safetensors").read_bytes())
     assert start(init_from=str(lone), dataset="my.txt", out_dir="tuned", **TUNE).reason == "finished"
 
 
-def test_a_shape_that_is_not_the_models_is_refused(here: Path) -> None:
+def test_a_shape_other_than_the_models_is_refused(here: Path) -> None:
     start(dataset="my.txt", out_dir="out", **TINY)
     with pytest.raises(ConfigError, match="n_embd=16 is not the shape of out"):
         start(init_from="out", dataset="my.txt", out_dir="tuned", n_embd=16, **TUNE)

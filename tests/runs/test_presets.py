@@ -30,7 +30,7 @@ def test_a_mistake_in_a_file_names_the_file_and_the_key(tmp_path, monkeypatch, t
     assert "\n" not in str(caught.value)
 
 
-def test_a_config_that_is_nowhere_names_the_presets():
+def test_the_error_for_a_missing_configuration_names_the_presets():
     with pytest.raises(ConfigError, match=r"neither a preset nor a file \(did you mean 'laptop'\?\)"):
         read_settings("labtop")
     with pytest.raises(ConfigError, match=r"presets: debug, laptop, modern, modern-laptop, shakespeare, v2"):
@@ -69,7 +69,9 @@ def test_a_file_that_cannot_be_a_configuration_is_refused_in_one_line(tmp_path, 
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
-def test_a_large_file_is_not_read(tmp_path):  # R17: config.yaml of 50 MB; this one takes no space
+def test_a_configuration_file_that_is_too_large_is_not_read(
+    tmp_path,
+):  # R17: config.yaml of 50 MB; this one takes no space
     large = tmp_path / "large.yaml"
     with open(large, "wb") as file:
         file.truncate(2**40)
@@ -77,7 +79,7 @@ def test_a_large_file_is_not_read(tmp_path):  # R17: config.yaml of 50 MB; this 
         read_settings(str(large))
 
 
-def test_a_folder_a_pipe_and_a_device_are_no_configuration(tmp_path):
+def test_a_folder_a_pipe_and_a_device_are_refused_as_configuration(tmp_path):
     with pytest.raises(ConfigError, match=r"is a folder without a config\.yaml"):
         read_settings(str(tmp_path))
     if hasattr(os, "mkfifo"):
@@ -87,7 +89,7 @@ def test_a_folder_a_pipe_and_a_device_are_no_configuration(tmp_path):
                 read_settings(name)
 
 
-def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):  # T8
+def test_a_tilde_in_a_path_is_the_home_folder(tmp_path, monkeypatch):  # T8
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     (tmp_path / "my.yaml").write_text("n_layer: 3", encoding="utf-8")

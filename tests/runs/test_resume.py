@@ -24,7 +24,7 @@ def test_a_folder_without_a_run_is_answered_with_a_run_that_is_there(here, train
         resumed_settings(here / "out", {})
 
 
-def test_a_run_without_its_configuration_is_not_told_to_start_over(here, trained):  # T9
+def test_the_error_for_a_run_without_configuration_does_not_advise_to_start_over(here, trained):  # T9
     shutil.copytree(trained.out, here / "out")
     (here / "out" / "config.yaml").unlink()
     with pytest.raises(CheckpointError, match=r"has lost its config\.yaml.*init_from="):

@@ -153,7 +153,7 @@ def test_a_setting_that_has_its_effect_is_accepted():  # D4
     ],
     ids=str,
 )
-def test_a_size_that_cannot_be_had_is_refused_before_the_first_tensor(here, settings):  # U22, T8
+def test_a_size_that_cannot_fit_is_refused_before_the_first_tensor(here, settings):  # U22, T8
     text = "".join(chr(97 + i % 26) for i in range(1_200_000))
     with pytest.raises(ConfigError) as caught:
         start(text=text, device="cpu", progress=False, **settings)
@@ -255,7 +255,7 @@ quill.run(dataset="my.txt", overwrite=True, progress=False, **{settings})
 """
 
 
-def test_a_run_killed_while_it_overwrites_gives_the_earlier_run_back(here):  # R15
+def test_the_earlier_run_is_restored_if_a_run_is_killed_while_it_overwrites(here):  # R15
     start(dataset="my.txt", **TINY)
     before = folder_of(here / "out")
     settings = {name: value for name, value in TINY.items() if name != "progress"} | {"n_embd": 16}

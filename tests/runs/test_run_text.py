@@ -71,7 +71,7 @@ def test_another_text_under_the_same_name_is_noticed(run, tmp_path, monkeypatch,
         assert quill("evaluate")[0] == 2
 
 
-def test_a_run_whose_text_is_nowhere_names_the_path_of_its_configuration(run, quill):
+def test_the_error_for_a_missing_text_names_the_path_in_the_configuration(run, quill):
     Path("my.txt").unlink()
     shutil.rmtree("data")
     code, _, error = quill("train", "--resume=True", "--max_iters=8")
@@ -89,7 +89,7 @@ def test_a_run_on_a_text_in_memory_is_resumed_without_giving_it_again(trained, t
         library.run(resume=True, max_iters=9, out_dir="out", text=text[::-1], progress=False)
 
 
-def test_a_text_where_its_path_belongs_is_one_line(trained):  # U13
+def test_a_text_in_place_of_a_path_is_an_error_of_one_line(trained):  # U13
     text = (trained.folder / "my.txt").read_text(encoding="utf-8")
     with pytest.raises(CorpusError, match=r"is a text of [\d,]+ characters, not a path: give it as text=") as caught:
         library.run(dataset=text, progress=False)

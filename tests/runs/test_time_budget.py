@@ -36,7 +36,7 @@ def run_through(budget: TimeBudget, clock: list[float], seconds_per_step: float,
 
 @pytest.mark.parametrize("evaluation", [0.0, 2.0])
 @pytest.mark.parametrize("slower", [0.5, 1.0, 1.6])
-def test_a_machine_that_changes_its_pace_still_ends_in_time_with_its_rates_at_zero(slower, evaluation):
+def test_a_run_on_a_machine_of_changing_speed_ends_in_time_with_learning_rates_of_zero(slower, evaluation):
     clock = [5.0 + evaluation]
     budget = TimeBudget(5.0, 60.0, steps=600, eval_interval=100, evaluation=evaluation, clock=lambda: clock[0])
     run_through(budget, clock, 0.1 * slower, interval=100, log=10)
@@ -81,7 +81,7 @@ def test_a_text_too_short_for_a_window_is_refused_before_the_machine_is_measured
     assert (code, error.count("\n")) == (2, 1) and "block_size=" in error
 
 
-def test_where_time_is_short_little_of_it_is_spent_on_looking():
+def test_evaluations_take_little_of_the_time_of_a_short_run():
     fitted = fit_steps(10, Speed(step=0.01, evaluation=0.5), evaluations=8)
     looks = 1 + -(-fitted["max_iters"] // fitted["eval_interval"])
     assert 2 <= looks <= 4 and fitted["max_iters"] * 0.01 > 0.6 * 10
@@ -89,13 +89,13 @@ def test_where_time_is_short_little_of_it_is_spent_on_looking():
     assert hopeless == {"max_iters": FEWEST_STEPS, "eval_interval": FEWEST_STEPS}
 
 
-def test_dropout_lets_a_row_learn_about_once_from_each_place_of_the_text():
+def test_ngram_dropout_updates_a_row_about_once_for_each_place_of_the_text():
     for epochs in (1, 2, 4, 6):
         assert epochs * (1 - regularization(PROBE, epochs)["ngram_dropout"]) == pytest.approx(0.9, abs=0.05)
     assert regularization(PROBE, 0.01)["ngram_dropout"] == regularization(PROBE, 0.5)["ngram_dropout"] == 0.1
 
 
-def test_the_larger_the_model_the_sooner_it_does_without_tables_of_long_runs():
+def test_larger_models_drop_tables_of_long_ngrams_after_fewer_epochs():
     assert [regularization(size, 4)["ngram"] for size in (LADDER[0], LADDER[-1])] == [6, 2]
     assert [each.few_epochs for each in LADDER] == sorted((each.few_epochs for each in LADDER), reverse=True)
 
@@ -107,13 +107,13 @@ def test_a_very_slow_or_fast_machine_still_gets_a_sensible_run(step, steps):
 
 @pytest.mark.parametrize("train_tokens", [300, 90_000, 1_003_854, 18_000_000])
 @pytest.mark.parametrize("probe_steps", [10, 300, 3_000, 30_000, 3_000_000])
-def test_every_recipe_is_a_possible_one(probe_steps, train_tokens):
+def test_every_recipe_is_valid(probe_steps, train_tokens):
     settings = default_settings("modern") | choose_recipe(probe_steps, train_tokens)
     model, config, _ = build_configs(settings)
     assert model.block_size < train_tokens / 4 and config.batch_size >= 1
 
 
-def test_more_time_means_a_larger_model_and_more_reading_means_more_forgetting():
+def test_more_time_gives_a_larger_model_and_more_epochs_give_more_regularization():
     sizes = [choose_recipe(each.probe_steps, 1_000_000) for each in LADDER]
     matrices = [s["n_layer"] * s["n_embd"] ** 2 for s in sizes]
     assert matrices == sorted(set(matrices)), "each step of the ladder is larger"
@@ -140,6 +140,6 @@ def test_minutes_train_a_modern_model_and_flags_override_its_recipe(quill, here,
     assert planned == [FEWEST_STEPS, FEWEST_STEPS + 3] and stored["max_iters"] == planned[-1]
 
 
-def test_minutes_that_cannot_be_are_refused(refused, here):
+def test_impossible_minutes_are_refused(refused, here):
     assert "minutes=0.0" in refused("train", "my.txt", "--minutes=0")
     assert "minutes chooses a new run" in refused("train", "--minutes=1", "--resume=True")

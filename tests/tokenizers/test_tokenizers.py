@@ -75,7 +75,7 @@ def test_the_dtype_is_the_smallest_that_holds_the_vocabulary(size: int, dtype: t
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_a_vocabulary_too_large_for_two_bytes_is_refused_with_the_way_out() -> None:
+def test_a_vocabulary_too_large_for_two_bytes_is_refused_with_advice() -> None:
     with pytest.raises(TokenizerError, match=r"\(tokenizer=byte\)"):
         CharTokenizer.from_text("".join(map(chr, range(0x10000, 0x10000 + 65_537))))
 
@@ -98,7 +98,7 @@ def test_text_without_its_unknown_characters_can_be_encoded(vocabulary: str, tex
         tokenizer.encode(kept)
 
 
-def test_every_code_point_can_be_asked_for() -> None:
+def test_every_code_point_outside_the_vocabulary_is_reported_as_unknown() -> None:
     tokenizer = CharTokenizer.from_text("a")
     assert len(tokenizer.unknown_characters("\0a\U0010ffff\ud800")) == 3
 
@@ -161,12 +161,12 @@ def test_json_that_describes_no_tokenizer_is_refused(data: dict) -> None:
         tokenizer_from_json(data)
 
 
-def test_a_kind_that_does_not_exist_is_refused_with_those_that_do() -> None:
+def test_an_unknown_tokenizer_kind_is_refused_with_the_known_ones() -> None:
     with pytest.raises(TokenizerError, match=r"'word'.*'char' or 'byte'"):
         build_tokenizer("word", "text")
 
 
-def test_a_tokenizer_stands_for_itself_and_nothing_else_does() -> None:  # U14
+def test_a_tokenizer_is_given_as_its_kind_or_as_a_tokenizer_only() -> None:  # U14
     tokenizer = CharTokenizer("abc")
     assert build_tokenizer(tokenizer, "xyz") is tokenizer
     for wrong in (None, 5, ["char"], {"kind": "char"}):
@@ -185,7 +185,7 @@ def test_an_extended_vocabulary_keeps_its_ids_and_encodes_the_new_text(old: str,
     assert after.extend(new) is after and ByteTokenizer().extend(new) == ByteTokenizer()
 
 
-def test_a_vocabulary_is_not_extended_by_what_is_no_character() -> None:
+def test_a_vocabulary_is_not_extended_by_invalid_characters() -> None:
     with pytest.raises(TokenizerError, match="invalid byte"):
         CharTokenizer("abc").extend("d\udc80")
     with pytest.raises(TokenizerError, match="65,536 is the most"):
@@ -216,7 +216,7 @@ def test_streaming_invalid_bytes_shows_what_decoding_shows(raw: bytes) -> None:
     assert streamed == tokenizer.decode(list(raw)) == raw.decode("utf-8", "replace")
 
 
-def test_a_flushed_decoder_starts_afresh() -> None:
+def test_a_flushed_decoder_starts_again() -> None:
     decoder = ByteTokenizer().stream_decoder()
     assert decoder.feed(0xF0) == "" and decoder.flush() == "\ufffd"
     assert decoder.feed(ord("a")) == "a" and decoder.flush() == ""

@@ -222,7 +222,7 @@ def test_a_whole_run_leaves_its_last_picture_and_a_line_and_shows_the_cursor(scr
     assert screen.lines()[-2].startswith("finished at step 50") and not screen.hidden
 
 
-def test_a_run_that_fails_leaves_the_terminal_in_order(screen, events):
+def test_a_run_that_fails_restores_the_terminal(screen, events):
     with pytest.raises(KeyError), LiveDisplay(console_on(screen)) as display:
         events.send(display, events.run[:-1])
         raise KeyError
@@ -258,7 +258,7 @@ def test_the_curve_falls_from_the_upper_left_to_the_lower_right():
     assert cells[-1][-1] == 40 - 1
 
 
-def test_a_curve_of_one_point_or_of_no_numbers_is_still_a_picture():
+def test_a_curve_of_one_point_or_of_no_finite_numbers_can_be_drawn():
     nan, inf = float("nan"), float("inf")
     assert len(draw_curve([(0, 3.0)], [], width=20, height=4, last_step=10)) == 4
     assert len(draw_curve([(0, nan), (1, inf)], [], width=20, height=4, last_step=10)) == 4

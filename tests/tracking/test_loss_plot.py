@@ -91,7 +91,7 @@ def test_any_name_can_be_a_title(events, drawn, name):
     assert title.startswith("Loss of a GPT with 1.23 M parameters on " + name[:3]) and len(title) < 90
 
 
-def test_the_picture_is_understood_alone(events, drawn):
+def test_the_plot_has_a_title_axis_labels_and_a_legend(events, drawn):
     """U18."""
     axes = drawn(events.run)
     assert axes.get_title(loc="left") == "Loss of a GPT with 1.23 M parameters on mine"

@@ -26,7 +26,7 @@ def plain(events):
     return show
 
 
-def test_plain_lines_tell_the_whole_story_without_control_characters(events, plain):
+def test_plain_lines_report_the_whole_run_without_control_characters(events, plain):
     text = plain([*events.run[:-1], events.warning(50, "it overfits"), events.end(50)])
     assert text.isprintable() is False and "\x1b" not in text and "\r" not in text
     for words in ("my own words", "1.23 M parameters", "validation loss 2.500", "best so far", "| the king",
@@ -112,11 +112,11 @@ def test_a_real_terminal_gets_the_live_display_and_nothing_else_does(monkeypatch
     ("seconds", "words"),
     [(0.4, "400 ms"), (59.4, "59 s"), (61, "1 min 01 s"), (3599.7, "1 h 00 min"), (7800, "2 h 10 min")],
 )
-def test_durations_read_as_people_say_them(seconds, words):
+def test_durations_are_formatted_in_words(seconds, words):
     assert format_duration(seconds) == words
 
 
-def test_a_run_is_opened_by_its_model_its_data_and_its_steps(events):
+def test_the_first_lines_of_a_run_show_its_corpus_model_and_steps(events):
     assert format_start(events.start) == [
         "corpus   my own words",
         "model    1.23 M parameters on cpu (2 threads), float32",

@@ -110,7 +110,7 @@ def test_batches_cut_on_the_device_are_those_of_the_cpu(
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_recorded_run_is_the_run_bit_for_bit(
+def test_a_recorded_run_equals_the_plain_run_bit_for_bit(
     kind: str, accumulation: int, dataset: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, recorded = (
@@ -151,7 +151,7 @@ def test_a_recorded_run_can_be_resumed_bit_for_bit(
     assert_same(saved_state(whole.out_dir), saved_state(parts.out_dir))
 
 
-def test_recording_that_fails_costs_one_warning_and_no_step(
+def test_a_failed_recording_costs_one_warning_and_no_step(
     dataset: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape = shape_of("classic", dataset)
@@ -164,7 +164,7 @@ def test_recording_that_fails_costs_one_warning_and_no_step(
     assert_same(saved_state(recipe("plain").out_dir), saved_state(recipe("failed").out_dir))
 
 
-def test_what_a_graph_cannot_hold_is_not_captured(
+def test_settings_that_a_graph_cannot_hold_are_not_captured(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cuda, limit = torch.device("cuda"), 10**9

@@ -64,7 +64,7 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("stop_at", [4, 7], ids=["at an evaluation", "between evaluations"])
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("kind", ["classic", "modern"])
-def test_resuming_equals_never_having_stopped(
+def test_a_resumed_run_equals_one_that_never_stopped(
     stop_at: int, accumulation: int, kind: str, model_config: GPTConfig, recipe: Recipe, dataset: Dataset
 ) -> None:
     shape = model_config if kind == "classic" else modern(model_config)
@@ -186,7 +186,7 @@ def test_a_run_learns(model_config: GPTConfig, recipe: Recipe, dataset: Dataset)
     assert result.reason == "finished" and result.best_val_loss == min(e["val_loss"] for e in diary.all("evaluation"))
 
 
-def test_events_tell_the_whole_story(model_config: GPTConfig, recipe: Recipe, dataset: Dataset) -> None:
+def test_events_report_the_whole_run(model_config: GPTConfig, recipe: Recipe, dataset: Dataset) -> None:
     diary = Diary()
     train(model_config, *recipe(), dataset, report=diary, sample=lambda model: "once upon a time")
     assert [e["step"] for e in diary.all("step")] == [3, 4, 7, 8, 11, 12]
@@ -196,7 +196,7 @@ def test_events_tell_the_whole_story(model_config: GPTConfig, recipe: Recipe, da
     assert json.loads(json.dumps(diary, allow_nan=False)) == diary
 
 
-def test_a_sample_changes_nothing(model_config: GPTConfig, recipe: Recipe, dataset: Dataset) -> None:
+def test_generating_a_sample_changes_no_result(model_config: GPTConfig, recipe: Recipe, dataset: Dataset) -> None:
     from quill.generation.language_model import LanguageModel
 
     def write(model: Model) -> str:
@@ -225,7 +225,7 @@ def test_a_loss_that_is_nan_stops_the_run_and_keeps_earlier_checkpoints(
         assert kept.step in (4, 8) and all(p.isfinite().all() for p in kept.model.parameters())
 
 
-def test_a_learning_rate_far_too_high_ends_in_words_not_in_a_ruined_checkpoint(
+def test_a_learning_rate_far_too_high_is_an_error_and_ruins_no_checkpoint(
     model_config: GPTConfig, recipe: Recipe, dataset: Dataset
 ) -> None:
     config = recipe(learning_rate=1e30, warmup_iters=0, grad_clip=0.0, max_iters=50)
@@ -245,7 +245,7 @@ def score(monkeypatch: pytest.MonkeyPatch, dataset: Dataset, val: list[float], t
     monkeypatch.setattr(evaluator, "evaluate_split", scored)
 
 
-def test_overfitting_is_not_said_of_a_run_whose_training_loss_rises(
+def test_overfitting_is_not_reported_for_a_run_whose_training_loss_rises(
     model_config: GPTConfig, recipe: Recipe, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # T10
     diary = Diary()
@@ -269,7 +269,7 @@ def test_patience_stops_a_run_that_no_longer_improves(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot send itself SIGINT without ending the test runner")
-def test_ctrl_c_saves_and_the_next_one_is_not_swallowed(
+def test_ctrl_c_saves_the_run_and_a_later_one_is_not_ignored(
     model_config: GPTConfig, recipe: Recipe, dataset: Dataset
 ) -> None:
     def press_at_fourth(event: dict) -> None:
@@ -314,7 +314,7 @@ def test_a_run_of_another_shape_or_text_is_not_resumed(
         train(model_config, *recipe(max_iters=20), other, resume=True)
 
 
-def test_compiling_that_fails_costs_one_warning(model_config: GPTConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_compilation_gives_one_warning(model_config: GPTConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(model: GPT) -> Callable[[Tensor], Tensor]:
         def fail(tokens_BT: Tensor) -> Tensor:
             raise RuntimeError("no C++ compiler\nand much more")

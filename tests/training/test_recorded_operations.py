@@ -101,7 +101,7 @@ def scripts(kind: str, dataset: Dataset, config: TrainConfig, **options: Any) ->
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_step_is_the_same_operations_on_the_same_places_with_the_same_numbers(
+def test_every_step_runs_the_same_operations_on_the_same_addresses_with_the_same_constants(
     kind: str, accumulation: int, dtype: torch.dtype, dataset: Dataset, recipe: Recipe
 ) -> None:
     optimizer = {"optimizer": "muon", "embedding_learning_rate": 0.02} if kind == "modern" else {}
@@ -113,7 +113,9 @@ def test_every_step_is_the_same_operations_on_the_same_places_with_the_same_numb
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_rate_in_pythons_memory_would_be_recorded_with_the_step(kind: str, dataset: Dataset, recipe: Recipe) -> None:
+def test_a_learning_rate_stored_in_python_is_recorded_as_a_constant(
+    kind: str, dataset: Dataset, recipe: Recipe
+) -> None:
     config = recipe(optimizer="muon" if kind == "modern" else "adamw").config
     first, second = itertools.islice(scripts(kind, dataset, config, on_device=False), 2)
     assert first.lines != second.lines, "otherwise the test above could not fail"

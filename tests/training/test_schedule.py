@@ -10,7 +10,7 @@ from quill.training.schedule import cosine_decay, learning_rate_schedule, linear
 SHAPE = {"learning_rate": 1.0, "min_lr": 0.1, "warmup_iters": 10, "decay_iters": 110}
 
 
-def test_the_curve_at_its_corners() -> None:
+def test_the_cosine_schedule_has_the_right_values_at_its_corners() -> None:
     assert cosine_decay(0, **SHAPE) == pytest.approx(1 / 11)
     assert cosine_decay(9, **SHAPE) == pytest.approx(10 / 11)
     assert cosine_decay(10, **SHAPE) == 1.0
@@ -19,7 +19,7 @@ def test_the_curve_at_its_corners() -> None:
     assert cosine_decay(110, **SHAPE) == cosine_decay(10_000, **SHAPE) == 0.1
 
 
-def test_it_rises_and_then_never_rises_again() -> None:
+def test_the_learning_rate_never_rises_after_the_warm_up() -> None:
     rates = [cosine_decay(step, **SHAPE) for step in range(150)]
     assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
 
@@ -34,7 +34,7 @@ def test_a_recipe_decays_to_a_tenth_by_its_last_step_unless_told_otherwise() -> 
     )
 
 
-def test_warm_up_stable_decay_at_its_corners() -> None:
+def test_the_wsd_schedule_has_the_right_values_at_its_corners() -> None:
     shape = {**SHAPE, "cooldown_iters": 50}
     assert linear_decay(0, **shape) == pytest.approx(1 / 11)
     assert linear_decay(10, **shape) == linear_decay(60, **shape) == 1.0

@@ -106,7 +106,7 @@ METADATA: dict[str, Callable[[dict], object]] = {
 
 
 @pytest.mark.parametrize("change", METADATA.values(), ids=METADATA)
-def test_metadata_that_say_something_impossible_are_refused(change: Callable, tmp_path: Path) -> None:  # R7
+def test_metadata_with_impossible_values_are_refused(change: Callable, tmp_path: Path) -> None:  # R7
     run = Run(tmp_path, CLASSIC)
     tensors, metadata = run.state()
     metadata = json.loads(json.dumps(metadata))
@@ -183,7 +183,7 @@ def test_a_weight_without_gradients_is_resumed_too(tmp_path: Path) -> None:
     assert not optimizer.state[model.position_embedding.weight]["exp_avg"].any()
 
 
-def test_float16_training_resumes_its_scale_and_begins_one_where_there_was_none(tmp_path: Path) -> None:
+def test_float16_training_resumes_its_loss_scale_or_starts_a_new_one(tmp_path: Path) -> None:
     run = Run(tmp_path, CLASSIC)
     scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
     scaler.scale(torch.tensor(1.0))  # a scale exists from the first use on
