@@ -130,7 +130,7 @@ def test_minutes_train_a_modern_model_and_flags_override_its_recipe(quill, here,
     small = ["--n_layer=1", "--n_head=1", "--n_embd=8", "--ngram_rows=97", "--batch_size=2", "--sample_tokens=5"]
     code, out, error = quill("train", "my.txt", "--minutes=0.1", "--device=cpu", "--learning_rate=0.002", *small)
     assert (code, error) == (0, ""), error
-    assert "measuring the speed of this machine\nfor 0.1 minutes: modern model, 1 layer, 8 wide" in out  # U16
+    assert "measuring the speed of this machine\nfor 6 s: modern model, 1 layer, 8 wide" in out  # U16
     stored = yaml.safe_load((here / "out" / "config.yaml").read_text(encoding="utf-8"))
     assert (stored["architecture"], stored["optimizer"], stored["learning_rate"]) == ("modern", "muon", 0.002)
     assert stored["n_embd"] == 8

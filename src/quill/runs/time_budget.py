@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from quill.runs.settings import Settings, default_settings
 from quill.runs.speed_probe import Speed, probe_speed
+from quill.units import format_duration
 
 if TYPE_CHECKING:
     from quill.data.dataset import Dataset
@@ -116,8 +117,9 @@ def fit_steps(seconds: float, speed: Speed, evaluations: int) -> dict[str, int]:
 def describe_choice(settings: Settings, minutes: float) -> str:
     """Return the chosen model and number of steps, in one line."""
     s = settings
+    how_long = f"{minutes:g} minute{'s' * (minutes != 1)}" if minutes >= 1 else format_duration(60 * minutes)
     return (
-        f"for {minutes:g} minute{'s' * (minutes != 1)}: {s['architecture']} model, "
+        f"for {how_long}: {s['architecture']} model, "
         f"{s['n_layer']} layer{'s' * (s['n_layer'] != 1)}, {s['n_embd']} wide, "
         f"context {s['block_size']}, batch {s['batch_size']}, {s['max_iters']:,} steps"
     )
