@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from torch.utils.checkpoint import checkpoint
 from quill.acceleration.replacement import (
     Replacement,
     Warn,
-    as_subclass,
     no_warning,
     random_tensor,
     replace_modules,
@@ -55,8 +53,7 @@ def recompute_activations(model: Model, warn: Warn = no_warning, check: bool = T
     The backward pass applies the activation function again, which is cheap compared with matrix products (Chen et al.
     2016, section 4.1). Measured in docs/log.md.
     """
-    make = functools.partial(as_subclass, kind=RecomputedFeedForward)
-    replace_modules(model, Replacement(FeedForward, make, same_feed_forward), warn, check)
+    replace_modules(model, Replacement(FeedForward, RecomputedFeedForward, same_feed_forward), warn, check)
 
 
 class RecomputedFeedForward(FeedForward):

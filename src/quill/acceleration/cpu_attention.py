@@ -14,7 +14,6 @@ from quill.acceleration.cpu_dropout import draw_mask
 from quill.acceleration.replacement import (
     Replacement,
     Warn,
-    as_subclass,
     no_warning,
     random_tensor,
     replace_modules,
@@ -36,9 +35,8 @@ def use_cpu_attention(model: Model, warn: Warn = no_warning, check: bool = True)
     """
     block_size = model.config.block_size
     for kind, faster in ((Attention, CPUAttention), (ModernAttention, CPUModernAttention)):
-        make = functools.partial(as_subclass, kind=faster)
         same = functools.partial(same_attention, block_size=block_size)
-        replace_modules(model, Replacement(kind, make, same), warn, check)
+        replace_modules(model, Replacement(kind, faster, same), warn, check)
 
 
 class CPUAttention(Attention):

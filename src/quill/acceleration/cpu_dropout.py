@@ -6,14 +6,13 @@ activations. Measured in docs/log.md.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from quill.acceleration.replacement import Replacement, as_subclass, replace_modules
+from quill.acceleration.replacement import Replacement, replace_modules
 from quill.model.build import Model
 
 LEVELS = 2**16  # values of a 16-bit draw; probabilities are rounded to multiples of 1 / LEVELS
@@ -21,7 +20,7 @@ LEVELS = 2**16  # values of a 16-bit draw; probabilities are rounded to multiple
 
 def use_fast_dropout(model: Model) -> None:
     """Replace dropout of activations with `FastDropout`. Dropout of attention weights is in cpu_attention.py."""
-    replace_modules(model, Replacement(nn.Dropout, functools.partial(as_subclass, kind=FastDropout)))
+    replace_modules(model, Replacement(nn.Dropout, FastDropout))
 
 
 class FastDropout(nn.Dropout):

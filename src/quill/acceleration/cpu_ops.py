@@ -6,7 +6,6 @@ passes; the model's own code takes about five. Measured in docs/log.md.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -28,8 +27,8 @@ from quill.model.modern import ReLUSquared, RMSNorm, Rotary
 def use_fused_cpu_ops(model: Model, warn: Warn = no_warning, check: bool = True) -> None:
     """Replace the norms, activations and rotations of a modern model with fused ones; a classic model has none."""
     for replacement in (
-        Replacement(RMSNorm, functools.partial(as_subclass, kind=FusedRMSNorm), same_on_vectors),
-        Replacement(ReLUSquared, functools.partial(as_subclass, kind=FusedReLUSquared), same_on_vectors),
+        Replacement(RMSNorm, FusedRMSNorm, same_on_vectors),
+        Replacement(ReLUSquared, FusedReLUSquared, same_on_vectors),
         Replacement(Rotary, FusedRotary.of, same_rotations),
     ):
         replace_modules(model, replacement, warn, check)

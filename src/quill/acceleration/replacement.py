@@ -29,13 +29,17 @@ def no_warning(message: str) -> None:
 class Replacement:
     """A class and its faster replacement.
 
-    `make(module)` returns the faster module. `compare(module, faster)` returns whether both give the same results; None
-    means that there is nothing to compare, because the class is PyTorch's own.
+    `faster` is a subclass, or a function that returns the faster module for a module. `compare(module, faster)` returns
+    whether both give the same results; None means that there is nothing to compare, because the class is PyTorch's own.
     """
 
     kind: type[nn.Module]
-    make: Callable[[Any], nn.Module]
+    faster: type[nn.Module] | Callable[[Any], nn.Module]
     compare: Callable[[Any, Any], bool] | None = None
+
+    def make(self, module: nn.Module) -> nn.Module:
+        """Return the faster module for a module, with the same parameters."""
+        return as_subclass(module, self.faster) if isinstance(self.faster, type) else self.faster(module)
 
 
 def replace_modules(model: nn.Module, replacement: Replacement, warn: Warn = no_warning, check: bool = True) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -73,3 +74,8 @@ class Engine(Protocol):
     def release(self, slot: int) -> None:
         """Release a slot whose sequence has ended; its contents may still be copied until `assign`."""
         ...
+
+
+def print_status(message: str) -> None:
+    """Print a status message of an engine to standard error: the default `on_status`."""
+    print(f"quill: {message}", file=sys.stderr, flush=True)

@@ -13,7 +13,6 @@ Shapes: T steps, B slots, V vocabulary.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from quill.acceleration.cuda_graph import CudaGraphCapture, GraphCapture
-from quill.engines.base import PrefillInput, StepOutput
+from quill.engines.base import PrefillInput, StepOutput, print_status
 from quill.engines.random_numbers import uniforms
 from quill.engines.request import Request
 from quill.engines.sampling import ALL_STAGES, BatchSampler, Stages, stages_of
@@ -88,7 +87,7 @@ class CudaEngine:
             self.graphs = CudaGraphCapture(self.device, share_memory=True) if on_gpu else None
         else:
             self.graphs = graphs
-        self._on_status = on_status or _to_stderr
+        self._on_status = on_status or print_status
         V = self.config.vocab_size
         self.static = StaticModel(model, slots)
         self.sampler = BatchSampler(slots, V, self.device)
@@ -253,7 +252,3 @@ class CudaEngine:
     def _from_first_step(self, steps: Replay) -> None:
         self.step_1.zero_()
         steps()
-
-
-def _to_stderr(message: str) -> None:
-    print(f"quill: {message}", file=sys.stderr, flush=True)

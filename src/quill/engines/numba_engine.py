@@ -11,14 +11,13 @@ Shapes: T steps, B rows, V vocabulary.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from quill.device import cpu_threads
-from quill.engines.base import PrefillInput, StepOutput
+from quill.engines.base import PrefillInput, StepOutput, print_status
 from quill.engines.numba_step.object_cache import load_step, words_of
 from quill.engines.numba_step.packing import make_workspace, pack_model, whole_panels
 from quill.engines.numba_step.workspace import PANEL, SLEEPS, Call, KernelArgs, Sampler
@@ -95,7 +94,7 @@ class NumbaEngine:
         state = (self.shape, self.weights, self.work, self.sampler)
         self._state = words_of(state)
         example = KernelArgs(self._call(np.zeros(0, np.int64), 0, 0, 1), *state)
-        self._step = load_step(quantization or "float32", example, lambda: (on_status or _to_stderr)(COMPILING))
+        self._step = load_step(quantization or "float32", example, lambda: (on_status or print_status)(COMPILING))
 
     def assign(self, slot: int, request: Request) -> None:
         self._team.wait()
@@ -239,7 +238,3 @@ class NumbaEngine:
             tokens_TB=np.zeros((T, B), np.int64),
             logits_TBV=np.zeros((T, B, V), np.float32),
         )
-
-
-def _to_stderr(message: str) -> None:
-    print(f"quill: {message}", file=sys.stderr, flush=True)

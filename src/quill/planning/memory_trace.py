@@ -20,14 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from quill.acceleration.apply import apply_acceleration
 from quill.evaluation.loss import cross_entropy
 from quill.model.build import build_model
 from quill.model.gpt import Attention
 from quill.model.modern import Attention as ModernAttention
 from quill.planning.planned_run import PlannedRun
-from quill.training.config import has_ngram_updates
 from quill.training.parameter_groups import build_optimizer
+from quill.training.setup import accelerate
 
 aten = torch.ops.aten
 FLOPS: dict[Any, Callable[..., int]] = {
@@ -103,14 +102,7 @@ def trace_step(run: PlannedRun) -> StepCost:
                     module.dropout = 0.0  # only the CPU's attention stores its weights when there is dropout
         weights = counter.live
         optimizer = build_optimizer(model, config)
-        apply_acceleration(
-            model,
-            context.device,
-            compiled=context.compile is True,
-            gradient_checkpointing=context.gradient_checkpointing,
-            sparse_gradients=has_ngram_updates(config),
-            check=False,
-        )
+        accelerate(model, config, context, check=False)
         tokens_BT = torch.zeros(config.batch_size, run.model.block_size, dtype=torch.long)
         for _ in range(min(2, config.gradient_accumulation_steps)):  # later ones are like the second
             counter.flops = 0

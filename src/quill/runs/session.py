@@ -19,8 +19,7 @@ from quill.runs.settings import RunSettings, Settings, build_configs
 if TYPE_CHECKING:
     from quill.data.dataset import Dataset
     from quill.training.context import RunContext
-    from quill.training.events import Event
-    from quill.training.loop import TrainResult
+    from quill.training.events import Event, TrainResult
 
 
 def open_text(

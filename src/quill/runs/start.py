@@ -22,32 +22,22 @@ from quill.runs.replacing import bring_back
 from quill.runs.resume import refuse_existing_run, refuse_foreign_files, resumed_settings
 from quill.runs.session import open_text, train_with
 from quill.runs.settings import RunSettings, Settings, check_settings, resolve_settings
+from quill.training.events import TrainResult
 from quill.validation import plain_number, require
 
 if TYPE_CHECKING:
     from quill.data.dataset import Dataset
     from quill.generation.language_model import LanguageModel
     from quill.training.events import Event
-    from quill.training.loop import TrainResult
 
 LATE = 1.1  # times the minutes, after which an unfinished run is stopped
 
 
 @dataclass(frozen=True)
-class Run:
-    """A training run that has ended."""
+class Run(TrainResult):
+    """A training run that has ended. `reason` may also be what `callback` returned."""
 
     out_dir: Path
-    reason: str
-    """finished, interrupted, patience, time, or what `callback` returned"""
-    step: int
-    """finished optimizer steps"""
-    val_loss: float | None
-    """validation loss at the last evaluation, in nats per token"""
-    best_val_loss: float | None
-    best_step: int
-    checkpoint: Path | None
-    """folder of the last checkpoint"""
     settings: Settings = field(repr=False)
     """every setting of the run, by name"""
 
@@ -213,12 +203,13 @@ def finished_run(settings: Settings) -> Run | None:
         return None
     end = ends[-1]
     val_loss = next((event["val_loss"] for event in reversed(history) if event["event"] == "evaluation"), None)
-    return Run(out_dir, end["reason"], step, val_loss, end["best_val_loss"], end["best_step"], checkpoint, settings)
+    result = TrainResult(end["reason"], step, val_loss, end["best_val_loss"], end["best_step"], checkpoint)
+    return ended(settings, result)
 
 
 def ended(settings: Settings, result: TrainResult) -> Run:
     """Return the run that ended with this result."""
-    return Run(Path(settings["out_dir"]), settings=settings, **vars(result))
+    return Run(**vars(result), out_dir=Path(settings["out_dir"]), settings=settings)
 
 
 def expand_user(name: str, value: Any) -> Any:

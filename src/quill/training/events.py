@@ -1,20 +1,43 @@
-"""The events of a training run: plain dictionaries, listed with their fields in docs/architecture.md."""
+"""The events of a training run, plain dictionaries that docs/architecture.md lists with their fields, and its result.
+
+PyTorch is not imported here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from quill.data.dataset import Dataset
 from quill.device import describe_device
-from quill.model.build import Model
 from quill.training.config import TrainConfig, tokens_per_step
-from quill.training.context import RunContext
+
+if TYPE_CHECKING:
+    from quill.data.dataset import Dataset
+    from quill.model.build import Model
+    from quill.training.context import RunContext
 
 Event = dict[str, Any]
 """What happened in a run: "event" is its kind, "step" the number of finished optimizer steps."""
 
 Report = Callable[[Event], object]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a training run ended."""
+
+    reason: str
+    """finished, interrupted, patience, or what `stop` returned, such as time"""
+    step: int
+    """finished optimizer steps"""
+    val_loss: float | None
+    """validation loss at the last evaluation, in nats per token"""
+    best_val_loss: float | None
+    best_step: int
+    checkpoint: Path | None
+    """folder of the last checkpoint"""
 
 
 def describe_start(

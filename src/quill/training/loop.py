@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from quill.process import catch_interrupts
 from quill.training.config import TrainConfig, tokens_per_step
 from quill.training.context import RunContext
 from quill.training.evaluator import Evaluator, Interrupted, Sample
-from quill.training.events import Report, describe_start
+from quill.training.events import Report, TrainResult, describe_start
 from quill.training.schedule import learning_rate_schedule
 from quill.training.setup import Initialize, abandon_step, build_session, build_step, rng_state
 from quill.training.state import Progress, restore_training, training_state
@@ -31,18 +31,6 @@ LONGEST_INTERVAL = 10_000  # steps whose losses are kept on the device
 
 Plan = Callable[[int], int]
 """Returns how many steps the run has in all, given the number of finished steps."""
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """How a run ended: `reason` is finished, interrupted, patience, or what `stop` returned."""
-
-    reason: str
-    step: int
-    val_loss: float | None
-    best_val_loss: float | None
-    best_step: int
-    checkpoint: Path | None
 
 
 def train(

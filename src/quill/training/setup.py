@@ -50,6 +50,18 @@ def build_session(
         initialize(model)
     optimizer = build_optimizer(model, config)
     scaler = torch.amp.GradScaler(context.device.type, enabled=context.dtype == torch.float16)
+    accelerate(model, config, context, warn)
+    return Session(model, optimizer, scaler)
+
+
+def accelerate(
+    model: Model,
+    config: TrainConfig,
+    context: RunContext,
+    warn: Callable[[str], None] = lambda message: None,
+    check: bool = True,
+) -> None:
+    """Apply to a model the optimizations of a run; `check` and `warn` are as in `apply_acceleration`."""
     apply_acceleration(
         model,
         context.device,
@@ -57,8 +69,8 @@ def build_session(
         gradient_checkpointing=context.gradient_checkpointing,
         sparse_gradients=has_ngram_updates(config),
         warn=warn,
+        check=check,
     )
-    return Session(model, optimizer, scaler)
 
 
 def train_step(
