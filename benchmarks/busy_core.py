@@ -1,4 +1,4 @@
-"""What is lost beside a busy program: generation and training, with as many threads as cores and with one.
+"""The speed next to a busy program: generation and training, with as many threads as cores and with one.
 
     python benchmarks/busy_core.py --runs 5
 
@@ -102,7 +102,7 @@ def measure(what: str, size: str, how: str) -> Figures:
 
 
 def generation(model, how: str) -> Callable[[], int]:
-    """Return what generates 200 tokens and returns their number; `how` is one, all or auto, the threads used."""
+    """Return a function that generates 200 tokens and returns 200; `how` is the threads: one, all or auto."""
     from quill.engines.make import arrays_of
     from quill.engines.numba_engine import NumbaEngine
     from quill.engines.request import Request
@@ -114,7 +114,7 @@ def generation(model, how: str) -> Callable[[], int]:
 
 
 def training(model) -> Callable[[], int]:
-    """Return what takes one step of training on a batch and returns the number of its tokens."""
+    """Return a function that trains one step on a batch and returns its number of tokens."""
     import torch
     from torch.nn import functional as F
 

@@ -46,7 +46,7 @@ SAVES = ("full size, batch 16", "full size, batch 16, checkpointing")
 
 
 def main() -> int:
-    """Predict and train each case, print the tables and write JSON; or be a worker, when `--worker` says so."""
+    """Predict and train each case, print the tables and write JSON; or run as a worker, with `--worker`."""
     parser = argument_parser("Predictions of quill estimate against measurements.", runs=1)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (%(default)s)")
     parser.add_argument("--only", default="", help="cases with this in their name")
@@ -92,7 +92,7 @@ def compare(case: str, predicted: dict[str, Any], measured: dict[str, Any]) -> d
 
 
 def report(results: list[dict[str, Any]], *, memory_only: bool) -> bool:
-    """Print the tables; say whether all predictions are good."""
+    """Print the tables; return whether all predictions are good."""
     rows, good = [], True
     for result in results:
         judged = [result["memory_ratio"]] + ([] if memory_only else [result["time_ratio"]])

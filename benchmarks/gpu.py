@@ -58,7 +58,7 @@ TINY = {"n_layer": 1, "n_head": 2, "n_embd": 32, "block_size": 32, "batch_size":
 
 
 def main() -> int:
-    """Measure, print both tables and write JSON; or be one of the contestants, if `--worker` says so."""
+    """Measure, print both tables and write JSON; or run as a worker, with `--worker`."""
     parser = measure.argument_parser("Full-size training on one GPU against nanoGPT.", runs=3)
     add = parser.add_argument
     add("--seeds", type=int, default=1, help="how many seeds race; medians count (%(default)s)")
@@ -167,7 +167,7 @@ def best_of(runs: list[Curve]) -> float:
 
 
 def work(arguments: Namespace) -> dict[str, Any]:
-    """Be the worker that `--worker` names, and return its figures."""
+    """Run the worker named by `--worker`, and return its figures."""
     import torch
 
     from quill.device import describe_device, resolve_dtype
@@ -276,7 +276,7 @@ def report_race(curves: dict[str, list[Curve]]) -> dict[str, Any]:
 
 
 def median_or_none(values: list[float | None]) -> float | None:
-    """Return the median, or None where a run has no value."""
+    """Return the median, or None if a run has no value."""
     there = [value for value in values if value is not None]
     return statistics.median(there) if len(there) == len(values) else None
 

@@ -29,7 +29,7 @@ TARGETS = {NANOGPT: 10, STATIC: 2}  # times as fast, one text
 
 
 def gpu_contestants(model: GPT, texts: int, nanogpt: Path | None) -> dict[str, Writer]:
-    """Return the contestants available here, ready to generate so many texts at once."""
+    """Return the contestants available here, ready to generate this many texts at once."""
     device = model.token_embedding.weight.device
     contestants = {
         "Quill": writers.engine_writer(make_engine(model, "cuda", slots=texts)),
@@ -45,7 +45,7 @@ def gpu_contestants(model: GPT, texts: int, nanogpt: Path | None) -> dict[str, W
 
 
 def static_writer(model: GPT, texts: int) -> Writer:
-    """Return a writer that works as gpt-fast: each token is one call of a compiled step, which replays a CUDA graph."""
+    """Return a contestant that works like gpt-fast: one call of a compiled step, a CUDA graph, for each token."""
     static = StaticModel(model, texts)
     cache, device = static.cache, model.token_embedding.weight.device
     cache.active_B.fill_(1)

@@ -220,7 +220,7 @@ def describe_hardware(facts: Mapping[str, Any] | None = None) -> str:
 
 
 def _processor() -> tuple[str, set[str] | None]:
-    """Return the processor's name and its flags (None where they are unknown)."""
+    """Return the processor's name and its flags (None if unknown)."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         fields: dict[str, str] = {}
@@ -255,7 +255,7 @@ def format_number(value: object) -> str:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table: drawn where there is a terminal, plain aligned columns elsewhere."""
+    """Print a table: with lines in a terminal, as aligned columns elsewhere."""
     cells = [[format_number(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         with contextlib.suppress(ImportError):

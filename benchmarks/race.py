@@ -43,7 +43,7 @@ LEARNING_RATE = 1e-3  # of the command in nanoGPT's README; Quill's preset of th
 
 
 def main() -> int:
-    """Run the race, print the table, and write JSON and the picture; or be one of the contestants."""
+    """Run the race, print the table, and write JSON and the picture; or run as a worker."""
     parser = measure.argument_parser("nanoGPT's CPU example against quill train --minutes=…", runs=None)
     add = parser.add_argument
     add("--seeds", type=int, default=1, help="how many seeds; medians count (%(default)s)")
@@ -163,7 +163,7 @@ def race_quill(arguments: Namespace) -> Curve:
 
 
 def loss_at(seconds: float, run: Curve) -> float:
-    """Return the loss at the last evaluation within so many seconds, start-up included."""
+    """Return the loss at the last evaluation within a number of seconds, start-up included."""
     return next(
         loss
         for at, loss in zip(reversed(run["seconds"]), reversed(run["losses"]), strict=True)

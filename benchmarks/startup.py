@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def quill_command() -> list[str]:
-    """Return the command that starts Quill: beside this Python, or the package where it is not installed."""
+    """Return the command that starts Quill: the script next to this Python, or the module if it is not installed."""
     command = shutil.which("quill", path=str(Path(sys.executable).parent))
     return [command] if command else [sys.executable, "-m", "quill"]
 

@@ -42,7 +42,7 @@ Curve = dict[str, Any]
 
 
 def main() -> int:
-    """Train the contestants in turn, print the curves, and write JSON and a plot; or be one of them."""
+    """Train the contestants in turn, print the curves, and write JSON and a plot; or run as a worker."""
     parser = measure.argument_parser("Validation loss over time, start-up included.", runs=None)
     add = parser.add_argument
     add("--seeds", type=int, default=1, help="how many seeds; medians count (%(default)s)")

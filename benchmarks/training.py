@@ -45,7 +45,7 @@ SEED = 1337
 
 
 def main() -> int:
-    """Measure the contestants in turn, print tables and write JSON; or be one of them, if `--worker` says so."""
+    """Measure the contestants in turn, print tables and write JSON; or run as a worker, with `--worker`."""
     description = "Training throughput and peak memory of the classic model at full size."
     parser = measure.argument_parser(description)
     add = parser.add_argument
@@ -138,7 +138,7 @@ def report(results: dict[str, dict[str, Summary]], facts: dict[str, Any], batch_
 
 
 def work(arguments: Namespace) -> dict[str, Any]:
-    """Be the worker that `--worker` names, and return its figures."""
+    """Run the worker named by `--worker`, and return its figures."""
     import torch
 
     from quill.device import describe_device, multiplies_bfloat16, resolve_device, resolve_dtype
@@ -209,7 +209,7 @@ def train_quill(arguments: Namespace, vocab_size: int, device: torch.device, var
 def train_peer(
     arguments: Namespace, peer: Peer, device: torch.device, dtype: torch.dtype, *, compiled: bool
 ) -> dict[str, float]:
-    """Take the training steps of a peer, and return their speed and memory."""
+    """Run the training steps of a peer, and return their speed and memory."""
     import torch
 
     model, optimizer, loss_of = peer

@@ -31,7 +31,7 @@ TOP_K, TEMPERATURE = 40, 0.8
 CONFIG = GPTConfig(vocab_size=65, dropout=0.0)  # full size, on Tiny Shakespeare's characters
 
 Writer = Callable[[list[list[int]], int], None]
-"""Generates so many new tokens after each of these prompts, which have equal length."""
+"""Generates this many new tokens for each of these prompts, which have equal length."""
 
 
 def full_size_model() -> GPT:
@@ -115,7 +115,7 @@ def nanogpt_writer(checkout: Path, device: str = "cpu", compiled: bool = False) 
 
 
 def has_llama() -> bool:
-    """Say whether llama.cpp and the library that writes its files are installed."""
+    """Return whether llama.cpp and the library that writes its files are installed."""
     return all(importlib.util.find_spec(name) for name in ("llama_cpp", "gguf"))
 
 

@@ -1,4 +1,4 @@
-"""Put a block of your own into the model, train it beside the standard one, and test that it is still a GPT.
+"""Put a block of your own into the model, train it and the standard one, and test that it is still a GPT.
 
     python examples/own_block.py
 

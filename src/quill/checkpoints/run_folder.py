@@ -105,14 +105,14 @@ def require_finite(tensors: Mapping[str, Tensor], val_loss: float | None, step: 
 def _why_not_saved(folder: Path, error: OSError, size: int, out_dir: Path, before: Index | None) -> str:
     try:
         free = shutil.disk_usage(out_dir).free
-        room = f"; a checkpoint takes {format_bytes(size)} and the disk has {format_bytes(free)} free"
+        sizes = f"; a checkpoint takes {format_bytes(size)} and the disk has {format_bytes(free)} free"
     except OSError:
-        room = ""
+        sizes = ""
     reason = error.strerror or " ".join(str(error).split())
     if before is None:
-        return f"cannot save {folder}: {reason}{room}; nothing has been saved yet: make room and start again"
+        return f"cannot save {folder}: {reason}{sizes}; nothing has been saved yet: make room and start again"
     return (
-        f"cannot save {folder}: {reason}{room}; the checkpoints before it are untouched: "
+        f"cannot save {folder}: {reason}{sizes}; the checkpoints before it are untouched: "
         f"make room and resume with quill train --resume=True --out_dir={out_dir}"
     )
 

@@ -112,24 +112,26 @@ def prepare_dataset(
     name = corpus.name if corpus else name_of(dataset or ())
     folder = dataset_folder(name, tokenizer, data_dir)
     remove_dead_drafts(folder.parent)
-    there = None if force else _open_if_whole(folder, tokenizer, on_progress)
+    prepared = None if force else _open_if_whole(folder, tokenizer, on_progress)
     if corpus is None:
         assert dataset is not None
-        if there and dataset == "shakespeare" and there.sha256 == SHAKESPEARE.sha256:
-            return there  # this text never changes, so there is no need to look for it again
+        if prepared and dataset == "shakespeare" and prepared.sha256 == SHAKESPEARE.sha256:
+            return prepared  # this text never changes, so there is no need to look for it again
         try:
             corpus = find_corpus(dataset, tokenizer=_kind_of(tokenizer), on_progress=on_progress)
         except CorpusNotFoundError:
-            if there is None and not force:
-                there = _open_by_name(dataset, tokenizer, data_dir, on_progress)
-            if sha256 and not force and (there is None or there.sha256 != sha256):
-                there = find_prepared(sha256, tokenizer, data_dir, on_progress=on_progress) or there
-            if there is None:
+            if prepared is None and not force:
+                prepared = _open_by_name(dataset, tokenizer, data_dir, on_progress)
+            if sha256 and not force and (prepared is None or prepared.sha256 != sha256):
+                prepared = find_prepared(sha256, tokenizer, data_dir, on_progress=on_progress) or prepared
+            if prepared is None:
                 raise
-            return replace(there, note=f"{there.note}; the text is not there any more, its prepared tokens are used")
-    if there and there.sha256 == corpus.sha256:
-        return replace(there, note=corpus.note, source=corpus.source, title=corpus.title or corpus.name)
-    there = None  # Windows renames no folder whose files are mapped
+            return replace(
+                prepared, note=f"{prepared.note}; the text is not there any more, its prepared tokens are used"
+            )
+    if prepared and prepared.sha256 == corpus.sha256:
+        return replace(prepared, note=corpus.note, source=corpus.source, title=corpus.title or corpus.name)
+    prepared = None  # Windows renames no folder whose files are mapped
     _prepare(corpus, tokenizer, folder, force=force, on_progress=on_progress)
     return open_dataset(folder, on_progress=on_progress)
 
@@ -218,7 +220,7 @@ def _prepare(corpus: Corpus, tokenizer: str | Tokenizer, folder: Path, *, force:
     }
 
     def is_done() -> bool:
-        there = None if force else _open_if_whole(folder, tokenizer)
-        return there is not None and there.sha256 == corpus.sha256
+        prepared = None if force else _open_if_whole(folder, tokenizer)
+        return prepared is not None and prepared.sha256 == corpus.sha256
 
     write_tokens(folder, facts, text, built, is_done=is_done, on_progress=on_progress)

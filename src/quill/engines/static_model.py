@@ -161,7 +161,7 @@ class StaticModel:
         if isinstance(self.twin, GPT):
             twin.position_embedding = LearnedPositions(self.twin.position_embedding, self.cache)
         else:
-            # Built anew, because its tables are not among the weights that were assigned.
+            # A new one, because its tables are buffers that the checkpoint of weights does not have.
             rotary = Rotary(model.config.block_size, model.config.n_embd // model.config.n_head)
             self.rotary = RotaryPositions(rotary.to(weight.device), self.cache)
         for block in twin.blocks:

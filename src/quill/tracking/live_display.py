@@ -136,7 +136,7 @@ class LiveDisplay:
         return Text.assemble(("━" * full, "green"), ("─" * (bar - full), QUIET), " " + label)
 
     def _numbers(self, width: int) -> Text:
-        """Return losses and speed, whole ones only: the less important are left out where there is no room."""
+        """Return losses and speed, whole ones only: the less important are left out if the terminal is narrow."""
         status, parts = self._status, {}
         if self._validation:
             parts[1] = (f"validation {self._validation[-1][1]:.3f}{status.estimate}", VALIDATION)

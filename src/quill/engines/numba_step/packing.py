@@ -5,7 +5,7 @@ This happens once, when an engine is made. A panel is stored in the order in whi
 Sources: Goto & van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication", section 4 (packing); Dettmers
 et al. 2022, "LLM.int8()", section 2.1 (a scale for each row).
 
-Shapes: L layers, N outputs, K inputs, D width.
+Shapes: L layers, N outputs, C inputs, D width, H heads, K heads of keys and values, E size of a head.
 """
 
 from __future__ import annotations
@@ -107,31 +107,31 @@ def shape_of(config: ModelConfig) -> Shape:
 
 
 def stacked(arrays: Arrays, name: str, layers: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the weights (L, N, K) and biases (L, N) of one map of all layers."""
+    """Return the weights (L, N, C) and biases (L, N) of one map of all layers."""
     names = [f"blocks.{layer}.{name}" for layer in range(layers)]
     biases = np.stack([arrays[f"{n}.bias"] for n in names]) if f"{names[0]}.bias" in arrays else None
     return np.stack([arrays[f"{n}.weight"] for n in names]), biases
 
 
-def pack(weights_LNK: np.ndarray, bias_LN: np.ndarray | None, quantization: str | None) -> Matrix:
+def pack(weights_LNC: np.ndarray, bias_LN: np.ndarray | None, quantization: str | None) -> Matrix:
     """Return the weights of a map in panels of 64 outputs; in int8 each output has a scale."""
-    L, N, K = weights_LNK.shape
+    L, N, C = weights_LNC.shape
     panels = whole_panels(N) // PANEL
-    padded = np.zeros((L, panels * PANEL, K), np.float32)
-    padded[:, :N] = weights_LNK
+    padded = np.zeros((L, panels * PANEL, C), np.float32)
+    padded[:, :N] = weights_LNC
     bias = np.zeros((L, panels * PANEL), np.float32)
     if bias_LN is not None:
         bias[:, :N] = bias_LN
     if quantization is None:
-        values = padded.reshape(L, panels, PANEL, K).transpose(0, 1, 3, 2)
-        return Matrix(np.ascontiguousarray(values).ravel(), NONE, np.zeros(0, np.int32), bias.ravel(), K, panels)
+        values = padded.reshape(L, panels, PANEL, C).transpose(0, 1, 3, 2)
+        return Matrix(np.ascontiguousarray(values).ravel(), NONE, np.zeros(0, np.int32), bias.ravel(), C, panels)
     codes, scales = quantize(padded)
-    groups = -(-K // 4)
+    groups = -(-C // 4)
     grouped = np.zeros((L, panels * PANEL, groups * 4), np.int8)
-    grouped[..., :K] = codes
+    grouped[..., :C] = codes
     values = np.ascontiguousarray(grouped.reshape(L, panels, PANEL, groups, 4).transpose(0, 1, 3, 2, 4))
     sums = 128 * codes.sum(2, dtype=np.int32)
-    return Matrix(values.ravel(), scales.ravel(), sums.ravel(), bias.ravel(), K, panels)
+    return Matrix(values.ravel(), scales.ravel(), sums.ravel(), bias.ravel(), C, panels)
 
 
 def quantize(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
