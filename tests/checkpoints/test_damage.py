@@ -169,3 +169,15 @@ def test_weights_of_another_step_than_their_manifest_are_refused(run: Path, refu
         shutil.copy(last / name, best / name)
     (best / "manifest.json").write_text(json.dumps(record | {"step": 3}), encoding="utf-8")
     refused(lambda: load_checkpoint(best), "is of step 6 and its manifest of step 3")
+
+
+@pytest.mark.parametrize("change", ["exchange last and best", "no best", "no metrics"])
+def test_an_index_that_was_edited_is_refused(change: str, run: Path, refused: Callable[..., str]) -> None:  # R10
+    record = json.loads(index_file(run).read_text(encoding="utf-8"))
+    edits = {
+        "exchange last and best": {"last": record["best"], "best": record["last"]},
+        "no best": {"best": None},
+        "no metrics": {"metrics": {"bytes": 0, "sha256": TEXT}},
+    }
+    index_file(run).write_text(json.dumps(record | edits[change]), encoding="utf-8")
+    refused(lambda: load_checkpoint(run), "was altered")

@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
+from quill.checkpoints import format
 from quill.checkpoints.format import read_tensors
 from quill.checkpoints.run_folder import (
     find_checkpoint,
@@ -97,6 +99,22 @@ def test_a_modern_header_with_an_impossible_value_is_refused(
 ) -> None:  # R7
     file = save_step(tmp_path / "out", 3, model=build_model(MODERN)) / "model.safetensors"
     refused(lambda: load_checkpoint(with_header(file, change)), r"model\.safetensors")
+
+
+@pytest.mark.parametrize("sizes", [{"n_layer": 4000}, {"ngram": 30}, {"n_embd": 65536}, {"block_size": 1 << 20}])
+def test_a_model_that_its_file_cannot_hold_is_not_built_to_find_out(
+    sizes: dict,
+    tmp_path: Path,
+    save_step: Callable[..., Path],
+    refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # R7, R17
+    file = save_step(tmp_path / "out", 3, model=build_model(replace(MODERN, n_embd=128))) / "model.safetensors"
+    alone = with_header(file, lambda header: header["model"].update(sizes))
+    monkeypatch.setattr(format, "_shapes_of_model", lambda config: pytest.fail(f"a model was built of {config}"))
+    if not {"n_embd", "block_size"} & sizes.keys():  # then even the list of its weights would be long
+        monkeypatch.setattr(format, "weight_shapes", lambda config: pytest.fail(f"weights were listed of {config}"))
+    refused(lambda: load_checkpoint(alone), "does not fit its own configuration")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
