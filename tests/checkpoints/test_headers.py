@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -126,6 +127,8 @@ def test_weights_of_other_precisions_load(dtype: torch.dtype, run: Path) -> None
         safetensors.torch.save({n: t.to(dtype) for n, t in tensors.items()}, {"quill": json.dumps(metadata)})
     )
     loaded = load_checkpoint(alone)
+    for name, weight in loaded.weights.items():  # which every engine reads
+        assert weight.dtype == np.float32 and np.array_equal(weight, tensors[name].to(dtype).float().numpy())
     for name, parameter in loaded.model.named_parameters():
         assert parameter.dtype == torch.float32 and torch.equal(parameter, tensors[name].to(dtype).float())
 

@@ -37,7 +37,7 @@ def test_the_next_process_generates_without_importing_pytorch_or_numba(tmp_path:
     assert process.stdout == f"{text!r}\n[]\n"
 
 
-@pytest.mark.parametrize("damage", ["cut short", "one bit", "empty", "gone"])
+@pytest.mark.parametrize("damage", ["cut short", "longer", "one bit", "another digest", "zeros", "empty", "gone"])
 def test_damaged_compiled_code_is_compiled_again(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_engine(build_model(CONFIG), "numba")  # it is stored by now
     good = (code.code_folder() / "float32.o").read_bytes()
@@ -45,7 +45,12 @@ def test_damaged_compiled_code_is_compiled_again(damage: str, tmp_path: Path, mo
     monkeypatch.setattr(code, "_compile", lambda example: good.partition(b"\n")[2])
     file = tmp_path / "float32.o"
     if damage != "gone":
-        file.write_bytes({"cut short": good[:-1], "one bit": good[:-1] + bytes([good[-1] ^ 1]), "empty": b""}[damage])
+        file.write_bytes(
+            {
+                "cut short": good[:-1], "longer": good + b"\0", "one bit": good[:-1] + bytes([good[-1] ^ 1]),
+                "another digest": b"0" * 64 + good[64:], "zeros": bytes(len(good)), "empty": b"",
+            }[damage]
+        )  # fmt: skip
     said: list[str] = []
     for expected in (1, 1):  # the second time it is there
         NumbaEngine(CONFIG, arrays_of(build_model(CONFIG)), on_status=said.append)

@@ -9,6 +9,7 @@ import torch
 import quill
 from quill.checkpoints.run_folder import save_checkpoint
 from quill.errors import CheckpointError, ConfigError, TokenizerError
+from quill.generation import completion
 from quill.generation.language_model import GenerateOptions, LanguageModel, load
 from quill.model.config import GPTConfig
 from quill.model.gpt import GPT
@@ -277,3 +278,18 @@ def test_a_model_that_is_trained_further_generates_with_its_present_weights():
             parameter.mul_(-1)
     now = LanguageModel(model.model, model.tokenizer).generate("bad", max_new_tokens=20, temperature=0)
     assert model.generate("bad", max_new_tokens=20, temperature=0) == now != before
+
+
+class Piece(str):
+    """A piece of a text that may not be added to another one: a sum of n of them would copy n²/2 characters."""
+
+    def __radd__(self, other: str) -> str:
+        raise AssertionError("added one by one")
+
+
+def test_texts_are_joined_once() -> None:
+    # W13: a text that was collected by += became slower as it grew
+    pieces = [(row, Piece(letter)) for letter in "abc" for row in (0, 1)]
+    assert completion.join(pieces, 2) == ["abc", "abc"]
+    events = [completion.Piece(row, text, None, None) for row, text in pieces]
+    assert [each.text for each in completion.collect(events, 2)] == ["abc", "abc"]

@@ -103,6 +103,13 @@ def test_progress_trackers_and_a_callback_receive_the_events_and_a_callback_ends
         start(dataset="my.txt", tracker=3, **TINY)
 
 
+def test_a_warmup_that_outlasts_the_run_is_said_once(here):  # T10
+    seen: list[dict] = []
+    start(dataset="my.txt", **(TINY | {"warmup_iters": 6, "progress": seen.append}))
+    said = [event["message"] for event in seen if "warmup_iters=6" in event.get("message", "")]
+    assert len(said) == 1 and "learning rate" in said[0]
+
+
 def test_a_text_itself_can_be_trained_on(here):  # U13
     text = (here / "my.txt").read_text(encoding="utf-8")
     from_text = start(text=text, out_dir="a", **TINY)

@@ -15,6 +15,7 @@ from quill.model.build import build_model
 from quill.model.config import GPTConfig, ModelConfig, ModernConfig
 from quill.tokenizers.char import CharTokenizer
 from quill.training.config import TrainConfig
+from quill.training.evaluator import overfitting_warning
 from quill.training.parameter_groups import build_optimizer
 from quill.training.state import Progress, restore_training, training_state
 
@@ -151,6 +152,23 @@ def test_row_wise_state_of_another_shape_is_refused(tmp_path: Path) -> None:  # 
     run.save(tensors | {name: tensors[name].T}, metadata)
     with pytest.raises(CheckpointError, match="ngram_embedding"):
         run.restore()
+
+
+@pytest.mark.parametrize(
+    ("train_losses", "warned"),
+    [
+        ([2.0, 1.9, 1.8, 1.7], True),
+        ([2.0, 2.1, 2.2, 2.3], False),  # it rises as well
+        ([2.0, 2.0, 2.0, 2.0], False),  # the learning rate is 0
+        ([0.0, 0.0, 0.0, 0.0], False),
+        ([2.0, 1.9, None, None], False),
+    ],
+)
+def test_overfitting_is_said_only_where_the_training_loss_fell(train_losses: list, warned: bool) -> None:  # T10
+    progress = Progress()
+    for train_loss in train_losses:
+        progress.record(2.5, train_loss)
+    assert (overfitting_warning(progress) is not None) == warned
 
 
 def test_another_text_is_refused_by_its_sha256(tmp_path: Path) -> None:  # R13, T1
