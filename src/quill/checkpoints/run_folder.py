@@ -23,7 +23,7 @@ from quill.checkpoints.index import (
     write_pointers,
 )
 from quill.checkpoints.manifest import STATE, WEIGHTS, folder_name, manifest_beside, step_of
-from quill.errors import CheckpointError, ConfigError, TrainingError
+from quill.errors import CheckpointError, ConfigError, TrainingError, first_line
 from quill.files import draft_of, expand_home, remove_drafts, remove_folder, sync_folder
 from quill.tokenizers.base import Tokenizer
 from quill.units import format_bytes
@@ -108,7 +108,7 @@ def _why_not_saved(folder: Path, error: OSError, size: int, out_dir: Path, befor
         sizes = f"; a checkpoint takes {format_bytes(size)} and the disk has {format_bytes(free)} free"
     except OSError:
         sizes = ""
-    reason = error.strerror or " ".join(str(error).split())
+    reason = error.strerror or first_line(error)
     if before is None:
         return f"cannot save {folder}: {reason}{sizes}; nothing has been saved yet: make room and start again"
     return (

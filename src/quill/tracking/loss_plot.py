@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quill.errors import shorten
+from quill.errors import first_line, shorten
 from quill.files import write_atomically
 from quill.tracking.jsonl import events_until
 from quill.tracking.tracker import is_finite_number
@@ -58,7 +58,7 @@ class LossPlot:
                 write_atomically(self.file, draw_losses(self._events))
             except Exception as error:  # a full disk, a viewer that holds the file open, a broken Matplotlib
                 if self._warn is not None:
-                    self._warn(f"{self.file} was not drawn: {str(error) or type(error).__name__}")
+                    self._warn(f"{self.file} was not drawn: {first_line(error)}")
                 self._warn = None
 
 
