@@ -61,7 +61,7 @@ def test_a_pointer_names_a_checkpoint_of_the_run_or_is_refused(run: Callable) ->
             b"",
         ):
             (out / pointer).write_bytes(wrong)
-            with pytest.raises(CheckpointError, match="which is no checkpoint of the run"):
+            with pytest.raises(CheckpointError, match="which is not a checkpoint of the run"):
                 load_checkpoint(out)
         (out / pointer).write_bytes(good)
     assert load_checkpoint(out).step == 3

@@ -201,7 +201,7 @@ def test_half_a_character_in_json_becomes_the_replacement_character() -> None:
         ('{"title": "x", "body": "y"}', "line 2 has no column 'text' (its columns: 'title', 'body')"),
         ("{}", "(its columns: none)"),
         ("{oops", "line 2 is not JSON"),
-        ('"text"', "line 2 is no JSON object"),
+        ('"text"', "line 2 is not a JSON object"),
         ('{"text": ["a"]}', "holds list"),
         ("[" * 100_000, "line 2"),
     ],
@@ -232,7 +232,7 @@ def test_damaged_parquet_is_refused_in_one_line(harm: str) -> None:
     raw = Path(save_parquet("my.parquet", {"text": ["a" * 100]})).read_bytes()
     flipped = raw[:4] + bytes(byte ^ 0xFF for byte in raw[4:44]) + raw[44:]  # the header of the first page
     save("my.parquet", {"cut": raw[:-20], "flipped": flipped}.get(harm, b"text"))
-    assert "is no Parquet file, or damaged" in refusal("my.parquet")
+    assert "is not a Parquet file, or is damaged" in refusal("my.parquet")
 
 
 def test_parquet_without_pyarrow_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -353,7 +353,7 @@ def test_a_damaged_dataset_is_refused_and_prepared_again_from_its_text(name: str
         path.unlink()
     else:
         path.write_bytes({"truncate": raw[:-3], "flip": b"\xff" + raw[1:], "lengthen": raw + b"}"}[harm])
-    with pytest.raises(CorpusError, match=r"damaged|no prepared dataset") as caught:
+    with pytest.raises(CorpusError, match=r"damaged|not a prepared dataset") as caught:
         open_dataset(folder)
     assert "\n" not in str(caught.value)
     assert prepare_dataset("hamlet.txt").train_characters == len(TEXT) * 9 // 10

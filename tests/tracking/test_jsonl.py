@@ -79,7 +79,7 @@ def test_a_damaged_line_is_left_out_and_named(events, tmp_path, damage):
     lines = file.read_bytes().split(b"\n")
     file.write_bytes(b"\n".join([*lines[:3], damage, *lines[3:]]))
     assert read_events(file, warnings.append) == events.run
-    assert warnings == [f"{file} is damaged: line 4 is no event, and left out"]
+    assert warnings == [f"{file} is damaged: line 4 is not an event, and left out"]
 
 
 def test_an_event_without_one_of_its_fields_is_damaged(events, tmp_path):
@@ -104,7 +104,7 @@ def test_several_damaged_lines_are_one_message_and_a_resume_drops_them(events, t
     good = file.read_bytes()
     file.write_bytes(b"one\n" + good + b"two\nthr")
     assert read_events(file, warnings.append) == events.run
-    assert warnings == [f"{file} is damaged: line 1 and 1 more are no event, and left out"]
+    assert warnings == [f"{file} is damaged: line 1 and 1 more are not events, and left out"]
     events.send(JsonLines(file), [events.start | {"step": 50}])
     assert file.read_bytes().startswith(good) and read_events(file, pytest.fail)[-1]["event"] == "start"
 

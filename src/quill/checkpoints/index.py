@@ -205,7 +205,7 @@ def _pointed_to(out_dir: Path, pointer: Which, whole: dict[int, Path]) -> int | 
     step = next((step for step, folder in whole.items() if folder.name == name), None)
     if step is None:
         raise CheckpointError(
-            f"{source} names {show(name)}, which is no checkpoint of the run: name one in {out_dir / 'checkpoints'}"
+            f"{source} names {show(name)}, which is not a checkpoint of the run: name one in {out_dir / 'checkpoints'}"
         )
     return step
 

@@ -103,7 +103,7 @@ def text_of_run(out_dir: Path, checkpoint: Checkpoint, data_dir: str | None, on_
 
     settings = stored_settings(out_dir)
     if settings is None:
-        where = "has lost its config.yaml" if (out_dir / "checkpoints").is_dir() else "is no run directory"
+        where = "has lost its config.yaml" if (out_dir / "checkpoints").is_dir() else "is not a run directory"
         raise CheckpointError(f"{out_dir} {where}, so its text is not known: name the text with --dataset=…")
     name, kind = settings["dataset"], settings["tokenizer"]
     folder = settings["data_dir"] if data_dir is None else data_dir

@@ -200,7 +200,7 @@ def _json_texts(text: str, path: Path, on_bytes: OnBytes) -> Iterator[str]:
         except RecursionError as error:
             raise CorpusError(f"{where} is nested too deeply for a record of text") from error
         if not isinstance(record, dict):
-            raise CorpusError(f'{where} is no JSON object: it must look like {{"{TEXT_COLUMN}": "…"}}')
+            raise CorpusError(f'{where} is not a JSON object: it must look like {{"{TEXT_COLUMN}": "…"}}')
         if TEXT_COLUMN not in record:
             raise CorpusError(_missing_column(where, record))
         value = record[TEXT_COLUMN]
@@ -240,7 +240,7 @@ def _parquet_texts(raw: bytes, path: Path, on_bytes: OnBytes) -> Iterator[str]:
                 yield from (value or "" for value in batch.column(0).to_pylist())
                 on_bytes(len(raw) * batch.num_rows // file.metadata.num_rows)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"{path} is no Parquet file, or damaged: {first_line(error)}") from error
+        raise CorpusError(f"{path} is not a Parquet file, or is damaged: {first_line(error)}") from error
 
 
 def _missing_column(where: str, columns: Iterable[str]) -> str:

@@ -43,7 +43,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         if about.pop("checksum") != _checksum(about):
             raise ValueError(f"{_DESCRIPTION} was altered: its checksum is another")
     except FileNotFoundError as error:
-        raise CorpusError(f"{folder} is no prepared dataset, it has no {_DESCRIPTION}: run quill prepare") from error
+        raise CorpusError(f"{folder} is not a prepared dataset: it has no {_DESCRIPTION}; run quill prepare") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(folder, error) from error
     return about
@@ -66,7 +66,7 @@ def map_tokens(folder: Path, split: str, about: dict[str, Any], dtype: np.dtype,
             raise ValueError(f"{path.name} was altered: its SHA-256 is another")
         return np.memmap(path, dtype=stored, mode="r")
     except FileNotFoundError as error:
-        raise CorpusError(f"{folder} is no prepared dataset, it has no {path.name}: run quill prepare") from error
+        raise CorpusError(f"{folder} is not a prepared dataset: it has no {path.name}; run quill prepare") from error
     except (OSError, ValueError) as error:
         raise _damaged(folder, error) from error
 

@@ -33,7 +33,7 @@ def logits_of(model: Model, tokens: Sequence[int] | np.ndarray | Tensor) -> Tens
     vocab_size, device = model.config.vocab_size, model.token_embedding.weight.device
     try:
         if isinstance(tokens, list | tuple) and any(isinstance(token, bool | np.bool_) for token in tokens):
-            raise TypeError("True and False are no token ids")
+            raise TypeError("True and False are not token ids")
         tokens_T = torch.as_tensor(tokens, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"tokens are not whole numbers ({error}): give text or token ids") from None

@@ -94,6 +94,6 @@ def check_tokens(tokens: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndar
     if array.min() < 0 or array.max() >= vocab_size:
         position = int(np.flatnonzero((array < 0) | (array >= vocab_size))[0])
         raise TokenizerError(
-            f"{array[position]} at position {position:,} is no token: the vocabulary has 0 to {vocab_size - 1}"
+            f"{array[position]} at position {position:,} is not a token: the vocabulary has 0 to {vocab_size - 1}"
         )
     return array

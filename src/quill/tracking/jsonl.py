@@ -39,8 +39,8 @@ def read_events(file: str | Path, warn: Callable[[str], object] = lambda message
         elif number <= len(lines):
             damaged.append(number)
     if damaged:
-        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        warn(f"{file} is damaged: line {damaged[0]}{more} {'are' if more else 'is'} no event, and left out")
+        more = f" and {len(damaged) - 1} more are not events" if len(damaged) > 1 else " is not an event"
+        warn(f"{file} is damaged: line {damaged[0]}{more}, and left out")
     return events
 
 
