@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,31 @@ from quill.training.context import resolve_context
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let long tests begin first, or one core would wait for them at the end."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Name the cases of a test by their values; pytest itself would name a list or a dictionary by its number."""
+    text = _short(val)
+    return None if text is None else ascii(text)[1:-1][:80]
+
+
+def _short(val: object) -> str | None:
+    """Return a value as a short text that is the same in every process, or None for what has no such text."""
+    if isinstance(val, str | int | float | None):
+        return str(val)
+    if isinstance(val, bytes):
+        return ascii(val)
+    if isinstance(val, BaseException):
+        return f"{type(val).__name__} {val}"
+    if isinstance(val, list | tuple):
+        parts = [_short(each) for each in val]
+        return None if None in parts else " ".join(map(str, parts)) or "none"
+    if isinstance(val, dict):
+        return _short([f"{name}={_short(each)}" for name, each in val.items()])
+    if is_dataclass(val) and not isinstance(val, type):
+        defaults = {field.name: field.default for field in fields(val)}
+        return _short({name: each for name, each in vars(val).items() if each != defaults.get(name)})
+    return None
 
 
 @pytest.fixture(scope="session", autouse=True)
