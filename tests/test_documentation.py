@@ -243,7 +243,7 @@ ODD_PHRASES = (
 )  # fmt: skip
 
 
-def test_phrases_that_needed_a_second_reading_are_gone() -> None:
+def test_replaced_phrases_are_not_used_again() -> None:
     """The odd sentences that readers found; names of tests are read like sentences."""
     pages = [
         page for folder in ("src", "tests", "docs", "examples", "benchmarks") for page in (ROOT / folder).rglob("*")

@@ -58,7 +58,7 @@ def test_every_draft_is_recognised_and_removed(name: str, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_name_that_only_looks_like_a_draft_stays(tmp_path: Path) -> None:
+def test_a_file_that_only_looks_like_a_draft_is_not_removed(tmp_path: Path) -> None:
     names = [".mine.draft", "a.0123abcd.draft", ".a.0123abcd.draft.txt", ".a.0123abc.draft", "..0123abcd.draft"]
     for name in names:
         (tmp_path / name).write_text("mine")

@@ -231,9 +231,7 @@ call(quill.load, device=0)
     ("variables", "expected"),
     [({}, "4000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
 )
-def test_commands_run_and_load_let_threads_sleep_that_wait_for_long(
-    variables: dict[str, str], expected: str
-) -> None:  # T5
+def test_commands_run_and_load_let_waiting_threads_sleep(variables: dict[str, str], expected: str) -> None:  # T5
     known = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
     environment = {name: value for name, value in os.environ.items() if name not in known} | variables
     command = [sys.executable, "-c", WAITING, *variables]

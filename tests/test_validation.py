@@ -138,7 +138,7 @@ def messages_of(file: Path) -> Iterator[str]:
             yield node.value
 
 
-def test_what_python_raises_too_names_settings_and_no_flags_except_in_whole_commands() -> None:  # U14
+def test_errors_of_the_python_api_name_settings_and_no_flags_except_in_whole_commands() -> None:  # U14
     """Only planning/out_of_memory.py gives flags, to be appended to the command."""
     package = Path(quill.__file__).parent
     elsewhere = {

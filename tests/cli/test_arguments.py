@@ -226,7 +226,7 @@ def test_help_fits_the_terminal_and_breaks_no_word(commands, monkeypatch, column
 
 
 @pytest.mark.parametrize("columns", [40, 80])
-def test_help_asks_the_terminal_for_its_width(commands, monkeypatch, columns):  # U5
+def test_help_has_the_width_of_the_terminal(commands, monkeypatch, columns):  # U5
     monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setattr("os.get_terminal_size", lambda descriptor: os.terminal_size((columns, 24)))
     for page in (_help(), *(each.format_help() for each in commands)):
@@ -260,7 +260,7 @@ def test_abbreviated_flags_are_unknown():
 
 
 @pytest.mark.parametrize("order", [["--n_embd=12", "--config=my.yaml"], ["--config=my.yaml", "--n_embd=12"]])
-def test_flags_override_the_file_wherever_it_stands(tmp_path, monkeypatch, order):
+def test_flags_override_the_configuration_file_in_any_order(tmp_path, monkeypatch, order):
     monkeypatch.chdir(tmp_path)
     Path("my.yaml").write_text("n_embd: 96\nn_layer: 3\nlearning_rate: 1e-4\n", encoding="utf-8")
     got = settings_of(read(*order))

@@ -252,7 +252,7 @@ def test_neither_a_dataset_nor_a_text_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("data_dir", [5, None, b"data", ["data"]])
-def test_what_is_no_folder_is_refused_by_name(data_dir: Any) -> None:  # W14
+def test_a_value_that_is_no_folder_is_refused_by_name(data_dir: Any) -> None:  # W14
     with pytest.raises(ConfigError, match=r"^data_dir="):
         prepare_dataset(text=TEXT, data_dir=data_dir)
 

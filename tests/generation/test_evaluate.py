@@ -81,7 +81,7 @@ def test_a_value_that_is_neither_a_path_nor_a_text_is_refused(path: object, text
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 2.0, "2", True, None])
-def test_a_batch_size_that_is_none_is_refused(batch_size: Any) -> None:
+def test_an_invalid_batch_size_is_refused(batch_size: Any) -> None:
     # W14
     with pytest.raises(ConfigError, match=r"^batch_size="):
         tiny().evaluate(text=TEXT, batch_size=batch_size)

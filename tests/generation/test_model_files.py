@@ -135,7 +135,7 @@ def test_a_text_given_as_a_path_is_cut_in_the_message(path: str) -> None:
         ("quantization", (tiny().model, CHARACTERS), {"quantization": {}}),
     ],
 )  # fmt: skip
-def test_what_makes_no_language_model_is_refused_by_name(name: str, arguments: Any, options: Any) -> None:
+def test_arguments_that_make_no_language_model_are_refused_by_name(name: str, arguments: Any, options: Any) -> None:
     # W14
     with pytest.raises(ConfigError, match=f"^{name}="):
         LanguageModel(*arguments, **options)

@@ -1,12 +1,18 @@
 """Our model and Hugging Face's GPT-2 are the same mathematics: the same weights give the same logits, both ways."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from quill.model.config import GPTConfig
 from quill.model.gpt import GPT
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
 
 CONFIG = GPTConfig(vocab_size=61, block_size=24, n_layer=3, n_head=4, n_embd=32, dropout=0.0, bias=True)
 TOP = {
@@ -40,6 +46,8 @@ def swap(name: str, weight: Tensor) -> Tensor:
 
 @pytest.fixture
 def gpt2() -> GPT2LMHeadModel:
+    from transformers import GPT2Config, GPT2LMHeadModel  # takes a second, so not when tests are collected
+
     torch.manual_seed(0)
     # GPT-2 proper uses the tanh approximation of GELU; the library offers the exact function, which is ours.
     model = GPT2LMHeadModel(

@@ -69,7 +69,7 @@ def begin_another(out: Path, saved: bool) -> None:
         (folder / name).write_text("of the new run", encoding="utf-8")
 
 
-def test_a_run_that_is_moved_aside_comes_back_whole_from_a_crash_at_any_point(
+def test_a_run_that_is_moved_aside_is_restored_whole_after_a_crash_at_any_point(
     out, files_below, killed_at_each_point
 ):  # R15, T6
     before, points = files_below(out), 0
@@ -81,9 +81,7 @@ def test_a_run_that_is_moved_aside_comes_back_whole_from_a_crash_at_any_point(
     assert points > 8
 
 
-def test_a_run_that_comes_back_survives_a_crash_at_any_point_of_that_too(
-    out, files_below, killed_at_each_point
-):  # R15, T6
+def test_restoring_a_run_survives_a_crash_at_any_point(out, files_below, killed_at_each_point):  # R15, T6
     before, points = files_below(out), 0
 
     def go_back():
@@ -99,7 +97,7 @@ def test_a_run_that_comes_back_survives_a_crash_at_any_point_of_that_too(
     assert points > 20
 
 
-def test_a_run_is_gone_once_the_new_one_has_saved_and_never_half_of_it_comes_back(
+def test_a_replaced_run_is_deleted_once_the_new_one_has_saved_and_is_never_restored_in_part(
     out, files_below, killed_at_each_point
 ):  # R15, T6
     move_aside(out)

@@ -358,7 +358,7 @@ def test_a_value_of_the_wrong_type_is_refused_by_name(here, wrong):  # W14
     assert "\n" not in str(caught.value) and [p.name for p in here.iterdir()] == ["my.txt"]
 
 
-def test_numbers_of_numpy_are_settings(here):  # W14
+def test_numpy_numbers_are_accepted_as_settings(here):  # W14
     given = {"n_layer": np.int64(1), "dropout": np.float32(0.5), "learning_rate": np.float64(1e-3), "max_iters": 5}
     checked = check_settings(given)
     assert checked == {"n_layer": 1, "dropout": 0.5, "learning_rate": 1e-3, "max_iters": 5}
@@ -490,7 +490,7 @@ def test_metrics_that_were_changed_since_the_last_save_are_a_warning_when_the_ru
 
 
 @pytest.mark.parametrize("sample_tokens", [0, 12])
-def test_a_run_that_diverges_blames_its_rate_and_not_its_files(here, sample_tokens):  # R11
+def test_the_error_of_a_diverged_run_names_its_learning_rate_and_not_its_files(here, sample_tokens):  # R11
     broken = {"max_iters": 1, "eval_interval": 1, "learning_rate": 1e38, "warmup_iters": 0, "grad_clip": 0.0}
     with pytest.raises(TrainingError, match=r"^the validation loss became nan at step 1: .*lower --learning_rate"):
         start(dataset="my.txt", **(TINY | broken | {"sample_tokens": sample_tokens}))

@@ -125,7 +125,7 @@ def test_a_number_that_is_no_token_is_refused(tokenizer: Tokenizer, bad: list) -
 
 
 @pytest.mark.parametrize("bad", [5, None, b"ab", ["ab"]])
-def test_what_is_no_text_is_not_encoded(bad: Any) -> None:  # W14
+def test_a_value_that_is_no_text_is_not_encoded(bad: Any) -> None:  # W14
     for tokenizer in (CharTokenizer("ab"), ByteTokenizer()):
         with pytest.raises(TokenizerError, match=f"only text can be encoded, not {type(bad).__name__}"):
             tokenizer.encode(bad)

@@ -115,7 +115,7 @@ def test_the_sample_of_a_run_comes_in_pieces_and_is_given_up_at_a_signal(
 
 
 @pytest.mark.parametrize("save", [1, 2, 3], ids=["first", "second", "last"])
-def test_a_save_that_a_signal_meets_is_finished(
+def test_a_save_during_which_a_signal_arrives_is_completed(
     save: int, model_config: GPTConfig, recipe: MakeRecipe, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # R16
     """Within a save, the signal comes at its last fsync, when all but the index is written."""
