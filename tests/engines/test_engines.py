@@ -167,7 +167,7 @@ def requests_of(vocab_size: int, count: int, rng: random.Random) -> list[Request
         )
         bias = rng.choice([{}, {3: 2.0, 5: -100.0}])
         prompt = tuple(beginning[:shared] + own[: rng.choice([1, 40])])
-        requests.append(Request(prompt, rng.randrange(1, 60), sampling, rng.randrange(9), row, bias, 3))
+        requests.append(Request(prompt, rng.randrange(1, 40), sampling, rng.randrange(9), row, bias, 3))
     return requests
 
 
