@@ -194,7 +194,7 @@ def test_a_step_never_waits_for_the_device_and_its_tensors_stay_at_their_address
     before = every_tensor(engine)
     assert len(before) > 50
     with NoQuestions() as seen:
-        engine._replay(count, ALL_STAGES)()
+        engine.replay(count, ALL_STAGES)()
     assert every_tensor(engine) == before
     assert len(seen.operations) > 30
 
@@ -218,7 +218,7 @@ def test_a_step_runs_on_a_device_that_has_no_data_at_all(model: Model) -> None:
     engine = CudaEngine(nowhere, slots=3)
     assert {t.device.type for t in vars(engine.static.cache).values() if isinstance(t, Tensor)} == {"meta"}
     with NoQuestions("meta"):  # nor does it touch another one
-        engine._replay(2, ALL_STAGES)()
+        engine.replay(2, ALL_STAGES)()
 
 
 class Tape(TorchDispatchMode):
@@ -278,7 +278,7 @@ def test_capturing_during_generation_advances_no_sequence(model: Model) -> None:
     engine.decode(range(len(REQUESTS)), 5)
     state = engine.tokens_B, engine.static.cache.positions_B, engine.sampler.rules.counts_BV
     before, tapes = [tensor.clone() for tensor in state], graphs.tapes
-    engine._replay(BURST, ALL_STAGES)
+    engine.replay(BURST, ALL_STAGES)
     assert graphs.tapes == tapes + 1 and all(map(torch.equal, before, state))
 
 
@@ -309,7 +309,7 @@ def test_the_whole_step_compiles_as_one_graph(model: Model, monkeypatch: pytest.
     engine = CudaEngine(model, slots=2, compiled=True)  # fullgraph: what cannot be traced is an error
     requests = REQUESTS[:2]
     assert numbers(texts_of(engine, requests)) == numbers(texts_of(TorchEngine(model), requests))
-    assert engine._take_step != engine._step
+    assert engine.compiled
 
 
 # ── who takes it ──

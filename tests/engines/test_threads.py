@@ -17,10 +17,11 @@ import pytest
 import torch
 
 from quill.checkpoints.run_folder import save_checkpoint
+from quill.engines import numba_engine
 from quill.engines.base import PrefillInput
 from quill.engines.make import arrays_of
 from quill.engines.numba_engine import NumbaEngine
-from quill.engines.numba_step.workspace import SLEEPS
+from quill.engines.numba_step.workspace import SLEEPS, Call
 from quill.engines.request import Request
 from quill.engines.thread_team import ThreadTeam
 from quill.model.build import build_model
@@ -158,18 +159,17 @@ def test_an_interrupted_caller_leaves_when_all_threads_have_finished() -> None: 
 
 def test_arrays_live_as_long_as_threads_may_write_to_them(monkeypatch: pytest.MonkeyPatch) -> None:  # W2
     engine, jobs, arrays = two_threads(), [], []
-    make_call = engine._call
 
-    def call(*arguments: Any) -> Any:
-        arrays.append(weakref.ref((made := make_call(*arguments)).logits_TBV))
-        return made
+    def call(**arguments: Any) -> Call:
+        arrays.append(weakref.ref(arguments["logits_TBV"]))
+        return Call(**arguments)
 
     def interrupted(function: Any) -> None:
         jobs.append(function)  # what the threads hold
         raise KeyboardInterrupt  # a second Ctrl-C, while the caller waits for them
 
-    monkeypatch.setattr(engine, "_call", call)
-    monkeypatch.setattr(engine._team, "run", interrupted)
+    monkeypatch.setattr(numba_engine, "Call", call)
+    monkeypatch.setattr(engine.team, "run", interrupted)
     engine.assign(0, Request((1,), 5))
     with pytest.raises(KeyboardInterrupt):
         engine.prefill([PrefillInput(0, (1, 2, 3), 0)])
@@ -219,7 +219,7 @@ def test_a_thread_that_waits_for_long_sleeps(monkeypatch: pytest.MonkeyPatch) ->
     engine.assign(0, request)
     expected = engine.prefill([PrefillInput(0, request.prompt, 0)])
     engine.assign(0, request)
-    step, started = engine._step, threading.Event()
+    step, started = engine.step, threading.Event()
     waiting: list[int] = []
 
     def late(thread: int, table: int) -> None:
@@ -233,7 +233,7 @@ def test_a_thread_that_waits_for_long_sleeps(monkeypatch: pytest.MonkeyPatch) ->
                 pass
         step(thread, table)
 
-    monkeypatch.setattr(engine, "_step", late)
+    monkeypatch.setattr(engine, "step", late)
     assert np.array_equal(engine.prefill([PrefillInput(0, request.prompt, 0)]).logits_TBV, expected.logits_TBV)
 
 
@@ -243,14 +243,14 @@ def test_threads_that_often_sleep_are_not_used_for_a_while(monkeypatch: pytest.M
     engine.assign(0, request)
     engine.prefill([PrefillInput(0, request.prompt, 0)])
     assert engine.threads_for(1) == 2
-    step = engine._step
+    step = engine.step
 
     def slept(thread: int, table: int) -> None:
         step(thread, table)
         if thread == 0:
             engine.work.counters[8 + SLEEPS] += 100
 
-    monkeypatch.setattr(engine, "_step", slept)
+    monkeypatch.setattr(engine, "step", slept)
     engine.decode([0], 4)
     assert [engine.threads_for(1) for _ in range(3)] == [1, 1, 1]
     assert [engine.threads_for(1) for _ in range(100)][-1] == 2

@@ -77,6 +77,7 @@ WRONG: list[dict[str, Any]] = [
     {"num_samples": 10**12}, {"best_of": 10**12},  # U22
     {"best_of": "2"},
     {"best_of": 2.5}, {"best_of": True}, {"best_of": 0}, {"logprobs": "1"}, {"logprobs": -1}, {"logprobs": True},
+    {"max_new_tokens": 2**31 + 1}, {"max_new_tokens": 10**400},
     {"max_new_tokens": 2.0}, {"max_new_tokens": None}, {"seed": "1"}, {"seed": 1.0}, {"seed": True}, {"echo": 1},
     {"stop": [3]}, {"stop": b"x"}, {"stop": 5}, {"unknown": None}, {"temperature": "0.8"}, {"top_k": 1.5},
     {"logit_bias": {"a": "5"}}, {"logit_bias": [("a", 5.0)]}, {"logit_bias": {"a": 1e39}}, {"logit_bias": {1.5: 1}},

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import quill
 from quill.checkpoints.lock import lock_run
 from quill.files import remove_drafts
 from quill.runs.replacing import bring_back, move_aside, settle
@@ -79,6 +80,17 @@ def test_a_run_that_is_moved_aside_is_restored_whole_after_a_crash_at_any_point(
             settle(out)
         assert files_below(out) == before
     assert points > 8
+
+
+def test_after_a_crash_before_the_first_save_of_a_new_run_the_earlier_run_is_resumed(out, files_below):  # R15
+    """A killed process is in test_run.py."""
+    before = files_below(out)
+    move_aside(out)
+    begin_another(out, saved=False)
+    run = quill.run(out_dir=str(out), resume=True, max_iters=6, progress=False)
+    assert run.step == 6 and run.settings["n_embd"] == 8
+    after = files_below(out)
+    assert after["config.yaml"] == before["config.yaml"] and set(after) == set(before)
 
 
 def test_restoring_a_run_survives_a_crash_at_any_point(out, files_below, killed_at_each_point):  # R15, T6

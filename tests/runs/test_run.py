@@ -262,6 +262,8 @@ quill.run(dataset="my.txt", overwrite=True, progress=False, **{settings})
 """
 
 
+# That a crash at any point is survived, without training: test_replacing.py.
+@pytest.mark.long
 def test_the_earlier_run_is_restored_if_a_run_is_killed_while_it_overwrites(here):  # R15
     start(dataset="my.txt", **TINY)
     before = folder_of(here / "out")

@@ -89,7 +89,7 @@ def test_evaluations_take_little_of_the_time_of_a_short_run():
     assert hopeless == {"max_iters": FEWEST_STEPS, "eval_interval": FEWEST_STEPS}
 
 
-def test_ngram_dropout_updates_a_row_about_once_for_each_place_of_the_text():
+def test_with_its_ngram_dropout_a_row_is_updated_about_once_per_occurrence_in_the_text():
     for epochs in (1, 2, 4, 6):
         assert epochs * (1 - regularization(PROBE, epochs)["ngram_dropout"]) == pytest.approx(0.9, abs=0.05)
     assert regularization(PROBE, 0.01)["ngram_dropout"] == regularization(PROBE, 0.5)["ngram_dropout"] == 0.1

@@ -114,6 +114,11 @@ class CudaEngine:
         self._sequences: dict[int, _Sequence] = {}
         self._replays: dict[tuple[int, Stages], Replay] = {}
 
+    @property
+    def compiled(self) -> bool:
+        """Whether steps are fused by PyTorch's compiler; False once that has failed."""
+        return self._take_step != self._step
+
     def assign(self, slot: int, request: Request) -> None:
         self._sequences[slot] = _Sequence(request)
         with torch.no_grad():
@@ -176,9 +181,8 @@ class CudaEngine:
         """
         steps = sum(max(1, count) for count in counts)
         # Compiling takes long, so it is done once, for all stages.
-        compiled = self._take_step != self._step
-        stages = ALL_STAGES if compiled else stages_of(self._sequences[slot].request for slot in slots)
-        replays = [self._replay(count, stages) for count in counts]
+        stages = ALL_STAGES if self.compiled else stages_of(self._sequences[slot].request for slot in slots)
+        replays = [self.replay(count, stages) for count in counts]
         self._host_active_B.zero_()
         for slot in slots:
             self._host_active_B[slot] = 1
@@ -211,7 +215,7 @@ class CudaEngine:
         self.logits_TBV.index_copy_(0, self.step_1, self.logits_BV[None])
         self.step_1.add_(1)
 
-    def _replay(self, count: int, stages: Stages) -> Replay:
+    def replay(self, count: int, stages: Stages) -> Replay:
         """Return a function that runs `count` steps: a graph, captured at the first use.
 
         Each set of stages has graphs of its own, because most requests use few stages. A request gets the same tokens
@@ -231,7 +235,7 @@ class CudaEngine:
     def _captured(self, steps: Replay) -> Replay:
         """Return the replay of these steps, or the steps themselves where graphs are not used or fail."""
         self.static.cache.active_B.zero_()  # so that no sequence advances
-        if self._take_step != self._step:
+        if self.compiled:
             try:
                 self._from_first_step(steps)
             except Exception as error:  # for example a missing compiler, an old GPU, a bug in the compiler

@@ -89,15 +89,15 @@ class NumbaEngine:
         self.sequences: dict[int, _Sequence] = {}
         self._layer_size = 12 * config.n_embd**2
         self._on_pass = on_pass
-        self._team = ThreadTeam(self.threads)
+        self.team = ThreadTeam(self.threads)
         self._calls_alone, self._next_alone = 0, CALLS_ALONE[0]
         state = (self.shape, self.weights, self.work, self.sampler)
         self._state = words_of(state)
         example = KernelArgs(self._call(np.zeros(0, np.int64), 0, 0, 1), *state)
-        self._step = load_step(quantization or "float32", example, lambda: (on_status or print_status)(COMPILING))
+        self.step = load_step(quantization or "float32", example, lambda: (on_status or print_status)(COMPILING))
 
     def assign(self, slot: int, request: Request) -> None:
-        self._team.wait()
+        self.team.wait()
         s, how, V = self.sampler, request.sampling, self.config.vocab_size
         s.temperature_B[slot] = max(how.temperature, SMALLEST_TEMPERATURE) if how.temperature else 0
         s.top_k_B[slot] = min(how.top_k or V, V)
@@ -117,7 +117,7 @@ class NumbaEngine:
 
     # Each row is computed by itself, so a copy is bit-identical to computing it again.
     def copy(self, source: int, target: int, length: int) -> None:
-        self._team.wait()
+        self.team.wait()
         shape, work = self.shape, self.work
         sizes = (-1, shape.n_layer * shape.n_kv_head)
         panels = whole_panels(length) // PANEL
@@ -187,14 +187,14 @@ class NumbaEngine:
             if self._calls_alone > 0:
                 self._calls_alone -= 1
                 return 1
-        return self._team.start()
+        return self.team.start()
 
     def _run(
         self, tokens: np.ndarray, slots: np.ndarray, positions: np.ndarray, kept: np.ndarray, steps: int
     ) -> StepOutput:
         """Run the compiled step on these rows, and `steps - 1` times on the rows in `kept` with their new tokens."""
         work, rows = self.work, len(tokens)
-        self._team.wait()
+        self.team.wait()
         threads = self.threads_for(rows)
         call = self._call(kept, steps, rows, threads)
         work.tokens[:rows], work.slots[:rows], work.positions[:rows] = tokens, slots, positions
@@ -215,13 +215,13 @@ class NumbaEngine:
     def _run_threads(self, call: Call, arguments: np.ndarray) -> None:
         address = arguments.ctypes.data
         if call.threads == 1:
-            self._step(0, address)
+            self.step(0, address)
             return
         counters = self.work.counters.reshape(-1, 8)
         counters[0] = counters[1:, 0] = 0  # numbers of waits, which count for one number of threads
         sleeps = counters[1:, SLEEPS].sum()
         # The step gets addresses only: _alive keeps the arrays while threads use them, if the caller was interrupted.
-        self._team.run(lambda thread, _alive=(call, arguments): self._step(thread, address))
+        self.team.run(lambda thread, _alive=(call, arguments): self.step(thread, address))
         if call.steps > 1:
             hindered = counters[1:, SLEEPS].sum() - sleeps > SLEEPS_PER_STEP * call.steps
             self._calls_alone = self._next_alone if hindered else 0

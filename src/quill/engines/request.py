@@ -104,8 +104,8 @@ class Request:
 
     def __post_init__(self) -> None:
         require(len(self.prompt) > 0, "prompt", [], "at least one token, there is nothing to continue otherwise")
-        for name in ("max_new_tokens", "row"):
-            object.__setattr__(self, name, whole_number(name, getattr(self, name), least=0))
+        for name, most in (("max_new_tokens", MOST_TOKENS), ("row", None)):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least=0, most=most))
         seed = plain_number(self.seed)
         require(is_whole(seed) and 0 <= seed < SEEDS, "seed", seed, "a whole number from 0 to 2**64 - 1")
         object.__setattr__(self, "seed", seed)
@@ -171,6 +171,7 @@ def checked_biases(biases: object) -> dict[int, float]:
 
 
 MOST_SAMPLES = 10**6  # rows of one call; each has a request in memory
+MOST_TOKENS = 2**31  # of one row: years of generation, so more is a mistake
 
 
 def whole_number(name: str, value: object, least: int, most: int | None = None) -> int:
