@@ -85,7 +85,7 @@ def test_a_folder_a_pipe_and_a_device_are_refused_as_configuration(tmp_path):
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
         for name in (str(tmp_path / "pipe"), "/dev/zero"):
-            with pytest.raises(ConfigError, match=r"^--config=.* is a device or a pipe: give a file$"):
+            with pytest.raises(ConfigError, match=r"^config=.* is a device or a pipe: give a file$"):
                 read_settings(name)
 
 

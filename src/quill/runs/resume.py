@@ -63,7 +63,7 @@ def refuse_existing_run(out_dir: Path, settings: Mapping[str, Any]) -> None:
     if stored is None:
         raise ConfigError(
             f"{out_dir} holds a run that has lost its config.yaml: put the file back, start over with "
-            "--overwrite=True, or choose another --out_dir"
+            "overwrite=True, or choose another out_dir"
         )
     different = [name for name in settings if name in stored and stored[name] != settings[name] and name != "out_dir"]
     again = "start over with overwrite=True, or choose another out_dir"
