@@ -36,10 +36,14 @@ MAY_IMPORT = {
         "model", "tokenizers", "data", "checkpoints", "optim", "acceleration", "evaluation", "training", "engines",
         "tracking", "generation", "planning",
     ],
+    "experiments": [
+        "lab", "model", "tokenizers", "data", "checkpoints", "optim", "acceleration", "evaluation", "training",
+        "engines", "generation", "planning",
+    ],
     "serving": ["generation", "lab", "checkpoints", "tracking.jsonl"],
     "cli": [
         "model", "tokenizers", "data", "checkpoints", "optim", "acceleration", "evaluation", "training", "engines",
-        "tracking", "generation", "planning", "lab", "interop", "runs", "serving",
+        "tracking", "generation", "planning", "lab", "experiments", "interop", "runs", "serving",
     ],
 }  # fmt: skip
 

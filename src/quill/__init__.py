@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from quill.evaluation.split_loss import Evaluation, evaluate_split
     from quill.generation.completion import Completion
     from quill.generation.language_model import LanguageModel, load, save
+    from quill.lab.trace import Trace, trace
     from quill.model.build import build_model
     from quill.model.cache import KVCache
     from quill.model.config import GPTConfig, ModernConfig
@@ -64,6 +65,7 @@ __all__ = [
     "RunSettings",
     "SamplingConfig",
     "TokenizerError",
+    "Trace",
     "TrainConfig",
     "TrainingError",
     "build_model",
@@ -73,6 +75,7 @@ __all__ = [
     "resolve_context",
     "run",
     "save",
+    "trace",
     "train",
 ]
 
@@ -86,6 +89,8 @@ _HOMES = {
     "LanguageModel": "generation.language_model",
     "load": "generation.language_model",
     "save": "generation.language_model",
+    "Trace": "lab.trace",
+    "trace": "lab.trace",
     "build_model": "model.build",
     "KVCache": "model.cache",
     "GPTConfig": "model.config",

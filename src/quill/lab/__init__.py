@@ -1,0 +1,1 @@
+"""Look inside a model from outside: activations, attention, lenses, attribution, ablation."""
