@@ -151,10 +151,7 @@ def watch(stack: ExitStack, module: nn.Module | None, name: str, recorder: Recor
     def read_output(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         recorder.add(name, output)
 
-    if of_input:
-        handle = module.register_forward_pre_hook(read_input)
-    else:
-        handle = module.register_forward_hook(read_output)
+    handle = module.register_forward_pre_hook(read_input) if of_input else module.register_forward_hook(read_output)
     stack.callback(handle.remove)
 
 
