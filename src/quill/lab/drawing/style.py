@@ -35,7 +35,7 @@ _RC = {
     "image.interpolation": "nearest",
     "axes.unicode_minus": False,
 }
-_VISIBLE = {"\n": "⏎", " ": "␣", "\t": "⇥", "\r": "␍", "": "∅"}
+_VISIBLE = {"\n": "⏎", " ": "␣", "\t": "⇥", "\r": "↵", "": "∅"}
 
 
 def visible(text: str) -> str:
