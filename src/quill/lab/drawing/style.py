@@ -19,7 +19,7 @@ CATEGORIES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", 
 """Okabe & Ito 2008, "Color Universal Design"."""
 NEUTRAL = "#888888"
 
-_RC = {
+_RC: Any = {
     "font.size": 10,
     "axes.titlesize": 10.5,
     "axes.titlelocation": "left",
