@@ -19,7 +19,9 @@ from torch import Tensor
 
 from quill.errors import ConfigError, CorpusError
 from quill.lab.ablation.ablating import Method, ablating
-from quill.lab.ablation.targets import Target, every_feed_forward, every_head, targets_of
+from quill.lab.ablation.targets import Head, Target, every_feed_forward, every_head, targets_of
+from quill.lab.drawing.costs import draw_before_and_after, draw_costs, interval_text
+from quill.lab.drawing.style import CATEGORIES, NEUTRAL
 from quill.lab.finding import Finding
 from quill.lab.statistics import Interval, paired_difference
 from quill.lab.subject import Subject, Text
@@ -30,7 +32,7 @@ from quill.tokenizers.base import check_tokens
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WINDOWS = 64
+WINDOWS, MOST_BARS = 64, 48
 FEWEST = 8
 """A text shorter than this many contexts is cut into this many shorter windows."""
 
@@ -63,9 +65,8 @@ class Ablation(Finding):
         }  # fmt: skip
 
     def figure(self) -> Figure:
-        from quill.lab.drawing.ablation import draw_ablation
-
-        return draw_ablation(self)
+        title = f"{self.title} ({self.method})"
+        return draw_before_and_after(self.intact_N, self.ablated_N, self.cost, title, CATEGORIES[0])
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,18 @@ class PartCosts(Finding):
         }
 
     def figure(self) -> Figure:
-        from quill.lab.drawing.ablation import draw_part_costs
-
-        return draw_part_costs(self)
+        rows = sorted(zip(self.targets, self.costs, strict=True), key=lambda row: -row[1].mean)[:MOST_BARS]
+        colours = [CATEGORIES[0] if isinstance(target, Head) else CATEGORIES[1] for target, _ in rows]
+        meaning = {CATEGORIES[0]: "attention head", CATEGORIES[1]: "feed-forward network, or a larger part"}
+        more = f"; the {MOST_BARS} largest of {len(self.targets)}" if len(self.targets) > MOST_BARS else ""
+        return draw_costs(
+            [str(target) for target, _ in rows],
+            [cost for _, cost in rows],
+            colours,
+            title=f"What each part is worth alone, by {self.method} ablation{more}",
+            label="loss added when it alone is removed, nats per token",
+            legend={colour: meaning[colour] for colour in sorted({*colours})} if len({*colours}) > 1 else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -133,9 +143,13 @@ class JointCost(Finding):
         }  # fmt: skip
 
     def figure(self) -> Figure:
-        from quill.lab.drawing.ablation import draw_joint_cost
-
-        return draw_joint_cost(self)
+        return draw_costs(
+            [*self.targets, "sum of these", "removed together"],
+            [*self.single, self.sum_of_single, self.joint],
+            [CATEGORIES[0]] * len(self.targets) + [NEUTRAL, CATEGORIES[3]],
+            title=f"{self.title}\ntogether minus sum: {interval_text(self.difference)}",
+            label=f"loss added by {self.method} ablation, nats per token",
+        )
 
 
 Targets = str | Target | Iterable[str | Target]
