@@ -27,10 +27,15 @@ def moves_cursor(stream: TextIO) -> bool:
 class PhaseDisplay:
     """Called as display(what, share) during the work. As a context manager it erases its line at the end."""
 
-    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        between_lines: float = SECONDS_BETWEEN_LINES,
+    ) -> None:
         self._stream, self._clock = stream if stream is not None else sys.stderr, clock
-        self._live = moves_cursor(self._stream)
-        self._next = clock() + (SECONDS_BEFORE_FIRST_FRAME if self._live else SECONDS_BETWEEN_LINES)
+        self._live, self._between_lines = moves_cursor(self._stream), between_lines
+        self._next = clock() + (SECONDS_BEFORE_FIRST_FRAME if self._live else between_lines)
         self._width = 0  # columns of the line that is shown now
 
     def __enter__(self) -> PhaseDisplay:
@@ -46,7 +51,7 @@ class PhaseDisplay:
             return
         what = "".join(character if character.isprintable() else "?" for character in what)
         if not self._live:
-            self._next = now + SECONDS_BETWEEN_LINES
+            self._next = now + self._between_lines
             self._write(f"quill: {what}, {share:.0%}\n")
             return
         self._next = now + SECONDS_BETWEEN_FRAMES

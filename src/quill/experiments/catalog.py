@@ -1,0 +1,26 @@
+"""The experiments by name. A module is imported when its experiment is run, so listing them costs nothing."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from quill.errors import ConfigError
+from quill.validation import nearest, show
+
+if TYPE_CHECKING:
+    from quill.experiments.experiment import Experiment
+
+CATALOG = {
+    "ladder": ("quill.experiments.trained.ladder", "what each part of a GPT adds, from a table of pairs upwards"),
+}
+"""Name: (module with EXPERIMENT, the lesson in a line)."""
+
+
+def load_experiment(name: str) -> Experiment:
+    """Return the experiment of this name; ConfigError with the nearest name if there is none."""
+    if name not in CATALOG:
+        raise ConfigError(
+            f"unknown experiment {show(name)}{nearest(name, CATALOG)}; the experiments are {', '.join(CATALOG)}"
+        )
+    return importlib.import_module(CATALOG[name][0]).EXPERIMENT

@@ -1,0 +1,1 @@
+"""Experiments that train several small models and compare their losses."""
