@@ -46,7 +46,7 @@ def test_an_attribution_adds_up_to_the_difference_of_the_models_logits(subject: 
     found = attribute(subject, TEXT, position=4, token="c", versus="\n")
     logits_V = trace(subject, TEXT)["logits_TV"][4].astype(np.float64)
     if isinstance(subject.model.config, ModernConfig):
-        subject.model.config = replace(subject.model.config, logit_softcap=0.0)
+        subject.model.config = replace(subject.model.config, logit_softcap=0.0)  # type: ignore[assignment]
     before_V = trace(subject, TEXT)["logits_TV"][4]
     c, newline = subject.tokenizer.encode("c\n")
     assert found.total == pytest.approx(before_V[c] - before_V[newline], abs=1e-4)
