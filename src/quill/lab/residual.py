@@ -30,7 +30,7 @@ class ResidualParts:
     """The parts whose sum is the last residual stream of a text."""
 
     names: list[str]
-    """embedding, "head 0.3" (layer 0, head 3), "bias 0" (of an attention output), "feed_forward 0", or "block 0" (whole)"""
+    """embedding, "head 0.3" (layer.head), "bias 0" (of an attention output), "feed_forward 0", or "block 0" (whole)"""
     parts_PTD: np.ndarray
     trace: Trace
 
