@@ -70,7 +70,8 @@ class Attribution(Finding):
         """Return a map of the heads by layer beside bars of everything else."""
         from quill.lab.drawing.attribution import draw_attribution
 
-        return draw_attribution(self)
+        sums = f"all together: {self.total:+.2f} logits; probability {100 * self.probability:.1f} %"
+        return draw_attribution(self.names, self.values_P, self.n_head, f"{self.title}\n{sums}")
 
 
 def attribute(

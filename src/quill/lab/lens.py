@@ -76,6 +76,11 @@ class Lens(Finding):
         """The name of each reading."""
         return ["embedding", *(f"block {layer}" for layer in range(len(self.best_RT) - 1))]
 
+    @property
+    def predicted(self) -> list[list[str]]:
+        """The text of the likeliest next token, by reading and position."""
+        return [[self.vocabulary[token] for token in row] for row in self.best_RT.tolist()]
+
     def numbers(self) -> dict[str, Any]:
         """Return predictions and measures of each layer."""
         means = {
@@ -83,9 +88,8 @@ class Lens(Finding):
             for name, values_RT in (("loss", self.loss_RT), ("rank", self.rank_RT), ("kl_to_final", self.kl_RT))
             if values_RT.shape[1]
         }
-        predicted = [[self.vocabulary[i] for i in row] for row in self.best_RT.tolist()]
         return {
-            "tuned": self.tuned, "tokens": self.labels, "mean_by_layer": means, "predicted": predicted,
+            "tuned": self.tuned, "tokens": self.labels, "mean_by_layer": means, "predicted": self.predicted,
             "probability": np.round(self.probability_RT.astype(np.float64), 4),
             "kl": np.round(self.kl_RT.astype(np.float64), 4),
         }  # fmt: skip
@@ -94,7 +98,7 @@ class Lens(Finding):
         """Return the grid of predictions, the last layer on top."""
         from quill.lab.drawing.lens import draw_lens
 
-        return draw_lens(self)
+        return draw_lens(self.predicted, self.probability_RT, self.labels, self.readings, self.title)
 
     def __repr__(self) -> str:
         return f"{self.title} ({len(self.labels)} tokens)"

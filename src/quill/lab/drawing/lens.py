@@ -2,41 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from quill.lab.drawing.style import MAGNITUDE, new_figure, style, visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from quill.lab.lens import Lens
-
 MOST_POSITIONS = 40
 
 
-def draw_lens(found: Lens) -> Figure:
-    """Return the picture; of a long text the last `MOST_POSITIONS` positions."""
-    T = len(found.labels)
+def draw_lens(
+    predicted: Sequence[Sequence[str]],
+    probability_RT: np.ndarray,
+    labels: Sequence[str],
+    readings: Sequence[str],
+    title: str,
+) -> Figure:
+    """Return the picture; of a long text the last `MOST_POSITIONS` positions.
+
+    `predicted` has the likeliest token of each reading and position, `labels` the tokens of the text.
+    """
+    T = len(labels)
     first = max(0, T - MOST_POSITIONS)
-    rows = len(found.best_RT)
+    rows = len(predicted)
     with style():
         figure, axes = new_figure(height=0.36 * rows + 1.5)
-        shown_RT = found.probability_RT[::-1, first:]
+        shown_RT = probability_RT[::-1, first:]
         image = axes.imshow(shown_RT, cmap=MAGNITUDE, vmin=0, vmax=1, aspect="auto")
-        for row, best_T in enumerate(found.best_RT[::-1, first:]):
-            for at, best in enumerate(best_T):
+        for row, best_T in enumerate(predicted[::-1]):
+            for at, best in enumerate(best_T[first:]):
                 position = first + at
-                right = position + 1 < T and found.vocabulary[best] == found.labels[position + 1]
+                right = position + 1 < T and best == labels[position + 1]
                 axes.text(
-                    at, row, visible(found.vocabulary[best]), ha="center", va="center", fontsize=9,
+                    at, row, visible(best), ha="center", va="center", fontsize=9,
                     color="black" if shown_RT[row, at] > 0.55 else "white", fontweight="bold" if right else "normal",
                 )  # fmt: skip
-        names = [*found.readings]
+        names = [*readings]
         names[-1] = f"{names[-1]} (the model)"
         axes.set_yticks(range(rows), names[::-1])
-        axes.set_xticks(range(T - first), [visible(label) for label in found.labels[first:]])
+        axes.set_xticks(range(T - first), [visible(label) for label in labels[first:]])
         axes.tick_params(length=0)
         axes.set_xlabel("token that was read" + (f" (the last {T - first} of {T})" if first else ""))
-        axes.set_title(f"{found.title} (bold: it is what follows)")
+        axes.set_title(f"{title} (bold: it is what follows)")
         figure.colorbar(image, ax=axes, label="probability", pad=0.01)
     return figure
