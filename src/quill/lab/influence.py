@@ -44,9 +44,9 @@ class Influence(Finding):
 
     title = "How much each prediction changes when a token is replaced"
     explanation = (
-        "Each token in turn is replaced by other tokens drawn at random. The colour is how far the prediction after each "
-        "later token moves: a Kullback-Leibler divergence in nats, averaged over the draws. The diagonal is the effect of "
-        "a token on the prediction right after it, and is all that is left where tokens do not communicate."
+        "Each token in turn is replaced by other tokens drawn at random. The colour is how far the prediction after "
+        "each later token moves: a Kullback-Leibler divergence in nats, averaged over the draws. The diagonal is the "
+        "effect of a token on the prediction right after it, and all that is left where tokens do not communicate."
     )
 
     def by_distance(self) -> np.ndarray:
