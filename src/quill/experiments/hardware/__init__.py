@@ -1,0 +1,1 @@
+"""Experiments about time: what limits a GPT on this machine, and what a batch costs."""
