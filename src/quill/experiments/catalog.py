@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 CATALOG = {
     "ladder": ("quill.experiments.trained.ladder", "what each part of a GPT adds, from a table of pairs upwards"),
+    "roofline": ("quill.experiments.hardware.roofline", "what limits a GPT on this machine: memory or arithmetic"),
+    "batch": ("quill.experiments.hardware.batch", "what a batch buys in generation, and what it costs in training"),
 }
 """Name: (module with EXPERIMENT, the lesson in a line)."""
 

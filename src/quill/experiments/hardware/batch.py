@@ -1,7 +1,7 @@
 """What a batch buys: generation is faster without a change, training needs fewer steps but more tokens.
 
-McCandlish et al. 2018, "An Empirical Model of Large-Batch Training", section 2.3: the steps S and tokens E to a loss obey
-S = S_min (1 + B_crit / B), E = S · B. Beyond B_crit a larger batch hardly saves steps.
+McCandlish et al. 2018, "An Empirical Model of Large-Batch Training", section 2.3: the steps S and tokens E to a loss
+obey S = S_min (1 + B_crit / B), E = S · B. Beyond B_crit a larger batch hardly saves steps.
 """
 
 from __future__ import annotations
@@ -178,9 +178,7 @@ def result_of(settings: BatchSettings, writing: Writing, training: Speeds, steps
             effect(f"fewer steps to the loss with {most} windows than with {least}", steps_gain_S1, OCTAVE, "octaves"),
             effect(f"more tokens to the loss with {most} windows than {least}", tokens_cost_S1, OCTAVE, "octaves"),
         ),
-        controls=(
-            effect("training: tokens/s with the largest batch, against one window", train_R, 0.0, "octaves"),
-        ),
+        controls=(effect("training: tokens/s with the largest batch, against one window", train_R, 0.0, "octaves"),),
         figures={
             "steps_SB": steps_SB,
             "tokens_SB": tokens_SB,

@@ -22,11 +22,11 @@ def fastest(function: Callable[[], object], repeats: int) -> float:
     return min(seconds)
 
 
-def rounds(
-    measurements: Mapping[str, Callable[[], float]], count: int, on_round: Callable[[int, int], None]
-) -> dict[str, np.ndarray]:
+def rounds[Key](
+    measurements: Mapping[Key, Callable[[], float]], count: int, on_round: Callable[[int, int], None]
+) -> dict[Key, np.ndarray]:
     """Take all measurements in turn, `count` times; return seconds_R of each. One round before them is not counted."""
-    taken: dict[str, list[float]] = {name: [] for name in measurements}
+    taken: dict[Key, list[float]] = {name: [] for name in measurements}
     for number in range(count + 1):
         on_round(number, count)
         for name, measure in measurements.items():

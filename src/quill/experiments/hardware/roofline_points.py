@@ -170,4 +170,4 @@ def knees_R(points: list[Point], dtype: str) -> np.ndarray:
     last = lines[-1]
     before = max((p for p in lines if 2 * p.rows <= last.rows), key=lambda p: p.rows, default=lines[0])
     slope_R = (last.seconds_R - before.seconds_R) / (last.rows - before.rows)
-    return lines[0].seconds_R / slope_R
+    return lines[0].seconds_R / np.maximum(slope_R, 1e-6 * lines[0].seconds_R)  # noise may make it 0 or less
