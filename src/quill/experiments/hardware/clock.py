@@ -7,9 +7,12 @@ and measurements that are compared are taken in turn, round by round.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
 
 import numpy as np
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 def fastest(function: Callable[[], object], repeats: int) -> float:
@@ -22,7 +25,7 @@ def fastest(function: Callable[[], object], repeats: int) -> float:
     return min(seconds)
 
 
-def rounds[Key](
+def rounds(
     measurements: Mapping[Key, Callable[[], float]], count: int, on_round: Callable[[int, int], None]
 ) -> dict[Key, np.ndarray]:
     """Take all measurements in turn, `count` times; return seconds_R of each. One round before them is not counted."""
