@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from quill.model.build import Model
+from quill.lab.subject import ModelAndTokenizer as Subject
 from quill.model.config import GPTConfig, ModelConfig, ModernConfig
-from quill.tokenizers.base import Tokenizer
 
 CLASSIC = GPTConfig(vocab_size=11, block_size=16, n_layer=3, n_head=2, n_embd=8, dropout=0.1)
 MODERN = ModernConfig(vocab_size=11, block_size=16, n_layer=3, n_head=2, n_embd=8, dropout=0.1, ngram=3, ngram_rows=97)
@@ -19,10 +18,4 @@ CONFIGS: dict[str, ModelConfig] = {
 }
 LETTERS = "abcdefghij\n"
 
-
-@dataclass(frozen=True)
-class Subject:
-    """A model with its tokenizer."""
-
-    model: Model
-    tokenizer: Tokenizer
+__all__ = ["CLASSIC", "CONFIGS", "LETTERS", "MODERN", "Subject"]

@@ -25,7 +25,11 @@ COMMANDS = {
     "evaluate": ("quill.cli.evaluate", "measure a trained GPT: loss over a whole split, bits per character"),
     "estimate": ("quill.cli.estimate", "estimate a run before it starts: memory, time, parameters"),
     "info": ("quill.cli.info", "show what is in a run or a checkpoint"),
-    "experiment": ("quill.cli.experiment", "check a lesson about GPTs by an experiment, with a picture and a verdict"),
+    "inspect": ("quill.cli.lab.inspect", "look inside a trained GPT: attention, lenses, attribution, ablation"),
+    "experiment": (
+        "quill.cli.lab.experiment",
+        "check a lesson about GPTs by an experiment, with a verdict",
+    ),
     "v2": ("quill.cli.v2", 'train with the recipe of "Let\'s build GPT", then generate 500 characters'),
 }
 _TRAINING = {"demo", "train", "v2"}

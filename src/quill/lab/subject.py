@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from quill.errors import ConfigError
+from quill.errors import ConfigError, TokenizerError
 from quill.model.build import Model
 from quill.model.config import ModelConfig
 from quill.model.modes import evaluation_mode
@@ -38,6 +39,14 @@ class Subject(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class ModelAndTokenizer:
+    """A subject that is made of its two parts."""
+
+    model: Model
+    tokenizer: Tokenizer
+
+
 def tokens_of(subject: Subject, text: Text) -> Tensor:
     """Return the token ids of a text, on the model's device: shape (T,), or (B, T) for a batch of ids.
 
@@ -48,6 +57,11 @@ def tokens_of(subject: Subject, text: Text) -> Tensor:
     if isinstance(text, str):
         if text == "":
             raise ConfigError("the text is empty: give at least one character to look at")
+        if unknown := subject.tokenizer.unknown_characters(text):
+            position, character = unknown[0]
+            raise TokenizerError(
+                f"character {character!r} at position {position:,} is not in the model's vocabulary: leave it out"
+            )
         text = subject.tokenizer.encode(text)
     try:
         array = np.asarray(text.cpu() if isinstance(text, Tensor) else text)

@@ -1,0 +1,113 @@
+"""What `quill inspect` can show: a name, a line of help, and the instrument that computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quill.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from quill.data.dataset import Dataset
+    from quill.lab.finding import Finding
+    from quill.lab.subject import Subject
+
+TUNED_LENS_FILE = "tuned_lens.safetensors"
+LENS_WINDOWS = 256
+
+
+@dataclass
+class Look:
+    """A model, a text, and what was asked for."""
+
+    subject: Subject
+    folder: Path
+    """the run"""
+    prompt: str
+    options: Any
+    """the flags: layer, head, position, token, versus, target, method, seed"""
+    read_dataset: Callable[[], Dataset]
+    """returns the text of the run, prepared"""
+    on_progress: Callable[[str, float], object]
+
+    def validation_tokens(self) -> Any:
+        """Return the tokens of the validation split, or of the prompt where it is long enough to measure losses on."""
+        if len(self.prompt) >= 16 * 16:
+            return self.subject.tokenizer.encode(self.prompt)
+        return self.read_dataset().val
+
+
+def attention(look: Look) -> Finding:
+    """Return the attention of every head, or of the layer and head that were chosen."""
+    from quill.lab.attention import attention_maps
+
+    kind = look.options.show if look.options.show in ("value-weighted", "rollout") else "weights"
+    return attention_maps(look.subject, look.prompt, layer=look.options.layer, head=look.options.head, kind=kind)
+
+
+def logit_lens(look: Look) -> Finding:
+    """Return what each layer would predict."""
+    from quill.lab.lens import lens
+
+    return lens(look.subject, look.prompt)
+
+
+def tuned_lens(look: Look) -> Finding:
+    """Return what each layer would predict by a tuned lens, which is trained at its first use."""
+    from quill.lab.lens import lens
+    from quill.lab.tuned_lens import load_tuned_lens, save_tuned_lens, train_tuned_lens
+    from quill.lab.windows import windows_of
+
+    path = (look.folder if look.folder.is_dir() else look.folder.parent) / TUNED_LENS_FILE
+    try:
+        found = load_tuned_lens(path, look.subject.model)
+    except CheckpointError:  # it is not there, or belongs to an earlier checkpoint
+        tokens = look.read_dataset().train
+        windows = windows_of(tokens, min(look.subject.model.config.block_size, 256, len(tokens) // 2), LENS_WINDOWS)
+
+        def on_progress(share: float) -> None:
+            look.on_progress("training the tuned lens", share)
+
+        found = train_tuned_lens(look.subject, windows, seed=look.options.seed, on_progress=on_progress)
+        save_tuned_lens(found, path)
+    return lens(look.subject, look.prompt, tuned=found)
+
+
+def attribution(look: Look) -> Finding:
+    """Return what each part adds to the logit of a token."""
+    from quill.lab.attribution import attribute
+
+    options = look.options
+    position = -1 if options.position is None else options.position
+    return attribute(look.subject, look.prompt, position=position, token=options.token, versus=options.versus)
+
+
+def ablation(look: Look) -> Finding:
+    """Return the loss that each part is worth, or the loss without the targets that were named."""
+    from quill.lab.ablation.cost import ablate, ablate_each
+
+    options = look.options
+    how = {"method": options.method, "windows": options.windows, "seed": options.seed}
+    if options.target:
+        return ablate(look.subject, options.target, look.validation_tokens(), **how)
+    return ablate_each(look.subject, look.validation_tokens(), **how)
+
+
+VIEWS: dict[str, tuple[Callable[[Look], Finding], str]] = {
+    "attention": (attention, "how much each token attends to each, in every head"),
+    "value-weighted": (attention, "the same times the size of what is read"),
+    "rollout": (attention, "attention followed through the layers"),
+    "lens": (logit_lens, "what each layer would predict"),
+    "tuned-lens": (tuned_lens, "the same by a lens that is trained at its first use"),
+    "attribution": (attribution, "which head or feed-forward made a token likely"),
+    "ablation": (ablation, "the loss without each head and feed-forward"),
+}
+
+
+def view(name: str, look: Look) -> Finding:
+    """Return a view by its name."""
+    if look.prompt == "":
+        raise ConfigError("the prompt is empty: give at least one character to look at")
+    return VIEWS[name][0](look)
