@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 
 CATALOG = {
     "ladder": ("quill.experiments.trained.ladder", "what each part of a GPT adds, from a table of pairs upwards"),
+    "mlp": ("quill.experiments.trained.mlp", "attention alone is not enough: is the feed-forward network worth it?"),
+    "depth-stability": (
+        "quill.experiments.trained.depth_stability",
+        "LayerNorm stabilises depth: at which learning rates?",
+    ),
+    "dropout": ("quill.experiments.trained.dropout", "dropout helps to generalise: after how many epochs?"),
     "roofline": ("quill.experiments.hardware.roofline", "what limits a GPT on this machine: memory or arithmetic"),
     "batch": ("quill.experiments.hardware.batch", "what a batch buys in generation, and what it costs in training"),
 }

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from quill.model.build import Model
 from quill.model.cache import KVCache
-from quill.model.gpt import Block
+from quill.model.gpt import GPT, Block
 
 Norm = Literal["pre", "post", "none"]
 
@@ -63,8 +63,8 @@ def as_bigram(model: Model) -> None:
 
 def without_positions(model: Model) -> None:
     """Set the position embedding to zero, for good."""
-    weight = model.position_embedding.weight  # type: ignore[union-attr]
-    weight.requires_grad_(False).zero_()
+    assert isinstance(model, GPT)
+    model.position_embedding.weight.requires_grad_(False).zero_()
 
 
 def without_feed_forward(model: Model) -> None:
@@ -108,21 +108,23 @@ def with_unit_scale(model: Model, seed: int) -> None:
     """Draw embeddings from N(0, 1) and linear weights from N(0, 1 / inputs), so that signals keep their size.
 
     The weights that a GPT starts with are smaller, and rely on norms. Models with and without norms are compared fairly
-    only if both start with weights that suit them. The head starts at N(0, 0.02), so the first loss is ln V.
+    only if both start with weights that suit them. A head of its own starts at N(0, 0.02), so the first loss is ln V.
     """
+    assert isinstance(model, GPT)
+    tied = model.config.tie_weights
     generator = torch.Generator().manual_seed(seed)
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and module.weight.requires_grad:
             module.weight.normal_(generator=generator)
-        elif isinstance(module, nn.Linear):
+        elif isinstance(module, nn.Linear) and not (name == "head" and tied):
             std = 0.02 if name == "head" else 1 / math.sqrt(module.in_features)
             module.weight.normal_(std=std, generator=generator)
 
 
 @torch.no_grad()
-def without_depth_scaling(model: Model) -> None:
-    """Undo the factor 1 / √(2 n_layer) of the weights that end a branch."""
-    factor = math.sqrt(2 * model.config.n_layer)
+def with_depth_scaling(model: Model) -> None:
+    """Multiply the weights that end a branch by 1 / √(2 n_layer) (Radford et al. 2019, section 2.3)."""
+    factor = 1 / math.sqrt(2 * model.config.n_layer)
     for block in blocks_of(model):
         block.attention.output.weight.mul_(factor)
         block.feed_forward.output.weight.mul_(factor)

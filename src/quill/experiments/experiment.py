@@ -160,6 +160,9 @@ class Experiment:
 class Progress:
     """Counts finished work of a known total, and reports its share with the time left."""
 
+    EARLIEST = 0.02
+    """Share from which on the time left is shown: the first steps of a model are slower than the others."""
+
     def __init__(self, on_progress: OnProgress, total: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.total, self.done = total, 0.0
         self._report, self._clock, self._started = on_progress, clock, clock()
@@ -169,6 +172,6 @@ class Progress:
         self.done += amount
         share = min(1.0, self.done / self.total)
         left = ""
-        if 0 < share < 1:
+        if self.EARLIEST <= share < 1:
             left = f", {format_time_left((self._clock() - self._started) * (1 - share) / share)}"
         self._report(f"{what}{left}", share)

@@ -44,6 +44,17 @@ def open_text(settings: Settings, block_size: int, on_progress: OnProgress = ign
     return dataset
 
 
+def require_training_windows(dataset: Dataset, tokens: int, block_size: int, share: float) -> None:
+    """Raise CorpusError unless the part of the training text that an experiment uses has enough windows."""
+    needed = FEWEST * (block_size + 1)
+    if tokens < needed:
+        raise CorpusError(
+            f"{dataset.title or dataset.name} is too short for this experiment: it trains on {share:.2g} of the text, "
+            f"{tokens:,} tokens, and needs {needed:,}, so give a text of at least {round(needed / share / 0.89):,} "
+            "characters"
+        )
+
+
 def validation_windows(dataset: Dataset, block_size: int, count: int) -> Tensor:
     """Return windows_NT of the validation split, with block_size + 1 tokens: all but the first are targets."""
     return windows_of(dataset.val, block_size + 1, count)

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quill.experiments import edits
+from quill.experiments.counting import counted_losses
 from quill.experiments.experiment import Experiment, OnProgress, Progress, Result, Settings
+from quill.experiments.picture import draw_effects
 from quill.experiments.training import open_text, train_model, validation_windows
 from quill.experiments.verdict import crossed_interval, effect
 from quill.model.build import Model
@@ -119,17 +121,6 @@ def run(settings: LadderSettings, on_progress: OnProgress) -> Result:
     return result_of(settings, rungs, losses_RSN, parameters, seconds, counted_losses(dataset.train, windows_NT))
 
 
-def counted_losses(tokens: np.ndarray, windows_NT) -> tuple[float, float]:
-    """Return the loss of counting single tokens, and of counting pairs, with one added to every count."""
-    ids, V = np.asarray(tokens, np.int64), int(max(tokens.max(), windows_NT.max())) + 1
-    single_V = np.bincount(ids, minlength=V) + 1.0
-    pairs_VV = np.bincount(ids[:-1] * V + ids[1:], minlength=V * V).reshape(V, V) + 1.0
-    before, after = windows_NT[:, :-1].numpy(), windows_NT[:, 1:].numpy()
-    single = -np.log(single_V / single_V.sum())[after].mean()
-    pairs = -np.log(pairs_VV / pairs_VV.sum(1, keepdims=True))[before, after].mean()
-    return float(single), float(pairs)
-
-
 def result_of(
     settings: LadderSettings,
     rungs: list[Rung],
@@ -179,42 +170,39 @@ def result_of(
 
 
 def draw(result: Result) -> Figure:
-    """Return the picture: the loss of each rung, one point for each seed, and what each rung gains."""
+    """Return the picture: the loss of each rung with its single seeds, and what it gains over the rung above it."""
     from quill.lab.drawing.style import CATEGORIES, NEUTRAL, new_figure, style
 
     figures = result.figures
-    names, loss = figures["rungs"], figures["loss"]
+    names, means = figures["rungs"], np.array([each.mean for each in figures["loss"]])
     rows = np.arange(len(names))
     with style():
-        figure, axes = new_figure(height=4.6)
-        for name, x in (("counting single tokens", "counting_single_tokens"), ("counting pairs", "counting_pairs")):
-            axes.axvline(figures[x], color=NEUTRAL, linestyle=":", linewidth=1.2)
-            axes.text(figures[x], -0.75, name, ha="center", va="bottom", color="#555555", fontsize=9)
-        means = np.array([each.mean for each in loss])
-        axes.plot(means, rows, color=NEUTRAL, linewidth=1, zorder=1)
-        colors = {"supported": CATEGORIES[0], "not here": CATEGORIES[3], "unclear": CATEGORIES[1]}
-        verdicts = ["supported", *figures["verdict"]]
-        for r, (mean, verdict) in enumerate(zip(means, verdicts, strict=True)):
-            color = NEUTRAL if r == 0 else colors[verdict]
-            axes.plot(figures["loss_per_seed"][r], [r] * result.settings.seeds, "|", color=color, markersize=12)  # type: ignore[attr-defined]
-            axes.plot(mean, r, "o", color=color, markersize=8)
-            gain = f"{mean:.3f}"
-            if r:
-                each = figures["gain"][r - 1]
-                gain += f"   gain {each.mean:+.3f} [{each.low:+.3f}, {each.high:+.3f}] {verdict}"
-            left = mean > (means.max() + means.min()) / 2
-            axes.annotate(
-                gain, (mean, r), (-12 if left else 12, 0), textcoords="offset points", va="center",
-                ha="right" if left else "left", fontsize=9,
-            )  # fmt: skip
-        span = max(figures["counting_single_tokens"], means.max()) - means.min()
-        axes.set_xlim(means.min() - 0.25 * span, means.min() + 1.1 * span)
-        axes.set_yticks(
-            rows, [f"{name}\n{count:,} weights" for name, count in zip(names, figures["parameters"], strict=True)]
+        figure, (left, right) = new_figure(1, 2, height=4.6, width_ratios=[1.15, 1])
+        for name, key in (("pairs counted", "counting_pairs"), ("single tokens\ncounted", "counting_single_tokens")):
+            left.axvline(figures[key], color=NEUTRAL, linestyle=":", linewidth=1.2)
+            left.text(figures[key], -0.6, name, ha="center", va="bottom", color="#555555", fontsize=9)
+        left.plot(means, rows, "o-", color=CATEGORIES[0], markersize=7, linewidth=1)
+        for r, mean in enumerate(means):
+            seeds = figures["loss_per_seed"][r]
+            left.plot(seeds, [r] * len(seeds), "|", color=CATEGORIES[0], markersize=12)
+            left.annotate(
+                f"{mean:.3f}", (max(mean, *seeds), r), (8, 0), textcoords="offset points", va="center", fontsize=9
+            )
+        ends = [*means, figures["counting_pairs"], figures["counting_single_tokens"]]
+        span = max(ends) - min(ends)
+        left.set_xlim(min(ends) - 0.1 * span, max(ends) + 0.12 * span)
+        labels = [f"{name}\n{count:,} weights" for name, count in zip(names, figures["parameters"], strict=True)]
+        left.set_yticks(rows, labels)
+        left.set_ylim(len(names) - 0.4, -0.6)
+        left.set_xlabel("validation loss, nats per token\n(upright lines: single seeds)")
+        draw_effects(right, result.effects, list(rows[1:]))
+        right.set_ylim(left.get_ylim())
+        right.set_xlabel("gain over the rung above, nats, 95 % interval\n(dashed: margin named beforehand)")
+        figure.suptitle(
+            f"One part more at a time, {result.settings.steps:,} steps each. "  # type: ignore[attr-defined]
+            f"“Every part lowers the loss”: {result.verdict}",
+            fontsize=11,
         )
-        axes.set_ylim(len(names) - 0.5, -0.9)
-        axes.set_xlabel("validation loss in nats per token (lines: single seeds)")
-        axes.set_title(f"Each part at the same number of steps. Claim: every part helps — {result.verdict}", pad=10)
     return figure
 
 
