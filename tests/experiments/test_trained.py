@@ -135,8 +135,8 @@ def test_variants_of_equal_parameters_have_equal_parameters():
         return shapes[name].n_layer * share * shapes[name].n_embd ** 2
 
     whole = weights("whole GPT", 12)
-    assert weights("attention, same parameters, deeper", 4) == weights("MLP, same parameters", 8) == whole
-    assert weights("attention, same parameters, wider", 4) == pytest.approx(whole, rel=0.03)
+    assert weights("attention, 3 × deeper", 4) == weights("MLPs, 1.5 × deeper", 8) == whole
+    assert weights("attention, √3 × wider", 4) == pytest.approx(whole, rel=0.03)
 
 
 def test_counting_gives_the_entropy_of_a_known_text():

@@ -31,11 +31,12 @@ class PhaseDisplay:
         self,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
-        between_lines: float = SECONDS_BETWEEN_LINES,
+        between_lines: float | None = None,
     ) -> None:
         self._stream, self._clock = stream if stream is not None else sys.stderr, clock
-        self._live, self._between_lines = moves_cursor(self._stream), between_lines
-        self._next = clock() + (SECONDS_BEFORE_FIRST_FRAME if self._live else between_lines)
+        self._live = moves_cursor(self._stream)
+        self._between_lines = SECONDS_BETWEEN_LINES if between_lines is None else between_lines
+        self._next = clock() + (SECONDS_BEFORE_FIRST_FRAME if self._live else self._between_lines)
         self._width = 0  # columns of the line that is shown now
 
     def __enter__(self) -> PhaseDisplay:

@@ -54,11 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
     require_folder(folder)
     keep_freed_memory()
     for number, name in enumerate(names):
-        print(f"{'' if number == 0 else chr(10)}quill experiment {name}: {CATALOG[name][1]}", flush=True)
+        (folder / name).mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is reported first
         result, files = run_one(name, arguments, folder / name)
-        print(result.report())
-        for file in files:
-            print(f"file       {file}")
+        lines = [f"experiment {name}: {CATALOG[name][1]}", result.report(), *(f"file       {file}" for file in files)]
+        print("\n".join(["", *lines] if number else lines), flush=True)
     return 0
 
 

@@ -37,7 +37,7 @@ MARGIN = 0.01
 class DropoutSettings(Settings):
     """Sizes of the experiment."""
 
-    shares: tuple[float, ...] = (1.0, 1 / 4, 1 / 16, 1 / 64)
+    shares: tuple[float, ...] = (1.0, 1 / 4, 1 / 16, 1 / 64, 1 / 256)
     """shares of the training text, each trained on for the same number of steps"""
     dropout: float = 0.2
     weight_decay: float = 0.1
@@ -48,7 +48,7 @@ class DropoutSettings(Settings):
     n_layer: int = 2
     block_size: int = 64
     batch_size: int = 16
-    steps: int = 600
+    steps: int = 500
     learning_rate: float = 3e-3
     seeds: int = 3
     windows: int = 128
@@ -175,10 +175,9 @@ def draw(result: Result) -> Figure:
                 losses = np.asarray(figures[key])[k][order]
                 left.plot(epochs[order], losses, line, marker=marks[k], color=color, label=label)
         left.plot([], [], "-", color=NEUTRAL, label="validation")
-        left.plot([], [], ":", color=NEUTRAL, label="training, without dropout")
+        left.plot([], [], ":", color=NEUTRAL, label="training")
         left.set_ylabel("loss in evaluation mode, nats per token")
         left.set_title("Both losses, the same number of tokens")
-        left.legend()
         right.axhline(0, color=NEUTRAL, linewidth=1)
         right.axhline(MARGIN, color="black", linewidth=1, linestyle=(0, (2, 1)))
         for k, key in ((1, "gain_of_dropout"), (2, "gain_of_weight_decay")):
@@ -195,12 +194,12 @@ def draw(result: Result) -> Figure:
             )  # fmt: skip
         right.set_ylabel("gain over none, nats, 95 % interval")
         right.set_title("Above 0: it helps (dashed: margin)")
-        right.legend(loc="upper left")
         for axes in (left, right):
             axes.set_xscale("log")
             axes.set_xticks(epochs[order], ticks)
             axes.minorticks_off()
             axes.set_xlabel("times the text is read (share of the text)")
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5)
         figure.suptitle(f"“Where a text is read many times, dropout helps”: {result.verdict}", fontsize=11)
     return figure
 
@@ -210,5 +209,5 @@ EXPERIMENT = Experiment(
     CLAIM,
     run,
     DropoutSettings(),
-    DropoutSettings(shares=(1.0, 1 / 16, 1 / 128), steps=200, seeds=2, windows=64, n_embd=48),
+    DropoutSettings(shares=(1.0, 1 / 16, 1 / 256), steps=200, seeds=2, windows=64, n_embd=48),
 )

@@ -74,12 +74,12 @@ def variants_of(settings: MLPSettings) -> list[Variant]:
     ratio = (12 * width**2 + mixing) / (4 * width**2 + mixing)
     return [
         Variant("whole GPT", depth, width, steps),
-        Variant("attention, same depth", depth, width, steps, attention),
-        Variant("attention, same parameters, deeper", 3 * depth, width, steps, attention),
-        Variant("attention, same parameters, wider", depth, wider, steps, attention),
-        Variant("attention, same arithmetic", depth, width, round(steps * ratio), attention),
-        Variant("MLP, same depth", depth, width, steps, mlp),
-        Variant("MLP, same parameters", max(1, round(1.5 * depth)), width, steps, mlp),
+        Variant("attention alone", depth, width, steps, attention),
+        Variant("attention, 3 × deeper", 3 * depth, width, steps, attention),
+        Variant("attention, √3 × wider", depth, wider, steps, attention),
+        Variant("attention, more steps", depth, width, round(steps * ratio), attention),
+        Variant("MLPs alone", depth, width, steps, mlp),
+        Variant("MLPs, 1.5 × deeper", max(1, round(1.5 * depth)), width, steps, mlp),
     ]
 
 
@@ -190,18 +190,19 @@ def draw(result: Result) -> Figure:
         left.set_yticks(
             rows,
             [
-                f"{name.replace(', same parameters, ', ',' + chr(10) + 'same parameters, ')}\n"
-                f"{count / 1000:.0f} k weights, {steps:,} steps"
+                f"{name}\n{count / 1000:.0f} k weights, {steps:,} steps"
                 for name, count, steps in zip(names, figures["parameters_of_blocks"], figures["steps"], strict=True)
             ],
         )
         left.set_ylim(len(names) - 0.4, -0.6)
         left.set_xlabel("validation loss, nats per token")
+        left.axhspan(1.5, 4.5, color="#f0f0f0", zorder=0)
+        right.axhspan(1.5, 4.5, color="#f0f0f0", zorder=0)
         order = {each.name.removeprefix("over "): each for each in (*result.effects, *result.controls)}
         shown = [order[name] for name in names[1:]]
         draw_effects(right, shown, rows[1:])
         right.set_ylim(left.get_ylim())
-        right.set_xlabel("gain of the whole GPT, nats, 95 % interval\n(dashed: margin; rows 3 to 5 decide)")
+        right.set_xlabel("gain of the whole GPT, nats, 95 % interval\n(dashed: margin named beforehand)")
         for (name, values), color in zip(figures["rank_residual_by_depth"].items(), CATEGORIES, strict=False):
             below.plot(range(len(values)), np.maximum(values, 1e-12), "o-", ms=3, color=color, label=name)
         below.set_yscale("log")
@@ -210,13 +211,14 @@ def draw(result: Result) -> Figure:
         empty.axis("off")
         empty.legend(*below.get_legend_handles_labels(), loc="upper left", title="what is left of a block")
         empty.text(
-            0.02, 0.02, "Attention averages: alone, it makes all positions\nalike within a few layers. Residual "
-            "connections\nprevent it, and the feed-forward network slows it.", transform=empty.transAxes, va="bottom",
+            0.02, 0.02, "Grey rows decide: attention alone with as many\nweights, or with as much arithmetic.\n\n"
+            "Below: 0 means that all positions are the same.\nAttention averages over positions; residual\n"
+            "connections keep them apart.", transform=empty.transAxes, va="bottom",
         )  # fmt: skip
         figure.suptitle(f"“The feed-forward network is worth its parameters”: {result.verdict}", fontsize=11)
     return figure
 
 
 EXPERIMENT = Experiment(
-    "mlp", CLAIM, run, MLPSettings(), MLPSettings(n_layer=2, n_embd=48, steps=150, seeds=2, windows=64, rank_depth=8)
+    "mlp", CLAIM, run, MLPSettings(), MLPSettings(n_layer=2, n_embd=48, steps=220, seeds=2, windows=64, rank_depth=8)
 )
