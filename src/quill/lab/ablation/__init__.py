@@ -1,1 +1,1 @@
-"""Remove parts of a model for the duration of a block, and measure the loss that this costs."""
+"""Remove parts of a model or replace what they compute, for the duration of a block, and measure what this changes."""
