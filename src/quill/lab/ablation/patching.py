@@ -53,7 +53,7 @@ class Patching(Finding):
     """logit of the first answer minus that of the second"""
     difference_corrupted: float
     shares: dict[Kind, np.ndarray] = field(repr=False)
-    """residual (L + 1, T), the input of each block and of the final norm; attention, feed_forward (L, T); head (L, H)"""
+    """residual (L + 1, T): the input of each block and the final norm; attention, feed_forward (L, T); head (L, H)"""
 
     title = "What carries the difference between two texts"
     explanation = (

@@ -22,7 +22,7 @@ COLOURS = {
     "none": "#DDDDDD",
 }
 CLASS_COLOUR = "#CC79A7"
-SMALLEST, LARGEST = 0.45, 0.92  # side of a square, in cells
+SMALLEST, LARGEST = 0.62, 0.94  # side of a square, in cells
 
 
 def draw_roles(
@@ -43,14 +43,15 @@ def draw_roles(
         share_LH = np.nan_to_num(np.clip(cost_LH, 0, None)) / max(float(np.nanmax(cost_LH)), 1e-9)
         sides_LH = SMALLEST + (LARGEST - SMALLEST) * np.sqrt(share_LH)
     with style():
-        figure, axes = new_figure(height=1.9 + 0.85 * L, width=max(5.5, min(12.0, 1.6 + 1.2 * H)))
+        figure, axes = new_figure(height=1.9 + 0.95 * L, width=max(5.5, min(12.0, 1.6 + 1.2 * H)))
         for layer in range(L):
             for head in range(H):
                 role, side = roles[layer][head], float(sides_LH[layer, head])
                 colour = COLOURS.get(role, CLASS_COLOUR)
                 axes.add_patch(Rectangle((head - side / 2, layer - side / 2), side, side, color=colour, linewidth=0))
                 dark = role in ("previous token", "induction", "fixed offset")
-                text = f"{names[layer][head].replace(' ', chr(10), 1)}\n{strength_LH[layer, head]:.2f}"
+                name = names[layer][head]
+                text = f"{name if len(name) <= 11 else name.replace(' ', chr(10), 1)}\n{strength_LH[layer, head]:.2f}"
                 if cost_LH is not None and np.isfinite(cost_LH[layer, head]):
                     text += f"\n{cost_LH[layer, head]:+.3f}"
                 axes.text(head, layer, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
