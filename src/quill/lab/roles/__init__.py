@@ -1,1 +1,1 @@
-"""What attention heads do: scores by where they attend, and roles by thresholds."""
+"""What attention heads and neurons do: scores by where heads attend, roles by thresholds, and cards of neurons."""
