@@ -1,13 +1,13 @@
 """Neuron cards: what activates a neuron of a feed-forward network, and which tokens it then makes likelier.
 
 A neuron f is a row of `hidden.weight`, which reads the residual stream (its key), and a column of `output.weight`,
-which is added to it in proportion to the activation (its value). What the value says by itself is head(final_norm(value)),
-less head(final_norm(0)), which differs from 0 if there are biases. Geva et al. 2021, "Transformer Feed-Forward Layers
-Are Key-Value Memories".
+which is added to it in proportion to the activation (its value). What the value says by itself is
+head(final_norm(value)), less head(final_norm(0)), which differs from 0 if there are biases. Geva et al. 2021,
+"Transformer Feed-Forward Layers Are Key-Value Memories".
 
 Agreement of a neuron is the share of its top contexts that are followed by one of the tokens that its value raises
-most. The control pairs the contexts of each neuron with the value of another: what is left is agreement by chance and by
-frequency.
+most. The control pairs the contexts of each neuron with the value of another: what is left is agreement by chance and
+by frequency.
 
 Shapes: N windows, T time, F neurons, D width, V vocabulary, K top contexts.
 """
