@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "interop": ["model", "tokenizers", "checkpoints"],
     "runs": [
         "model", "tokenizers", "data", "checkpoints", "optim", "acceleration", "evaluation", "training", "engines",
-        "tracking", "generation", "planning",
+        "tracking", "generation", "planning", "lab",
     ],
     "experiments": [
         "lab", "model", "tokenizers", "data", "checkpoints", "optim", "acceleration", "evaluation", "training",

@@ -61,7 +61,7 @@ def folder_of(out_dir: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "more", [{}, {"architecture": "modern", "optimizer": "muon", "lr_schedule": "wsd", "cooldown": 0.5}]
+    "more", [{}, {"film": True, "architecture": "modern", "optimizer": "muon", "lr_schedule": "wsd", "cooldown": 0.5}]
 )
 def test_a_run_from_python_leaves_the_folder_that_the_command_leaves(here, more):  # D2
     settings = TINY | more
@@ -277,7 +277,7 @@ def test_the_earlier_run_is_restored_if_a_run_is_killed_while_it_overwrites(here
     assert after["config.yaml"] == before["config.yaml"] and set(after) == set(before)
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "samples.txt", "loss.png", "tensorboard"])
+@pytest.mark.parametrize("name", ["config.yaml", "samples.txt", "loss.png", "film.safetensors", "tensorboard"])
 def test_files_of_the_users_under_a_runs_names_are_neither_replaced_nor_deleted(here, name):  # T6
     (here / "out").mkdir()
     (here / "out" / name).write_text("mine", encoding="utf-8")

@@ -256,7 +256,7 @@ def require_folder(out_dir: Path) -> None:
 
 def remove_run(out_dir: Path) -> None:
     """Delete the files of a run from its folder, and nothing else."""
-    names = ("last", "best", "config.yaml", "metrics.jsonl", "samples.txt", "loss.png")
+    names = ("last", "best", "config.yaml", "metrics.jsonl", "samples.txt", "loss.png", "film.safetensors")
     for file in (index_file(out_dir), *(out_dir / name for name in names)):
         file.unlink(missing_ok=True)
     for folder in (

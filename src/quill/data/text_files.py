@@ -31,7 +31,7 @@ PLAIN_ENDINGS = frozenset(
 """Endings of other plain text. In a folder, a file with one of these endings is skipped if it is not UTF-8 text."""
 
 _RUN = {"config.yaml", "checkpoints"}
-_RUN_ENTRIES = {*_RUN, "metrics.jsonl", "samples.txt", "loss.png", "last", "best", "tensorboard"}
+_RUN_ENTRIES = {*_RUN, "metrics.jsonl", "samples.txt", "loss.png", "film.safetensors", "last", "best", "tensorboard"}
 _PREPARED = {"dataset.json", "train.bin", "val.bin"}
 _PLURALS = {"run folder": "run folders", "file of a run": "files of runs"}
 

@@ -20,7 +20,10 @@ ASIDE = ".replaced"
 """Folder inside a run's folder that holds the earlier run until the new one has a checkpoint."""
 MOVING = ".replaced.moving"
 """The same folder while the files of the earlier run are moved there or back."""
-WRITTEN = ("checkpoints", "last", "best", "metrics.jsonl", "samples.txt", "loss.png", "tensorboard", "config.yaml")
+WRITTEN = (
+    "checkpoints", "last", "best", "metrics.jsonl", "samples.txt", "loss.png", "film.safetensors", "tensorboard",
+    "config.yaml",
+)  # fmt: skip
 """What a run writes into its folder."""
 
 

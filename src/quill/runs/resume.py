@@ -16,7 +16,7 @@ from quill.training.config import FREE_ON_RESUME
 # Settings that may change when a run is resumed: its length, speed, logging and paths; never the model or its text.
 RESUMABLE = FREE_ON_RESUME | {
     "out_dir", "data_dir", "dataset", "log_interval", "sample_tokens", "device", "dtype", "compile",
-    "gradient_checkpointing", "tensorboard",
+    "gradient_checkpointing", "tensorboard", "film",
 }  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def refuse_existing_run(out_dir: Path, settings: Mapping[str, Any]) -> None:
 
 def refuse_foreign_files(out_dir: Path) -> None:
     """Raise ConfigError if out_dir has files with the names of a run's files that no run wrote (T6)."""
-    names = ("config.yaml", "metrics.jsonl", "samples.txt", "loss.png", "tensorboard")
+    names = ("config.yaml", "metrics.jsonl", "samples.txt", "loss.png", "film.safetensors", "tensorboard")
     there = [name for name in names if (out_dir / name).exists()]
     if not there or holds_run(out_dir):
         return
@@ -107,5 +107,5 @@ def stored_settings(out_dir: Path) -> Settings | None:
     return settings
 
 
-ADDED = frozenset({"init_from", "vocab"})
+ADDED = frozenset({"init_from", "vocab", "film"})
 """Settings that are missing in runs of earlier versions."""

@@ -11,6 +11,7 @@ from quill.checkpoints.index import metrics_are_whole
 from quill.checkpoints.lock import lock_run
 from quill.checkpoints.run_folder import clean_run_folder
 from quill.generation.sample import sample_function
+from quill.runs.filming import film_watch
 from quill.runs.init_from import initializer
 from quill.runs.observers import Observers
 from quill.runs.replacing import replacing_run
@@ -118,6 +119,9 @@ def train_with(
                     resume=resume,
                     stop=stop,
                     plan=plan,
+                    watch=film_watch(out_dir, model_config, dataset, config.seed, resume, observers.warn)
+                    if run.film
+                    else None,
                 )
 
 

@@ -50,6 +50,9 @@ class RunSettings:
     """recompute activations in the backward pass: less memory, about a third more time"""
     tensorboard: bool = False
     """also write TensorBoard event files into out_dir"""
+    film: bool = False
+    """record what the model computes for one text at about 24 moments of the run (film.safetensors, at most 5 MB), for
+    quill inspect --over_time; True by default with minutes"""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -147,6 +147,7 @@ def run_for_minutes(
     given = with_shape(given)
     asked = resolve_settings(given)
     require_free_folder(asked, given, overwrite)
+    given = {"film": True} | given
     keep_freed_memory()
     started, seconds = time.monotonic(), minutes * 60
     if dataset is None:

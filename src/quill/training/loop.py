@@ -16,6 +16,7 @@ import torch
 from quill.checkpoints.run_folder import find_checkpoint, holds_run, make_last_best, save_checkpoint
 from quill.data.dataset import Dataset
 from quill.errors import ConfigError, TrainingError
+from quill.model.build import Model
 from quill.model.config import ModelConfig
 from quill.optim.optimizer import set_learning_rate
 from quill.process import catch_interrupts
@@ -32,6 +33,9 @@ LONGEST_INTERVAL = 10_000  # steps whose losses are kept on the device
 Plan = Callable[[int], int]
 """Returns how many steps the run has in all, given the number of finished steps."""
 
+Watch = Callable[[Model, Progress, int], int]
+"""Looks at the model between two steps, given how many steps the run has in all; returns the step to look at next."""
+
 
 def train(
     model_config: ModelConfig,
@@ -45,14 +49,16 @@ def train(
     resume: bool = False,
     stop: Callable[[], str | None] = lambda: None,
     plan: Plan | None = None,
+    watch: Watch | None = None,
 ) -> TrainResult:
     """Train a GPT on a dataset, keep checkpoints in `context.out_dir`, and return how the run ended.
 
     `report` receives every event (listed in docs/architecture.md), `sample` generates a text at each evaluation, and
     `initialize` changes the fresh weights. `stop` is called after each step; a text that it returns ends the run, with
     this reason. `plan` is called at each `step` event and after each evaluation; the run and its schedule then end at
-    the step that it returns. `resume` continues from the last checkpoint. Ctrl-C saves and ends the run. A
-    loss that is not finite is a TrainingError.
+    the step that it returns. `watch` is called before the first step, after the steps that it asks for, and at the end;
+    it must not change the model or the random-number state. `resume` continues from the last checkpoint. Ctrl-C saves
+    and ends the run. A loss that is not finite is a TrainingError.
     """
     dataset.require_window(model_config.block_size)
     out_dir, device = context.out_dir, context.device
@@ -115,8 +121,11 @@ def train(
         config = replan(config, plan, progress.step, report)
         schedule = learning_rate_schedule(config)
         logged, log_started = progress.step, time.perf_counter()
+        watch_at = progress.step
         model.train()
         while progress.step < config.max_iters and reason == "finished":
+            if watch is not None and progress.step >= watch_at:
+                watch_at = watch(model, progress, config.max_iters)
             set_learning_rate(optimizer, schedule(progress.step))
             generators = rng_state(device) if config.gradient_accumulation_steps > 1 else None
             try:
@@ -162,6 +171,8 @@ def train(
             schedule = learning_rate_schedule(config)
             model.train()
             logged, log_started = progress.step, time.perf_counter()
+        if watch is not None and reason != "interrupted":
+            watch(model, progress, progress.step)
 
     report(
         {
