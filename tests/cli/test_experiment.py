@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,15 @@ from quill.experiments.trained import ladder
 @pytest.fixture
 def small_ladder(monkeypatch, here):
     """The ladder with a default and a quick size of a few seconds; returns both settings."""
-    sizes = {"block_size": 8, "n_embd": 8, "n_head": 2, "n_layer": 2, "batch_size": 2, "seeds": 2, "windows": 8}
+    sizes: dict[str, Any] = {
+        "block_size": 8,
+        "n_embd": 8,
+        "n_head": 2,
+        "n_layer": 2,
+        "batch_size": 2,
+        "seeds": 2,
+        "windows": 8,
+    }
     full, quick = (ladder.LadderSettings(**sizes, steps=steps) for steps in (3, 2))
     monkeypatch.setattr(ladder, "EXPERIMENT", dataclasses.replace(ladder.EXPERIMENT, settings=full, quick=quick))
     return full, quick

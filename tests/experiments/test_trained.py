@@ -4,13 +4,16 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import re
+import signal
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from quill import process
 from quill.data.dataset import prepare_dataset
 from quill.errors import CorpusError
 from quill.experiments.catalog import load_experiment
@@ -57,7 +60,8 @@ def test_an_experiment_gives_the_same_numbers_for_the_same_seed_and_whole_files(
     assert {"claim", "measure", "control", "opposite", "verdict", "effects", "settings", "timings"} <= set(numbers)
     assert files[0].read_bytes().startswith(b"\x89PNG")
     page = files[2].read_text(encoding="utf-8")
-    assert page.endswith("</html>\n") and result.verdict in page
+    assert page.endswith("</html>\n") and f"<tr><th>Verdict</th><td>{result.verdict}</td></tr>" in page
+    assert repr(result).startswith(f"{result.title}\nclaim ") and len(repr(result)) < 4000
     assert all(link.startswith("data:") for link in re.findall(r'(?:src|href)="([^"]*)"', page))
     assert "http" not in page.replace(str(settings.dataset), "")
 
@@ -98,6 +102,16 @@ def test_a_run_that_diverges_has_an_infinite_loss(dataset):
     steps = []
     trained = train_model(config, recipe, dataset, validation_windows(dataset, 8, 9), edit=ruin, on_step=steps.append)
     assert trained.diverged and np.isinf(trained.losses_N).all() and sum(steps) == 5
+
+
+def test_ctrl_c_during_training_ends_the_experiment(dataset):
+    config = GPTConfig(dataset.tokenizer.vocab_size, 8, 1, 2, 8, 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        train_model(
+            config, TrainConfig(batch_size=2, max_iters=5), dataset, validation_windows(dataset, 8, 9),
+            edit=lambda model: os.kill(os.getpid(), signal.SIGINT),
+        )  # fmt: skip
+    process.received.clear()
 
 
 def test_a_part_of_a_text_is_its_beginning_and_keeps_the_validation_split(dataset):

@@ -41,7 +41,7 @@ class Settings:
     """folder for prepared token files"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result(Finding):
     """The result of an experiment. `numbers` without "timings" are the same for the same settings."""
 
@@ -59,7 +59,7 @@ class Result(Finding):
     figures: Mapping[str, Any]
     """everything that was measured, apart from times, as JSON values or arrays"""
     settings: Settings
-    draw: Callable[[Result], Figure] = field(repr=False)
+    draw: Callable[[Result], Figure]
     """makes the picture from this result alone"""
     controls: tuple[Effect, ...] = ()
     """differences that are shown, and do not decide"""
@@ -123,6 +123,9 @@ class Result(Finding):
         lines += [f"           {each}" for each in self.controls]
         lines += [f"opposite   {self.opposite}", f"time       {format_duration(self.seconds)}"]
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"{self.title}\n{self.report()}"
 
     def save(self, folder: str | Path, name: str = "result") -> list[Path]:
         """Write result.png, result.json and result.html into a folder, and return their paths."""

@@ -72,7 +72,7 @@ def run_one(name: str, arguments: argparse.Namespace, folder: Path) -> tuple[Res
         given["seed"] = arguments.seed
     settings = dataclasses.replace(experiment.quick if arguments.quick else experiment.settings, **given)
     with PhaseDisplay(between_lines=SECONDS_BETWEEN_LINES) as display:
-        result = experiment.run(settings, display)
+        result = experiment.run(settings, lambda what, share: display(f"{name}: {what}", share))
     return result, result.save(folder)
 
 
