@@ -82,5 +82,9 @@ def draw_tradeoff(axes: Axes, figures: Mapping[str, Any], batches: np.ndarray, t
     )  # fmt: skip
     ticks(axes, batches)
     axes.set(yscale="log", xlabel="B: windows in a step", ylabel="multiple of the least possible")
+    most = max(1 + critical / batches.min(), 1 + batches.max() / critical)
+    marks = [mark for mark in (1, 2, 4, 8, 16, 32, 64) if mark <= 2 * most]
+    axes.set_yticks(marks, [str(mark) for mark in marks])
+    axes.minorticks_off()
     axes.set_title(f"Training to a loss of {target:g}: steps against tokens")
     axes.legend(loc="upper center")

@@ -1,0 +1,1 @@
+"""Experiments that look inside a model: communication, heads, refinement, induction."""
