@@ -21,6 +21,10 @@ CATALOG = {
     "dropout": ("quill.experiments.trained.dropout", "dropout helps to generalise: after how many epochs?"),
     "roofline": ("quill.experiments.hardware.roofline", "what limits a GPT on this machine: memory or arithmetic"),
     "batch": ("quill.experiments.hardware.batch", "what a batch buys in generation, and what it costs in training"),
+    "communication": ("quill.experiments.inside.communication", "attention is communication between tokens"),
+    "heads": ("quill.experiments.inside.heads", "several heads learn different things"),
+    "refinement": ("quill.experiments.inside.refinement", "depth is repeated refinement of a prediction"),
+    "induction": ("quill.experiments.inside.induction", "copying takes two layers, or one that sees pairs"),
 }
 """Name: (module with EXPERIMENT, the lesson in a line)."""
 

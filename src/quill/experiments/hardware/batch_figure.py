@@ -86,5 +86,5 @@ def draw_tradeoff(axes: Axes, figures: Mapping[str, Any], batches: np.ndarray, t
     marks = [mark for mark in (1, 2, 4, 8, 16, 32, 64) if mark <= 2 * most]
     axes.set_yticks(marks, [str(mark) for mark in marks])
     axes.minorticks_off()
-    axes.set_title(f"Training to a loss of {target:g}: steps against tokens")
+    axes.set_title(f"Training to loss {target:g}: steps or tokens")
     axes.legend(loc="upper center")

@@ -93,13 +93,13 @@ def result_of(settings: InductionSettings, curves: dict[str, list[Curve]], held_
         measure=(
             f"Models of width {settings.n_embd} with two heads a layer are trained for {settings.steps} steps on random"
             f" strings that repeat, with {settings.seeds} seeds; the loss is that on {settings.strings} held-out"
-            " strings from their repetition on. An induction head's score is its mean attention to the token after the"
-            " last token's earlier place."
+            " strings from their repetition on. An induction head's score is its mean attention to the tokens after"
+            " earlier occurrences of the present one."
         ),
         control=(
             f"Before training every model guesses: {untrained:.2f} nats, ln {settings.vocab_size} = {guess:.2f}, and"
-            f" the highest head score is {max(scores):.2f}. Where a string has not repeated, no model can do better than"
-            f" guess. Final losses: {', '.join(f'{name} {loss:.2f}' for name, loss in means.items())}."
+            f" the highest head score is {max(scores):.2f}. Where a string has not repeated, no model can do better"
+            f" than that. Final losses: {', '.join(f'{name} {loss:.2f}' for name, loss in means.items())}."
         ),
         opposite="One layer without pairs would copy as well as two, or one with pairs would not copy.",
         effects=(
@@ -173,6 +173,4 @@ def draw(result: Result) -> Figure:
     return figure
 
 
-EXPERIMENT = Experiment(
-    "induction", CLAIM, run, InductionSettings(), InductionSettings(steps=250, batch_size=32, seeds=2, points=11)
-)
+EXPERIMENT = Experiment("induction", CLAIM, run, InductionSettings(), InductionSettings(steps=300, seeds=2, points=11))

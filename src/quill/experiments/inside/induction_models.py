@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from quill.evaluation.loss import cross_entropy
+from quill.lab.roles.patterns import Score, induction_pattern, previous_pattern
 from quill.lab.subject import inference
 from quill.lab.trace import record
 from quill.model.build import Model
@@ -28,6 +29,8 @@ from quill.training.context import resolve_context
 from quill.training.schedule import learning_rate_schedule
 from quill.training.setup import build_session, train_step
 
+SCORED = 64
+"""Held-out strings by which heads are scored."""
 IGNORED = -100
 """A target that cross-entropy leaves out."""
 
@@ -57,7 +60,7 @@ class Curve:
     final_losses_N: np.ndarray
     """at the end, for each string: its loss where everything can be copied"""
     induction_SLH: np.ndarray
-    """mean attention to the token after the last token's earlier place"""
+    """mean attention to the tokens after earlier occurrences of the present one"""
     previous_SLH: np.ndarray
     """mean attention to the token before"""
 
@@ -80,33 +83,31 @@ def configurations(vocab_size: int, length: int, width: int) -> dict[str, ModelC
 
 
 def head_scores(model: Model, strings: Strings) -> tuple[np.ndarray, np.ndarray]:
-    """Return (induction_LH, previous_LH): mean attention weights from tokens of the second half of each string."""
+    """Return (induction_LH, previous_LH): mean attention from the repeated part of the first `SCORED` strings.
+
+    Induction is attention to any token that came after an earlier occurrence of the present one.
+    """
+    weights: list[Tensor] = []
 
     class Recorder:
-        def __init__(self) -> None:
-            self.weights: list[Tensor] = []
-
         def wants(self, name: str) -> bool:
             return name.endswith("attention.weights_BHTS")
 
         def add(self, name: str, tensor: Tensor) -> None:
             if self.wants(name):
-                self.weights.append(tensor)
+                weights.append(tensor)
 
-    recorder = Recorder()
-    record(model, strings.tokens_BT, recorder)
-    weights_LBHTS = torch.stack(recorder.weights)
-    T = strings.tokens_BT.size(1)
-    queries_BT = torch.arange(T)[None].expand(len(strings.period_B), T)
-    second_BT = queries_BT >= strings.period_B[:, None]
-
-    def mean_weight(distance_B: Tensor) -> np.ndarray:
-        keys_BT = (queries_BT - distance_B[:, None]).clamp_min(0)
-        index = keys_BT[None, :, None, :, None].expand(*weights_LBHTS.shape[:4], 1)
-        chosen_LBHT = weights_LBHTS.gather(-1, index)[..., 0]
-        return ((chosen_LBHT * second_BT[:, None]).sum((1, 3)) / second_BT.sum()).numpy()
-
-    return mean_weight(strings.period_B - 1), mean_weight(torch.ones_like(strings.period_B))
+    tokens_BT = strings.tokens_BT[:SCORED]
+    record(model, tokens_BT, Recorder())
+    weights_BLHTS = torch.stack(weights, 1).numpy()
+    induction, previous = (Score(np.zeros(weights_BLHTS.shape[1:3])) for _ in range(2))
+    for weights_LHTS, tokens_T, period in zip(
+        weights_BLHTS, tokens_BT.numpy(), strings.period_B.tolist(), strict=False
+    ):
+        repeated_T = np.arange(len(tokens_T)) >= period
+        induction.add(weights_LHTS, induction_pattern(tokens_T), repeated_T)
+        previous.add(weights_LHTS, previous_pattern(tokens_T), repeated_T)
+    return induction.mean_LH, previous.mean_LH
 
 
 def string_losses(model: Model, strings: Strings) -> tuple[np.ndarray, np.ndarray]:
