@@ -101,8 +101,8 @@ def rank_correlation(a_TS: np.ndarray, b_TS: np.ndarray, fewest: int = 4) -> flo
     """Return Spearman's correlation of two maps over earlier tokens, the mean over rows with at least `fewest`."""
     found = []
     for t in range(fewest, len(a_TS)):
-        ranks = [np.argsort(np.argsort(each[t, :t])) for each in (a_TS, b_TS)]
-        found.append(np.corrcoef(*ranks)[0, 1])
+        a_t, b_t = (np.argsort(np.argsort(each[t, :t])) for each in (a_TS, b_TS))
+        found.append(np.corrcoef(a_t, b_t)[0, 1])
     return float(np.mean(found))
 
 

@@ -33,7 +33,8 @@ def draw_refinement(result: Result) -> Figure:
             readings = len(figures["logit lens"][key])
             place.set_xticks(range(readings), ["embedding", *(f"block {b}" for b in range(readings - 1))])
             if scale == "symlog":
-                place.set_yscale("symlog", linthresh=0.1)
+                place.set_yscale("symlog", linthresh=0.01)
+                place.set_ylim(0, None)
             place.set(title=title, ylabel=label)
             if readings > 5:
                 place.tick_params(axis="x", rotation=45)
