@@ -70,3 +70,10 @@ def test_maps_are_drawn_and_written_as_numbers(make_subject: Callable[..., Subje
     png, json, page = found.save(tmp_path, "attention")
     assert png.read_bytes().startswith(b"\x89PNG") and '"maps"' in json.read_text("utf-8")
     assert "data:image/png;base64," in page.read_text("utf-8")
+
+
+def test_numbers_are_the_lower_triangles_in_ten_thousandths(make_subject: Callable[..., Subject]) -> None:
+    found = attention_maps(make_subject(CLASSIC), TEXT)
+    for name, rows in found.numbers()["maps"].items():
+        assert [len(row) for row in rows] == list(range(1, len(TEXT) + 1))
+        np.testing.assert_allclose(np.array(rows[-1]) / 10_000, found.maps[name][-1], atol=5.1e-5)

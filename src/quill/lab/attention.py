@@ -59,9 +59,11 @@ class AttentionMaps(Finding):
         return EXPLANATIONS[self.kind]
 
     def numbers(self) -> dict[str, Any]:
-        """Return the maps, rounded to 5 decimals."""
-        maps = {name: np.round(map_TS.astype(np.float64), 5) for name, map_TS in self.maps.items()}
-        return {"kind": self.kind, "tokens": self.labels, "maps": maps}
+        """Return the maps in ten-thousandths; row t has the t + 1 tokens that it may see."""
+        maps = {}
+        for name, map_TS in self.maps.items():
+            maps[name] = [row_S[: t + 1] for t, row_S in enumerate(np.rint(map_TS * 10_000).astype(int))]
+        return {"kind": self.kind, "tokens": self.labels, "unit": 0.0001, "maps": maps}
 
     def figure(self) -> Figure:
         """Return one large map, or a grid of small ones."""

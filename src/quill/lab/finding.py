@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from quill.files import write_atomically
+from quill.units import format_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 110
+MOST_NUMBERS = 200_000  # characters of JSON in a page
 CSS = """
 :root { color-scheme: light dark }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
@@ -54,24 +56,31 @@ class Finding(ABC):
     def to_json(self) -> str:
         """Return the numbers as JSON. A float that is not finite is null."""
         about = {"title": self.title, "explanation": self.explanation}
-        return json.dumps(plain(about | self.numbers()), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+        entries = plain(about | self.numbers()).items()
+        lines = [f"{dump(name)}: {dump(value)}" for name, value in entries]  # one line each; indent= is slow
+        return "{\n" + ",\n".join(lines) + "\n}\n"
 
-    def to_html(self, png: bytes | None = None) -> str:
-        """Return a page of one file: title, picture, explanation, numbers."""
+    def to_html(self, png: bytes | None = None, numbers: str | None = None) -> str:
+        """Return a page of one file: title, picture, explanation, and the numbers unless they are very many.
+
+        `png` and `numbers` are those of `png()` and `to_json()`, if they have been made already.
+        """
         picture = base64.b64encode(png or self.png()).decode("ascii")
-        title, text = html.escape(self.title), html.escape(self.explanation)
+        title, text, numbers = html.escape(self.title), html.escape(self.explanation), numbers or self.to_json()
+        if len(numbers) > MOST_NUMBERS:
+            shown = f"<p>The numbers ({format_bytes(len(numbers))}) are in the .json file beside this page.</p>"
+        else:
+            shown = f'<details><summary>Numbers</summary><pre tabindex="0">{html.escape(numbers)}</pre></details>'
         return (
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
             f'<meta name="viewport" content="width=device-width"><style>{CSS}</style></head>\n<body><h1>{title}</h1>\n'
-            f'<p>{text}</p>\n<img alt="{title}. The numbers are below." src="data:image/png;base64,{picture}">\n'
-            f'<details><summary>Numbers</summary><pre tabindex="0">{html.escape(self.to_json())}</pre></details>\n'
-            "</body></html>\n"
+            f'<p>{text}</p>\n<img alt="{title}" src="data:image/png;base64,{picture}">\n{shown}\n</body></html>\n'
         )
 
     def save(self, folder: str | Path, name: str) -> list[Path]:
         """Write NAME.png, NAME.json and NAME.html into a folder, and return their paths."""
-        folder, png = Path(folder), self.png()
-        contents = {".png": png, ".json": self.to_json(), ".html": self.to_html(png)}
+        folder, png, numbers = Path(folder), self.png(), self.to_json()
+        contents = {".png": png, ".json": numbers, ".html": self.to_html(png, numbers)}
         paths = [folder / f"{name}{ending}" for ending in contents]
         for path, content in zip(paths, contents.values(), strict=True):
             write_atomically(path, content)
@@ -87,7 +96,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
-        return plain(value.tolist())
+        whole = value.dtype.kind in "biu" or (value.dtype.kind == "f" and bool(np.isfinite(value).all()))
+        return value.tolist() if whole else plain(value.tolist())
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, np.generic):
@@ -97,3 +107,8 @@ def plain(value: Any) -> Any:
     if hasattr(value, "__dataclass_fields__"):
         return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
     return value
+
+
+def dump(value: Any) -> str:
+    """Return a JSON value in one line."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, check_circular=False)

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quill.lab.drawing.style import MAGNITUDE, WIDTH, label_tokens, new_figure, style
+from quill.lab.drawing.style import MAGNITUDE, WIDTH, label_tokens, new_figure, style, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-MOST_COLUMNS = 8
 
 
 def draw_map(map_TS: np.ndarray, labels: Sequence[str], title: str, value: str = "share of the row") -> Figure:
@@ -30,7 +28,10 @@ def draw_map(map_TS: np.ndarray, labels: Sequence[str], title: str, value: str =
 
 
 def draw_map_grid(maps: Mapping[str, np.ndarray], labels: Sequence[str], title: str) -> Figure:
-    """Return small maps in a grid: a row for each layer where the names are "layer.head"."""
+    """Return small maps in a grid: a row for each layer where the names are "layer.head".
+
+    All of them are one image, because an axes for each takes a second. Each map has its own scale.
+    """
     names = list(maps)
     rows: dict[str, list[str]] = {}
     for name in names:
@@ -39,23 +40,31 @@ def draw_map_grid(maps: Mapping[str, np.ndarray], labels: Sequence[str], title: 
     if columns == 1:  # one map a layer: wrap them
         columns = min(4, len(names))
         rows = {str(i): names[i : i + columns] for i in range(0, len(names), columns)}
+    T = len(labels)
+    gap, head = max(2, T // 16), max(3, T // 6)
+    width, height = T + gap, T + head
+    colours = colour_table()
+    canvas = np.full((len(rows) * height, columns * width, 3), 255, np.uint8)
+    lower_TS = np.tril(np.ones((T, T), bool))
+    where = [(name, row * height + head, column * width) for row, line in enumerate(rows.values())
+             for column, name in enumerate(line)]  # fmt: skip
+    for name, top, left in where:
+        scaled_TS = np.sqrt(maps[name] / max(float(maps[name].max()), 1e-9))
+        canvas[top : top + T, left : left + T][lower_TS] = colours[(scaled_TS[lower_TS] * 255).astype(np.uint8)]
     with style():
-        size = min(2.4, WIDTH / columns)
-        figure, grid = new_figure(len(rows), columns, height=size * len(rows) + 0.7, squeeze=False)
-        for line, row in zip(grid, rows.values(), strict=True):
-            for axes, name in zip(line, [*row, *[""] * (columns - len(row))], strict=True):
-                if not name:
-                    axes.set_axis_off()
-                    continue
-                show_map(axes, maps[name])
-                axes.set_xticks([])
-                axes.set_yticks([])
-                axes.set_title(name, fontsize=9, loc="center", pad=2)
-        start = "".join(labels[:24]).replace("\n", "⏎") + ("…" if len(labels) > 24 else "")
-        which = "layer.head" if "." in names[0] else "layer"
-        figure.suptitle(f"{title}: “{start}”, {len(labels)} tokens", fontsize=10.5, x=0.01, ha="left")
-        figure.supxlabel(f"token that is read →   ({which} above each map)", fontsize=9)
-        figure.supylabel("← token that reads", fontsize=9)
+        inches = min(12.0, WIDTH * canvas.shape[0] / canvas.shape[1]) + 0.9
+        figure, axes = new_figure(height=inches, layout="none")  # a layout engine would draw it twice
+        figure.subplots_adjust(0.03, 0.35 / inches, 0.99, 1 - 0.35 / inches)
+        axes.imshow(canvas)
+        for name, top, left in where:
+            axes.text(left + T / 2, top - head / 8, name, ha="center", va="bottom", fontsize=9)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+        start = "".join(map(visible, labels[:24])) + ("…" if T > 24 else "")
+        axes.set_title(f"{title}: “{start}”, {T} tokens")
+        axes.set_xlabel(f"token that is read →   ({'layer.head' if '.' in names[0] else 'layer'} above each map)")
+        axes.set_ylabel("← token that reads")
     return figure
 
 
@@ -65,3 +74,10 @@ def show_map(axes: Axes, map_TS: np.ndarray):
 
     shown_TS = np.ma.masked_array(map_TS, np.triu(np.ones(map_TS.shape, bool), 1))
     return axes.imshow(shown_TS, cmap=MAGNITUDE, norm=PowerNorm(0.5, 0, max(float(map_TS.max()), 1e-9)), aspect="equal")
+
+
+def colour_table() -> np.ndarray:
+    """Return the 256 colours of magnitudes as bytes, shape (256, 3)."""
+    import matplotlib
+
+    return matplotlib.colormaps[MAGNITUDE](np.arange(256), bytes=True)[:, :3]

@@ -53,12 +53,18 @@ def style() -> Iterator[None]:
 
 
 def new_figure(
-    rows: int = 1, columns: int = 1, *, height: float = 4.0, width: float = WIDTH, **options: Any
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    height: float = 4.0,
+    width: float = WIDTH,
+    layout: Any = "constrained",
+    **options: Any,
 ) -> tuple[Figure, Any]:
     """Return a figure and its axes, as `matplotlib.pyplot.subplots` does, without pyplot and its global state."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=layout)
     return figure, figure.subplots(rows, columns, **options)
 
 
