@@ -23,7 +23,10 @@ from quill.model.build import Model
 from quill.model.config import GPTConfig
 from quill.training.config import TrainConfig
 
-CLAIM = "LayerNorm stabilises depth: before each part it trains a deep model at learning rates where other places fail."
+CLAIM = (
+    "LayerNorm stabilises depth: with a norm before each part, a deep model trains at learning rates where it does not "
+    "with norms after each addition, or without."
+)
 MARGIN, WIDTH_MARGIN = 0.05, 0.25
 """Nats, averaged over learning rates; and decades of the learning rate."""
 LEARNT = 0.1
