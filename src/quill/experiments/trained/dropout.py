@@ -83,7 +83,7 @@ def run(settings: DropoutSettings, on_progress: OnProgress) -> Result:
                     warmup_iters=settings.steps // 10, weight_decay=decay, data_order="shuffled",
                     seed=settings.seed + s,
                 )  # fmt: skip
-                what = f"seed {s + 1} of {settings.seeds}, {settings.shares[c]:.3g} of the text, {name}"
+                what = f"seed {s + 1} of {settings.seeds}, {100 * settings.shares[c]:.3g} % of the text, {name}"
                 trained = train_model(
                     config, recipe, part, windows_NT, on_step=lambda steps, what=what: progress(what, steps)
                 )
