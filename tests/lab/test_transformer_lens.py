@@ -45,9 +45,10 @@ def gpt2() -> GPT2LMHeadModel:
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=27, n_positions=32, n_layer=3, n_head=4, n_embd=32, activation_function="gelu", resid_pdrop=0.0,
-        embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0, attn_implementation="eager",
+        embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     model = GPT2LMHeadModel(config).eval()
+    model.set_attn_implementation("eager")  # which returns attentions
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3)
