@@ -59,6 +59,8 @@ def test_quick_runs_the_smaller_size_in_another_folder(quill, here, small_ladder
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (["ladder", "--run=out"], "run='out' cannot be used: run must be left out: ladder trains its own models"),
+        (["heads", "--run=absent"], "absent"),
         (["laddr"], "unknown experiment 'laddr' (did you mean 'ladder'?); the experiments are "),
         (["ladder", "--quik"], "did you mean '--quick'"),
         (["ladder", "mlp"], "takes one name, and 'ladder' and 'mlp' were given"),

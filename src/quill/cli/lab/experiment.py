@@ -28,6 +28,7 @@ def add_arguments(parser: Parser) -> None:
         default="shakespeare",
         help="shakespeare, tinystories, pydoc, or the path of your own text: a file, a folder or a glob",
     )
+    parser.add_argument("--run", type=str, help="folder of a run to look into, with communication, heads or refinement")
     parser.add_argument("--data_dir", type=str, default="data", help="folder for prepared token files")
     parser.add_argument(
         "--out_dir", type=str, default="experiments", help="folder for the results: one folder for each experiment"
@@ -49,7 +50,11 @@ def run(arguments: argparse.Namespace) -> int:
         require(0 <= arguments.seed < 2**31, "seed", arguments.seed, "from 0 to 2**31 - 1")
     names = list(CATALOG) if arguments.name == "all" else [arguments.name]
     if arguments.name != "all":
-        load_experiment(arguments.name)  # a wrong name is reported first
+        experiment = load_experiment(arguments.name)  # a wrong name is reported first
+        looks = hasattr(experiment.settings, "run")
+        require(
+            arguments.run is None or looks, "run", arguments.run, f"left out: {arguments.name} trains its own models"
+        )
     folder = expand_home(arguments.out_dir)
     require_folder(folder)
     keep_freed_memory()
@@ -70,6 +75,8 @@ def run_one(name: str, arguments: argparse.Namespace, folder: Path) -> tuple[Res
     given: dict[str, Any] = {"dataset": arguments.dataset, "data_dir": str(arguments.data_dir)}
     if arguments.seed is not None:
         given["seed"] = arguments.seed
+    if arguments.run is not None and hasattr(experiment.settings, "run"):
+        given["run"] = str(expand_home(arguments.run))
     settings = dataclasses.replace(experiment.quick if arguments.quick else experiment.settings, **given)
     with PhaseDisplay(between_lines=SECONDS_BETWEEN_LINES) as display:
         result = experiment.run(settings, lambda what, share: display(f"{name}: {what}", share))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SMALLEST, LARGEST = 0.35, 0.94
+SMALLEST, LARGEST = 0.5, 0.94
 """Sides of a head's square, in cells."""
 
 
@@ -59,7 +59,8 @@ def draw_map(axes: Axes, roles: list[list[str]], strength_LH: np.ndarray, cost_L
         text = f"{name.replace(' ', chr(10), 1)}\n{strength:.2f}" if H <= 6 else f"{strength:.1f}"
         if cost_LH is not None and H <= 6:
             text += f"\n{cost_LH[layer, head]:+.3f}"
-        axes.text(head, layer, text, ha="center", va="center", fontsize=9)
+        ink = "white" if role in ("previous token", "induction", "fixed offset") else "black"
+        axes.text(head, layer, text, ha="center", va="center", fontsize=9, color=ink)
     axes.set(xlim=(-0.5, H - 0.5), ylim=(L - 0.5, -0.5), xticks=range(H), yticks=range(L))
     axes.set(xlabel="head", ylabel="layer")
 
@@ -95,4 +96,5 @@ def draw_pruning(axes: Axes, result: Result) -> None:
     axes.set(
         xlabel="heads removed", ylabel="loss, nats per token", title="Heads removed one after the other\n(set to zero)"
     )
+    axes.set_xticks(removed)
     axes.legend(loc="upper left")
