@@ -51,7 +51,7 @@ class RunSettings:
     tensorboard: bool = False
     """also write TensorBoard event files into out_dir"""
     film: bool = False
-    """record what the model computes for one text at about 24 moments of the run (film.safetensors, at most 5 MB), for
+    """record what the model computes for one text at up to 24 moments of the run (film.safetensors, at most 5 MB), for
     quill inspect --over_time; True by default with minutes"""
 
     def __post_init__(self) -> None:

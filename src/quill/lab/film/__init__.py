@@ -1,1 +1,1 @@
-"""The film of a run: what a model computes for one text, at about 24 moments of its training."""
+"""The film of a run: what a model computes for one text, at up to 24 moments of its training."""

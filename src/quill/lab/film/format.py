@@ -37,7 +37,7 @@ MOST_BYTES = 5_000_000
 """Largest size of a film; the probe text is as long as it allows."""
 MOST_TOKENS = 96
 """Longest probe text."""
-SAMPLE_TOKENS = 48
+SAMPLE_TOKENS = 32
 HEADER_BYTES = 64_000
 """Bytes of the file that are kept free for its header."""
 

@@ -28,14 +28,16 @@ from quill.lab.film.format import (
 )
 from quill.lab.residual import unembed
 from quill.lab.roles.patterns import Score, induction_pattern
-from quill.lab.subject import inference
 from quill.lab.trace import record
 from quill.model.build import Model
 from quill.model.cache import KVCache
 from quill.model.config import ModelConfig
+from quill.model.modes import evaluation_mode
 from quill.tokenizers.base import Tokenizer
 
-PLANNED_FRAMES = 24
+FEWEST_FRAMES, MOST_PLANNED, STEPS_PER_FRAME = 8, 24, 30
+"""Frames that are planned: one for 30 steps of the run, within these bounds. A frame costs about as much as a step of a
+very small model, and much less than one of a larger model."""
 REPEATED_TEXTS = 3
 """Texts of repeated random tokens, on which induction is measured; each has another period."""
 TEMPERATURE = 0.8
@@ -46,11 +48,12 @@ LARGEST = 6e4  # float16 ends at 65,504
 def next_step(last: int, total: int) -> int:
     """Return the step of the frame after the one at step `last`, in a run of `total` steps.
 
-    Steps grow by a factor with which about `PLANNED_FRAMES` frames cover the run. The last step has one.
+    Steps grow by a factor with which the planned frames cover the run. The last step has one.
     """
     if last >= total:
         return NEVER
-    factor = total ** (1 / (PLANNED_FRAMES - 2))
+    planned = min(MOST_PLANNED, max(FEWEST_FRAMES, total // STEPS_PER_FRAME))
+    factor = total ** (1 / (planned - 2))
     step = max(last + 1, round(last * factor))
     return step if step <= total / factor**0.5 else total
 
@@ -199,7 +202,7 @@ def sample_tokens(model: Model, prompt: np.ndarray, count: int, seed: int) -> np
     random = np.random.default_rng(seed).random(count)
     device = model.token_embedding.weight.device
     chosen: list[int] = []
-    with inference(model):
+    with torch.inference_mode(), evaluation_mode(model):
         cache = KVCache(model.config, device=device)
         new = torch.from_numpy(np.asarray(prompt, np.int64))[None].to(device)
         for number in random[: model.config.block_size - len(prompt) + 1]:
