@@ -132,7 +132,7 @@ def draw_roles_over_steps(figure: Any, axes: Axes, picture: FilmPicture) -> None
     axes.xaxis.set_major_formatter(lambda value, position: f"{value:,.0f}")
     axes.minorticks_off()
     axes.set_xlabel("finished steps (logarithmic)")
-    axes.set_title("What each head looks at")
+    axes.set_title("What each head looks at in this text; induction: in repeated random tokens")
     found = [kind for kind in kinds if (cells == index[kind]).any()]
     handles = [Patch(color=colours[index[kind]], label=kind) for kind in found]
     figure.legend(handles=handles, loc="outside lower center", ncols=5)

@@ -128,7 +128,7 @@ class Film(Finding):
         """Return losses, lens and roles over the steps, the attention of a head at six of them, and samples."""
         layer, head = self.shown
         L, H = self.shape
-        role = "" if layer is None or head is None else f", {self.roles[-1][0][layer][head]} at the end"
+        role = "" if layer is None or head is None else f" (role at the end: {self.roles[-1][0][layer][head]})"
         which = "the mean over all heads" if layer is None and head is None else (
             f"the mean over the heads of layer {layer}" if head is None else f"head {layer}.{head}{role}"
         )  # fmt: skip
@@ -150,7 +150,7 @@ class Film(Finding):
                 labels=self.labels,
                 shown=which,
                 maps=[(self.steps[i], self.attention_TS(i, layer, head)) for i in at],
-                samples=[(self.steps[i], self.samples[i]) for i in evenly(len(self.steps), 5)],
+                samples=[(self.steps[i], self.samples[i]) for i in at],
             )
         )
 
