@@ -51,7 +51,7 @@ def test_a_frame_changes_neither_model_nor_random_numbers(subject):
     before = {name: value.clone() for name, value in subject.model.state_dict().items()}
     attributes = {name: set(vars(module)) for name, module in subject.model.named_modules()}
     modes = [module.training for module in subject.model.modules()]
-    state, numbers = torch.get_rng_state(), np.random.get_state()[1].copy()
+    state, numbers = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy()
     one = make_frame(subject.model, TOKENS, PROMPT, 3, Evaluation())
     assert torch.equal(torch.get_rng_state(), state)
     assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], numbers)
