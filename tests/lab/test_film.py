@@ -162,7 +162,7 @@ def test_frames_are_log_spaced_with_the_first_and_the_last_step():
             found.append(following)
         return found
 
-    assert steps(14) == [0, 1, 2, 3, 5, 8, 14]
+    assert steps(14) == [0, 1, 2, 3, 4, 5, 7, 9, 12, 14]
     assert steps(1) == [0, 1]
     for total in (2, 60, 450, 1000, 5000, 123_456, 10**6):
         found = steps(total)

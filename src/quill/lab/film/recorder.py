@@ -35,7 +35,7 @@ from quill.model.config import ModelConfig
 from quill.model.modes import evaluation_mode
 from quill.tokenizers.base import Tokenizer
 
-FEWEST_FRAMES, MOST_PLANNED, STEPS_PER_FRAME = 8, 24, 30
+FEWEST_FRAMES, MOST_PLANNED, STEPS_PER_FRAME = 12, 24, 30
 """Frames that are planned: one for 30 steps of the run, within these bounds. A frame costs about as much as a step of a
 very small model, and much less than one of a larger model."""
 REPEATED_TEXTS = 3
