@@ -69,7 +69,7 @@ def test_flags_are_parsed_to_values_of_the_right_type(argv, name, value):
     ("argv", "message"),
     [
         (["--nembd=3"], r"unknown flag --nembd \(did you mean '--n_embd'\?\)"),
-        (["--batch-size=3"], r"did you mean '--batch_size'"),
+        (["--batchsize=3"], r"did you mean '--batch_size'"),
         (["--max=3"], r"did you mean '--max_iters'"),
         (["-x"], r"unknown flag -x;"),
         (["--n_embd=wide"], r"--n_embd='wide' cannot be used: it takes a whole number$"),
@@ -311,3 +311,11 @@ def test_a_flag_of_the_other_model_is_refused_because_it_would_do_nothing():
     assert "bias" not in modern and modern["n_kv_head"] == 2
     assert type(build_configs(modern)[0]) is ModernConfig
     assert "n_kv_head" not in settings_of(read())
+
+
+def test_flags_may_be_typed_with_hyphens() -> None:
+    parser = Parser("train")
+    parser.add_argument("--out_dir", type=str)
+    parser.add_argument("--over_time", action="store_true")
+    found = parser.read(["--out-dir=a-b", "--over-time"])
+    assert (found.out_dir, found.over_time, found.notes) == ("a-b", True, [])

@@ -11,7 +11,7 @@ import pytest
 from quill.cli.lab.views import VIEWS
 
 
-@pytest.mark.parametrize("name", [name for name in VIEWS if name != "tuned-lens"])
+@pytest.mark.parametrize("name", [name for name in VIEWS if name not in ("tuned-lens", "over-time")])
 def test_a_view_writes_a_picture_numbers_and_a_page_of_one_file(quill, trained, tmp_path, name):
     code, out, error = quill(
         "inspect", trained.out, f"--show={name}", "--prompt=the ", f"--to={tmp_path}", "--windows=4"
@@ -75,6 +75,10 @@ def test_a_target_is_ablated_by_name(quill, trained):
         (["--prompt=the", "--show=picture"], "--show='picture' cannot be used"),
         (["--show=ablation", "--target=head:0.99"], "head must be from 0 to"),
         (["--show=ablation", "--target=tail:1"], "tail"),
+        (["--prompt=the", "--show=patching"], "give it as --corrupted"),
+        (["--prompt=the", "--show=patching", "--corrupted=thee"], "same number of tokens"),
+        (["--over-time"], "film"),
+        (["--show=neurons", "--layer=5"], "layer must be from 0 to"),
         (["--show=all", "--json"], "one view"),
         (["--prompt=the", "--seed=-1"], "seed must be"),
         (["--windows=1"], "windows must be"),
@@ -86,3 +90,11 @@ def test_what_cannot_be_shown_is_refused_in_one_line(refused, trained, tmp_path,
 
 def test_a_run_that_does_not_exist_is_refused(refused):
     assert "nowhere does not exist" in refused("inspect", "nowhere")
+
+
+def test_the_film_of_a_run_is_drawn_over_time(quill, here, tiny):
+    assert quill("train", "my.txt", *tiny, "--film=True")[0] == 0
+    code, _, error = quill("inspect", "out", "--over-time")
+    assert (code, error) == (0, "")
+    assert (here / "out" / "inspect" / "over-time.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((here / "out" / "inspect" / "over-time.json").read_text("utf-8"))["steps"][0] == 0

@@ -129,7 +129,7 @@ class Parser:
                     text = "True"
                 else:
                     raise ConfigError(f"{typed} needs a value: {flag.accepted}, as in {typed}=…")
-            if f"--{flag.name}" != typed and typed != "-h":
+            if flag.name != typed[2:].replace("-", "_") and typed != "-h":
                 text = values.get(text, text)
                 notes.append(f"{typed} is now called --{flag.name}: use --{flag.name}={text}")
             if (advice := suggest_value(flag.name, text)) and text not in flag.choices:
@@ -138,7 +138,7 @@ class Parser:
 
     def _flag(self, typed: str) -> tuple[Flag, Mapping[str, str]]:
         """Return the flag that was typed, and a map of its old values to new ones."""
-        name = "help" if typed == "-h" else typed.removeprefix("--")
+        name = "help" if typed == "-h" else typed.removeprefix("--").replace("-", "_")  # --out-dir is --out_dir
         if typed.startswith("--") or typed == "-h":
             if name in self.flags:
                 return self.flags[name], {}

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Literal
 
-from quill.cli.lab.views import VIEWS, Look, view
+from quill.cli.lab.views import NOT_IN_ALL, VIEWS, Look, view
 from quill.errors import ConfigError
 from quill.files import expand_home
 from quill.validation import require
@@ -27,11 +27,13 @@ def add_arguments(parser: Parser) -> None:
     add("--prompt", type=str, help="the text to look at; by default the first characters of the run's validation split")
     listed = "; ".join(f"{name}: {text}" for name, (_, text) in VIEWS.items())
     add("--show", type=Literal[(*VIEWS, "all")], default="attention", help=f"{listed}; all: one after the other")
-    add("--layer", type=int | None, help="attention of this layer only, from 0")
+    add("--over_time", action="store_true", help="the same as --show=over-time")
+    add("--layer", type=int | None, help="this layer only, from 0; for neurons the last one by default")
     add("--head", type=int | None, help="attention of this head only, from 0, large")
-    add("--position", type=int | None, help="attribution: the token whose successor is explained; by default the last")
+    add("--position", type=int | None, help="the token whose successor is explained, from 0; by default the last")
     add("--token", type=str | None, help="attribution: the successor that is explained; by default the likeliest")
     add("--versus", type=str | None, help="attribution: compare with this token instead of with the mean of all")
+    add("--corrupted", type=str | None, help="patching: a text as long as the prompt, with another continuation")
     add(
         "--target",
         type=str,
@@ -60,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     from quill.lab.subject import ModelAndTokenizer
     from quill.tracking.phase_display import PhaseDisplay
 
+    if arguments.over_time:
+        arguments.show = "over-time"
     require(0 <= arguments.seed < 2**31, "seed", arguments.seed, "from 0 to 2**31 - 1")
     require(2 <= arguments.windows <= 10**4, "windows", arguments.windows, "from 2 to 10000")
     if arguments.json and arguments.show == "all":
@@ -79,11 +83,13 @@ def run(arguments: argparse.Namespace) -> int:
             return text_of_run(folder, checkpoint, None, display)
 
         prompt = arguments.prompt
-        if prompt is None:
+        if prompt is None and arguments.show in ("heads", "ablation", "neurons", "over-time"):
+            prompt = "\n"  # they look at other texts
+        elif prompt is None:
             length = min(OPENING, checkpoint.config.block_size)
             prompt = subject.tokenizer.decode(read_dataset().val[:length])
         look = Look(subject, folder, prompt, arguments, read_dataset, display)
-        names = list(VIEWS) if arguments.show == "all" else [arguments.show]
+        names = [name for name in VIEWS if name not in NOT_IN_ALL] if arguments.show == "all" else [arguments.show]
         for name in names:
             arguments.show = name
             finding = view(name, look)

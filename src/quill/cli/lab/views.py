@@ -95,15 +95,67 @@ def ablation(look: Look) -> Finding:
     return ablate_each(look.subject, look.validation_tokens(), **how)
 
 
+def heads(look: Look) -> Finding:
+    """Return the role of every head, and the loss without it."""
+    from quill.lab.ablation.cost import ablate_each, text_windows
+    from quill.lab.ablation.targets import every_head
+    from quill.lab.roles.classify import head_roles
+
+    options = look.options
+    windows_NT = text_windows(look.subject, look.validation_tokens(), options.windows)
+    config = look.subject.model.config
+    costs = ablate_each(look.subject, windows_NT, every_head(config), method=options.method, seed=options.seed)
+    return head_roles(look.subject, windows_NT, windows=options.windows, costs=costs, seed=options.seed)
+
+
+def neurons(look: Look) -> Finding:
+    """Return cards of the neurons of a layer that add most: what activates them, and what they make likelier."""
+    from quill.lab.roles.neurons import neuron_cards
+
+    layer = look.subject.model.config.n_layer - 1 if look.options.layer is None else look.options.layer
+    return neuron_cards(look.subject, look.validation_tokens(), layer, seed=look.options.seed)
+
+
+def influence_of_tokens(look: Look) -> Finding:
+    """Return how much each prediction changes when a token is replaced."""
+    from quill.lab.influence import influence
+
+    return influence(look.subject, look.prompt, seed=look.options.seed)
+
+
+def patching(look: Look) -> Finding:
+    """Return which activations of the prompt, put into the corrupted text, bring its answer back."""
+    from quill.lab.ablation.patching import patch
+
+    if look.options.corrupted is None:
+        raise ConfigError("patching compares the prompt with another text of the same length: give it as --corrupted=…")
+    position = -1 if look.options.position is None else look.options.position
+    return patch(look.subject, look.prompt, look.options.corrupted, position=position)
+
+
+def over_time(look: Look) -> Finding:
+    """Return the film of the run: what it looked like inside while it was trained."""
+    from quill.lab.film.film import load_film
+
+    return load_film(look.folder, layer=look.options.layer, head=look.options.head)
+
+
 VIEWS: dict[str, tuple[Callable[[Look], Finding], str]] = {
     "attention": (attention, "how much each token attends to each, in every head"),
     "value-weighted": (attention, "the same times the size of what is read"),
     "rollout": (attention, "attention followed through the layers"),
+    "heads": (heads, "what each head does, and the loss without it"),
     "lens": (logit_lens, "what each layer would predict"),
     "tuned-lens": (tuned_lens, "the same by a lens that is trained at its first use"),
     "attribution": (attribution, "which head or feed-forward made a token likely"),
+    "influence": (influence_of_tokens, "how predictions change when a token is replaced"),
     "ablation": (ablation, "the loss without each head and feed-forward"),
+    "neurons": (neurons, "what activates a neuron, and what it makes likely"),
+    "patching": (patching, "which activations carry the difference between two texts"),
+    "over-time": (over_time, "the run while it was trained, if it kept a film"),
 }
+NOT_IN_ALL = ("patching", "over-time")
+"""They need a second text, or a run with a film."""
 
 
 def view(name: str, look: Look) -> Finding:
