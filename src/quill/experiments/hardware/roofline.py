@@ -75,8 +75,7 @@ def result_of(settings: RooflineSettings, roofs: dict[str, Roof], found: list[Po
 
     knees = []
     for dtype, roof in roofs.items():
-        predicted_R = roof.knee(dtype) * (roof.peak_R / roof.peak) / (roof.bandwidth_R / roof.bandwidth)
-        ratio_R = np.abs(np.log2(np.maximum(knees_R(found, dtype), 1e-3) / predicted_R))
+        ratio_R = np.abs(np.log2(np.maximum(knees_R(found, dtype), 1e-3) / roof.knee(dtype)))
         knees.append(effect(f"knee of {dtype}: within a factor of 2 of the predicted one", 1 - ratio_R, 0.0, "octaves"))
     attention = share_R("attention", "float32")
     share = bootstrap_interval(attention) if len(attention) > 1 else attention.mean()
@@ -88,7 +87,7 @@ def result_of(settings: RooflineSettings, roofs: dict[str, Roof], found: list[Po
         measure=(
             "The roofs are a product of large matrices (or the engine's kernel on cached weights, if faster) and the"
             " speed of reading as many bytes as the weights have. Each figure is the fastest of several repeats; shares"
-            " compare figures of the same round. Traffic is counted as the least that is possible."
+            " compare figures of the same round, and knees the best roofs of all rounds. Traffic is counted as the least that is possible."
         ),
         control=(
             f"Attention reads keys of its own for each text, so a batch cannot help it: with {batch} texts it reaches"
