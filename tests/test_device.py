@@ -40,6 +40,7 @@ def test_the_fastest_format_of_a_cpu_is_what_it_can_multiply(monkeypatch: pytest
         resolve_dtype("quick", CPU)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc hands memory back like this")
 def test_kept_memory_costs_no_page_faults_and_importing_changes_nothing() -> None:
     run = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
@@ -86,7 +87,7 @@ THREADS = "from quill.device import cpu_threads; n = cpu_threads(); import torch
 
 # Each value needs a process of its own that imports PyTorch.
 @pytest.mark.parametrize(
-    "asked", [None, "1", pytest.param("2", marks=pytest.mark.long), pytest.param("nonsense", marks=pytest.mark.long)]
+    "asked", [None, *(pytest.param(asked, marks=pytest.mark.long) for asked in ("1", "2", "nonsense"))]
 )
 def test_as_many_threads_are_taken_without_pytorch_as_with_it(asked: str | None) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}

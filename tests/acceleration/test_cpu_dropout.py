@@ -90,7 +90,7 @@ def test_attention_computed_in_tiles_equals_the_formula(
     torch.testing.assert_close(results[1], results[0])
 
 
-@pytest.mark.parametrize("tile", [5, 16])
+@pytest.mark.parametrize("tile", [5, pytest.param(16, marks=pytest.mark.long)])
 def test_gradients_of_attention_with_dropout_agree_with_finite_differences(
     tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 save: for n = 1, 2, … a forked child saves the next checkpoint of a run and ends itself by SIGKILL at its n-th request
 to the system (before and after each fsync; at each opened, made, renamed or deleted file), until one comes to its end.
+With a stride, n grows by it.
 Prints a JSON line for each: the number of the save, n, and what the folder holds after the crash, after cleaning up,
 and after the next save.
 
@@ -94,20 +95,20 @@ def names(out: Path) -> list[str]:
     return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.parent.name != "step" or is_draft(path))
 
 
-def crash_in_saves(folder: Path, saves: list[tuple[list[int], bool]]) -> None:
+def crash_in_saves(folder: Path, saves: list[tuple[list[int], bool]], stride: int) -> None:
     for number, (earlier, best) in enumerate(saves):
-        crash_in_one_save(number, folder / str(number) / "out", earlier, best)
+        crash_in_one_save(number, folder / str(number) / "out", earlier, best, stride)
 
 
-def crash_in_one_save(number: int, out: Path, earlier: list[int], best: bool) -> None:
+def crash_in_one_save(number: int, out: Path, earlier: list[int], best: bool, stride: int) -> None:
     template = out.with_name("template")
     template.mkdir(parents=True)
     for step in earlier:
         save(template, step, best=step == 3)
     finished = False
-    n = 0
+    n = 1 - stride
     while not finished:
-        n += 1
+        n += stride
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(template, out)
         child = os.fork()

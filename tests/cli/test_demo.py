@@ -42,6 +42,7 @@ def test_the_demo_trains_generates_evaluates_and_prints_commands_to_try(quill, s
         assert quill(*argv, *quick)[0] == 0
 
 
+@pytest.mark.long
 def test_the_demo_replaces_an_earlier_demo_and_nothing_else(quill, refused, small_demo, trained):
     assert quill("demo", "--seconds=0.3", "--device=cpu")[0] == 0
     assert quill("demo", "--seconds=0.3", "--device=cpu")[0] == 0

@@ -47,6 +47,7 @@ def test_notes_are_not_printed_to_standard_output(shell, written):  # W8
     assert shell(*written, redirect="<&- 2>&-").stdout == expected.stdout
 
 
+@pytest.mark.long
 def test_with_all_streams_closed_files_are_written_whole(shell, quill, here, tiny):  # T7
     assert shell("train", "my.txt", *tiny, redirect="<&- >&- 2>&-").returncode == 0
     assert quill("info", "out")[1].count("SHA-256 agrees") == 2
@@ -71,6 +72,7 @@ def test_a_run_continues_when_standard_output_is_full(shell, here, tiny):  # T7
     assert (here / "out" / "last").read_text(encoding="utf-8").startswith("step-000006")
 
 
+@pytest.mark.long
 def test_a_run_continues_when_the_reader_of_its_pipe_exits(here, tiny, environment):  # T7: quill train | head
     command = [sys.executable, "-m", "quill", "train", "my.txt", *tiny]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -82,6 +84,7 @@ def test_a_run_continues_when_the_reader_of_its_pipe_exits(here, tiny, environme
     assert Path("out/last").read_text(encoding="utf-8").startswith("step-000006")
 
 
+@pytest.mark.long
 def test_a_run_whose_terminal_is_closed_saves_and_ends(here, tiny, changed, environment):  # R16
     import pty
 

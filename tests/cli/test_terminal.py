@@ -16,6 +16,7 @@ QUILL = [sys.executable, "-m", "quill"]
 unix = pytest.mark.skipif(os.name == "nt", reason="Windows has neither pseudo-terminals nor a SIGINT for one process")
 
 
+@pytest.mark.long
 @unix
 def test_a_terminal_shows_a_live_picture_and_is_restored(here, tiny, environment):
     import fcntl
@@ -50,7 +51,7 @@ ACKNOWLEDGED = "quill: stopping after this step; press Ctrl-C again to leave at 
 
 
 @unix
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_signal_saves_the_run_and_the_printed_command_resumes_it(here, tiny, environment, capsys, number):
     flags = [flag for flag in tiny if not flag.startswith(("--max_iters", "--log_interval", "--eval_interval"))]
     process = subprocess.Popen(

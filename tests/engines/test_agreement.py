@@ -257,7 +257,9 @@ def python(source: Path, *arguments: str | Path) -> subprocess.CompletedProcess[
     return result
 
 
-@pytest.mark.parametrize("edit", SOURCE_EDITS)
+@pytest.mark.parametrize(
+    "edit", ["an activation", *(pytest.param(e, marks=pytest.mark.long) for e in ("a factor", "a constant"))]
+)
 def test_a_checkpoint_generates_with_the_present_source_of_the_model(edit: str, tmp_path: Path) -> None:
     out, config = tmp_path / "out", CLASSIC if SOURCE_EDITS[edit][0] == "gpt" else MODERN
     save(out, random_model(config))
@@ -294,7 +296,13 @@ GATE = [
 ]
 
 
-@pytest.mark.parametrize("edits", [[SOURCE_EDITS["an activation"]], GATE], ids=["another activation", "a new weight"])
+@pytest.mark.parametrize(
+    "edits",
+    [
+        pytest.param([SOURCE_EDITS["an activation"]], id="another activation", marks=pytest.mark.long),
+        pytest.param(GATE, id="a new weight"),
+    ],
+)
 def test_a_run_trained_with_an_edited_source_generates_with_that_source(
     edits: list[tuple[str, str, str]], tmp_path: Path
 ) -> None:

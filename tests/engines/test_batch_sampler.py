@@ -29,11 +29,27 @@ def requests(draw: st.DrawFn) -> Request:
     return Request(tuple(prompt), 1, how, logit_bias=bias)
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(requests(), min_size=1, max_size=6), st.integers(0, 2**32 - 1), st.booleans())
+BATCHES = (st.lists(requests(), min_size=1, max_size=6), st.integers(0, 2**32 - 1), st.booleans())
+
+
+@settings(max_examples=75, deadline=None)
+@given(*BATCHES)
 def test_each_row_is_sampled_with_its_own_settings_whatever_the_other_rows_are(
     requests: list[Request], seed: int, tied: bool
 ) -> None:
+    check_rows(requests, seed, tied)
+
+
+@pytest.mark.long
+@settings(max_examples=300, deadline=None)
+@given(*BATCHES)
+def test_each_row_is_sampled_with_its_own_settings_in_many_batches(
+    requests: list[Request], seed: int, tied: bool
+) -> None:
+    check_rows(requests, seed, tied)
+
+
+def check_rows(requests: list[Request], seed: int, tied: bool) -> None:
     random_numbers = torch.Generator().manual_seed(seed)
     B, V = len(requests), 40
     logits_BV = 3 * torch.randn(B, V, generator=random_numbers)

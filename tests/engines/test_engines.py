@@ -107,9 +107,12 @@ def test_every_engine_gives_the_logits_of_the_model(shape: str, name: str) -> No
     np.testing.assert_allclose(scores_TV, expected_TV, rtol=0, atol=1e-4)
 
 
-def test_every_engine_generates_the_same_thousand_tokens_with_trained_weights(trained: Model, dataset: Dataset) -> None:
+@pytest.mark.parametrize("count", [150, pytest.param(1000, marks=pytest.mark.long)])  # the context is 64 tokens
+def test_every_engine_generates_the_same_tokens_with_trained_weights(
+    count: int, trained: Model, dataset: Dataset
+) -> None:
     prompt, how, V = dataset.val[:20].tolist(), SamplingConfig(0.9, top_k=20), trained.config.vocab_size
-    request = Request(tuple(prompt), 1000, how, seed=5, logprobs=V)
+    request = Request(tuple(prompt), count, how, seed=5, logprobs=V)
     reference, *others = (tokens_of(engine_of(trained, name), request) for name in ("torch", "numba", "cuda"))
     for other in others:
         assert_same_text(request, reference, other)
@@ -175,9 +178,20 @@ def tokens_of(engine: Engine, request: Request) -> list[Token]:
     return [event.token for _, event in BatchGenerator(engine).follow([request]) if event.token]
 
 
-@pytest.mark.parametrize(("name", "quantization"), ENGINES)
-@pytest.mark.parametrize("shape", ["classic", "shared keys, no n-grams, no cap", "a short window", "a crowded table"])
-def test_a_request_gets_the_same_bytes_alone_and_among_others(shape: str, name: str, quantization: str | None) -> None:
+# The core suite has each shape with the compiled step, and the slower engines with one shape each.
+BESIDE_OTHERS = ["classic", "shared keys, no n-grams, no cap", "a short window", "a crowded table"]
+IN_CORE = {("torch", "a short window"), ("cuda", "classic")}
+CASES = [
+    pytest.param(
+        name, quantization, shape, marks=[] if name == "numba" or (name, shape) in IN_CORE else [pytest.mark.long]
+    )
+    for name, quantization in ENGINES
+    for shape in BESIDE_OTHERS
+]
+
+
+@pytest.mark.parametrize(("name", "quantization", "shape"), CASES)
+def test_a_request_gets_the_same_bytes_alone_and_among_others(name: str, quantization: str | None, shape: str) -> None:
     config, rng = SHAPES[shape], random.Random(1)
     model = random_model(config)
     requests = requests_of(min(config.vocab_size, 30), 33, rng)
@@ -209,8 +223,9 @@ def test_a_request_gets_the_same_bytes_alone_and_among_others(shape: str, name: 
             assert len(tokens) == requests[index].max_new_tokens and written[index] == tokens
 
 
-@pytest.mark.parametrize("threads", [2, 3])
-@pytest.mark.parametrize("length", [40, 200])  # within the context, and past it
+@pytest.mark.parametrize(  # within the context, and past it
+    ("length", "threads"), [(40, 2), (40, 3), (200, 2), pytest.param(200, 3, marks=pytest.mark.long)]
+)
 def test_the_number_of_threads_changes_no_bit(threads: int, length: int) -> None:
     model = random_model(SHAPES["modern"])
     request = Request((1, 2, 3), length, logprobs=2)
@@ -236,9 +251,20 @@ def test_a_shared_prefix_is_read_once() -> None:
     assert read == [1, 1, 1]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_the_compiled_sampler_chooses_what_the_reference_chooses(data: st.DataObject) -> None:
+    check_compiled_sampler(data)
+
+
+@pytest.mark.long
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_the_compiled_sampler_chooses_what_the_reference_chooses_in_many_examples(data: st.DataObject) -> None:
+    check_compiled_sampler(data)
+
+
+def check_compiled_sampler(data: st.DataObject) -> None:
     from quill.engines.numba_step.sampling import choose
     from quill.engines.numba_step.workspace import Sampler
 

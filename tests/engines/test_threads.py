@@ -102,6 +102,7 @@ def test_a_forked_child_generates_with_threads_of_its_own(used: str, run: Path) 
     assert (process.returncode, process.stdout) == (0, "True True 2\n"), process.stderr
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_child_generates_with_the_torch_engine(run: Path) -> None:  # W4
     code = (LOAD + FORKED).replace('engine="numba"', 'engine="torch"').replace("model.batch.engine.threads_for(1)", "1")

@@ -29,7 +29,6 @@ from quill.model.config import GPTConfig, ModelConfig, ModernConfig
 CLASSIC = GPTConfig(vocab_size=11, block_size=16, n_layer=1, n_head=2, n_embd=16)
 MODERN = ModernConfig(vocab_size=11, block_size=16, n_layer=1, n_head=2, n_embd=16, ngram_rows=97)
 each_engine = pytest.mark.parametrize("name", ["torch", "numba", "cuda"])
-each_config = pytest.mark.parametrize("config", [CLASSIC, MODERN], ids=["classic", "modern"])
 
 
 def random_model(config: ModelConfig) -> Model:
@@ -85,7 +84,7 @@ print("done")
 """
 
 
-@pytest.mark.parametrize("name", ["torch", "numba"])
+@pytest.mark.parametrize("name", ["numba", pytest.param("torch", marks=pytest.mark.long)])
 def test_half_read_streams_that_the_garbage_collector_deletes_change_no_other_text(name: str) -> None:
     # W1: the collector ran the stream's clean-up in an engine's thread, which waited for a lock for ever.
     done = subprocess.run(
@@ -127,14 +126,20 @@ class Interrupter:
 FILES = {str(batch_generator.__file__), str(scheduler.__file__)}
 
 
-@each_engine
-def test_an_interruption_at_any_line_of_a_call_leaves_other_streams_as_they_are(name: str) -> None:
+@pytest.mark.parametrize(  # how many lines there are between two interruptions
+    ("name", "stride"),
+    [
+        ("numba", 7), ("torch", 101), ("cuda", 101),
+        *(pytest.param(name, 23, marks=pytest.mark.long) for name in ("torch", "cuda")),
+    ],
+)  # fmt: skip
+def test_an_interruption_at_any_line_of_a_call_leaves_other_streams_as_they_are(name: str, stride: int) -> None:
     # W2. 2 slots and 3 streams, so that slots change hands too; past the context, so that they roll.
     model = random_model(MODERN if name == "numba" else CLASSIC)
     requests = [request(row, 20) for row in range(2)]
     expected = [alone(model, name, one, 2) for one in requests]
     engine = engine_of(model, name, 2)
-    stride, line, tries = (7, 1, 0) if name == "numba" else (23, 1, 0)
+    line, tries = 1, 0
     while True:
         batch = BatchGenerator(engine)
         streams = [batch.follow([one]) for one in requests]
@@ -153,7 +158,7 @@ def test_an_interruption_at_any_line_of_a_call_leaves_other_streams_as_they_are(
         if interrupter.left > 0:  # the call ended before that line
             break
         line, tries = line + stride, tries + 1
-    assert tries > 20
+    assert tries > (20 if stride < 100 else 5)
 
 
 @each_engine
@@ -200,8 +205,20 @@ def test_the_step_after_a_failed_one_gives_its_tokens(monkeypatch: pytest.Monkey
     assert [event.finish_reason for event in events if event.finish_reason] == ["length"]
 
 
-@each_engine
-@each_config
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        pytest.param("numba", CLASSIC, id="numba-classic"),
+        pytest.param("numba", MODERN, id="numba-modern"),
+        pytest.param("torch", CLASSIC, id="torch-classic"),
+        *(
+            pytest.param(name, config, id=f"{name}-{kind}", marks=pytest.mark.long)
+            for name, config, kind in (
+                ("torch", MODERN, "modern"), ("cuda", CLASSIC, "classic"), ("cuda", MODERN, "modern"),
+            )
+        ),
+    ],
+)  # fmt: skip
 def test_half_read_streams_give_up_their_slots_and_lose_nothing(name: str, config: ModelConfig) -> None:
     # W12: the next request waited until an idle text was written to its end, with all of it kept in memory.
     model, length = random_model(config), LEAD + 72  # longer than what a reader that is behind may leave unread

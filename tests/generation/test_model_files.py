@@ -180,6 +180,7 @@ def test_a_copy_of_a_model_is_complete_and_independent(engine: str, used: bool, 
         assert written(copied) == written(model) == expected
 
 
+@pytest.mark.long
 def test_a_model_can_be_sent_to_another_process() -> None:
     # W10
     model = tiny()

@@ -167,7 +167,16 @@ FULL_SIZE = PlannedRun(GPTConfig(65, n_layer=1, n_head=1), TrainConfig(), resolv
 
 
 def test_advised_settings_fit_into_memory_and_keep_the_batch() -> None:
-    for limit in (400_000_000, 700_000_000, 1_500_000_000):  # in one test, so that each step is traced once
+    check_advice(700_000_000)
+
+
+@pytest.mark.long
+def test_advised_settings_fit_into_little_and_into_much_memory() -> None:
+    check_advice(400_000_000, 1_500_000_000)
+
+
+def check_advice(*limits: int) -> None:
+    for limit in limits:
         line = describe_shortage(FULL_SIZE, limit)
         assert "\n" not in line and line.startswith("batch_size=64 needs about ")
         advice = re.findall(r"((?:--\w+=\w+ )+)needs ([\d.]+) ([GM]B)", line)

@@ -61,7 +61,14 @@ def folder_of(out_dir: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "more", [{}, {"film": True, "architecture": "modern", "optimizer": "muon", "lr_schedule": "wsd", "cooldown": 0.5}]
+    "more",
+    [
+        {},
+        pytest.param(
+            {"film": True, "architecture": "modern", "optimizer": "muon", "lr_schedule": "wsd", "cooldown": 0.5},
+            marks=pytest.mark.long,
+        ),
+    ],
 )
 def test_a_run_from_python_leaves_the_folder_that_the_command_leaves(here, more):  # D2
     settings = TINY | more
