@@ -87,7 +87,8 @@ def result_of(settings: RooflineSettings, roofs: dict[str, Roof], found: list[Po
         measure=(
             "The roofs are a product of large matrices (or the engine's kernel on cached weights, if faster) and the"
             " speed of reading as many bytes as the weights have. Each figure is the fastest of several repeats; shares"
-            " compare figures of the same round, and knees the best roofs of all rounds. Traffic is counted as the least that is possible."
+            " compare figures of the same round, and knees the best roofs of all rounds. Traffic is counted as the"
+            " least that is possible."
         ),
         control=(
             f"Attention reads keys of its own for each text, so a batch cannot help it: with {batch} texts it reaches"
