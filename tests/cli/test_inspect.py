@@ -14,7 +14,7 @@ from quill.cli.lab.views import VIEWS
 @pytest.mark.parametrize("name", [name for name in VIEWS if name not in ("tuned-lens", "over-time")])
 def test_a_view_writes_a_picture_numbers_and_a_page_of_one_file(quill, trained, tmp_path, name):
     flags = [f"--show={name}", "--prompt=the ", f"--to={tmp_path}", "--windows=4"]
-    flags += ["--corrupted=teh "] if name == "patching" else []
+    flags += ["--corrupted=teh ", "--token=w", "--versus=n"] if name == "patching" else []
     code, out, error = quill("inspect", trained.out, *flags)
     assert (code, error) == (0, "")
     assert {path.name for path in tmp_path.iterdir()} == {f"{name}.{ending}" for ending in ("png", "json", "html")}

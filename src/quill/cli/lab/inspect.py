@@ -31,8 +31,12 @@ def add_arguments(parser: Parser) -> None:
     add("--layer", type=int | None, help="this layer only, from 0; for neurons the last one by default")
     add("--head", type=int | None, help="attention of this head only, from 0, large")
     add("--position", type=int | None, help="the token whose successor is explained, from 0; by default the last")
-    add("--token", type=str | None, help="attribution: the successor that is explained; by default the likeliest")
-    add("--versus", type=str | None, help="attribution: compare with this token instead of with the mean of all")
+    add("--token", type=str | None, help="the successor that is explained; by default the likeliest")
+    add(
+        "--versus",
+        type=str | None,
+        help="compare with this token; by default attribution compares with the mean of all",
+    )
     add("--corrupted", type=str | None, help="patching: a text as long as the prompt, with another continuation")
     add(
         "--target",

@@ -129,8 +129,10 @@ def patching(look: Look) -> Finding:
 
     if look.options.corrupted is None:
         raise ConfigError("patching compares the prompt with another text of the same length: give it as --corrupted=…")
-    position = -1 if look.options.position is None else look.options.position
-    return patch(look.subject, look.prompt, look.options.corrupted, position=position)
+    options = look.options
+    position = -1 if options.position is None else options.position
+    answers = None if options.token is None or options.versus is None else (options.token, options.versus)
+    return patch(look.subject, look.prompt, options.corrupted, answers=answers, position=position)
 
 
 def over_time(look: Look) -> Finding:
