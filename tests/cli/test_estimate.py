@@ -22,6 +22,12 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.fixture(autouse=True)
+def few_timed_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time few steps: how well a step is timed is not tested."""
+    monkeypatch.setattr("quill.planning.timing.QUICK_SECONDS", 0.01)
+
+
 def test_the_table_of_an_estimate_has_parameters_memory_and_time(quill, here, tiny):
     before = sorted(here.rglob("*"))
     code, out, error = quill("estimate", "my.txt", *tiny)

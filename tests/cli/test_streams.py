@@ -64,6 +64,7 @@ def test_the_error_for_a_full_standard_output_names_it(shell, written):  # T7
     assert "standard output cannot be written: No space left on device" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.long
 @full
 def test_a_run_continues_when_standard_output_is_full(shell, here, tiny):  # T7
     done = shell("train", "my.txt", *tiny, redirect="> /dev/full")

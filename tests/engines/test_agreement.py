@@ -296,13 +296,8 @@ GATE = [
 ]
 
 
-@pytest.mark.parametrize(
-    "edits",
-    [
-        pytest.param([SOURCE_EDITS["an activation"]], id="another activation", marks=pytest.mark.long),
-        pytest.param(GATE, id="a new weight"),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("edits", [[SOURCE_EDITS["an activation"]], GATE], ids=["another activation", "a new weight"])
 def test_a_run_trained_with_an_edited_source_generates_with_that_source(
     edits: list[tuple[str, str, str]], tmp_path: Path
 ) -> None:

@@ -76,7 +76,7 @@ def trained(request: pytest.FixtureRequest, dataset: Dataset, tmp_path_factory: 
     kind = GPTConfig if request.param == "classic" else ModernConfig
     shape = kind(vocab_size=dataset.tokenizer.vocab_size, block_size=64, n_layer=2, n_head=4, n_embd=64, dropout=0.0)
     out_dir = tmp_path_factory.mktemp(request.param)
-    recipe = TrainConfig(max_iters=150, batch_size=16, learning_rate=3e-3, eval_interval=150)
+    recipe = TrainConfig(max_iters=150, batch_size=16, learning_rate=3e-3, eval_interval=150, eval_iters=2)
     train(shape, recipe, resolve_context(out_dir), dataset)
     return load_checkpoint(out_dir).model
 
