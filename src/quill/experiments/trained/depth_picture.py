@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,7 +33,8 @@ def draw(result: Result) -> Figure:
     worst, best = figures["ln_V"], min(np.nanmin(cell["loss"]) for cell in figures["cells"])
     with style():
         figure = Figure(figsize=(WIDTH, 8.0), layout="constrained")
-        upper, lower = figure.subfigures(2, 1, height_ratios=[2.3, 1])
+        halves: Any = figure.subfigures(2, 1, height_ratios=[2.3, 1])
+        upper, lower = halves
         axes = upper.subplots(2, 3, height_ratios=[1, 1.15])
         image = None
         for column, (norm, title) in enumerate(TITLES.items()):
@@ -80,6 +81,6 @@ def draw(result: Result) -> Figure:
 
 
 def finite_or_infinite(values: object) -> np.ndarray:
-    """Return the values as floats; one that is no number counts as infinite."""
+    """Return the values as floats; NaN counts as infinite."""
     array = np.asarray(values, float)
     return np.where(np.isfinite(array), array, np.inf)
