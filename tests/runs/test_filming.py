@@ -78,6 +78,8 @@ quill.run(film=True, **{settings})
 """
 
 
+# Without a process of its own: the test after it.
+@pytest.mark.long
 @pytest.mark.parametrize("settings", [CLASSIC, MODERN], ids=["classic", "modern"])
 def test_a_run_that_was_killed_and_resumed_has_the_same_film(here, settings):
     """It is killed after a frame that its checkpoint has not, and at the step of a checkpoint."""
