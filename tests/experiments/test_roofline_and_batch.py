@@ -117,6 +117,7 @@ def test_a_crossing_is_interpolated_and_infinite_if_there_is_none() -> None:
     assert batch.crossing({0: 4.0}, 2.5) == float("inf")
 
 
+@pytest.mark.long  # a whole experiment, twice
 def test_the_same_seed_takes_the_same_steps_to_a_loss(tmp_path) -> None:
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     settings = batch.BatchSettings(

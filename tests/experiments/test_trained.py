@@ -35,11 +35,14 @@ SMALL = {
 }
 
 
+LONG = pytest.mark.long  # each trains a dozen models; the ladder stays in the core suite
+
+
 def small_settings(name, tiny) -> Any:
     return dataclasses.replace(load_experiment(name).quick, **tiny, **SMALL[name])
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [name if name == "ladder" else pytest.param(name, marks=LONG) for name in SMALL])
 def test_an_experiment_gives_the_same_numbers_for_the_same_seed_and_whole_files(name, tiny, tmp_path):
     settings = small_settings(name, tiny)
     torch.manual_seed(1)

@@ -143,6 +143,7 @@ def test_a_film_that_cannot_be_written_ends_with_one_warning_and_the_run_goes_on
     assert not (here / "out" / NAME).exists()
 
 
+@pytest.mark.long  # whole runs for a time
 def test_a_run_for_minutes_has_a_film_unless_it_is_declined(here):
     small = {name: TINY[name] for name in ("dataset", "device", "max_iters", "progress")}
     run = start(minutes=0.05, **small, out_dir="with")
