@@ -131,14 +131,13 @@ class Result(Finding):
         """Write result.png, result.json and result.html into a folder, and return their paths."""
         return super().save(folder, name)
 
-    def to_html(self, png: bytes | None = None, numbers: str | None = None) -> str:
-        """Return the page of a finding, with claim, verdict, effects and control as a table."""
+    def explained(self) -> str:
+        """Return claim, verdict, effects and control as a table in HTML."""
         rows = [("Claim", self.claim), ("Verdict", self.verdict), ("Measure", self.measure)]
         rows += [("Effect", str(each)) for each in self.effects] + [("Control", self.control)]
         rows += [("", str(each)) for each in self.controls] + [("The opposite", self.opposite)]
         cells = "".join(f"<tr><th>{a}</th><td>{html.escape(b)}</td></tr>\n" for a, b in rows)
-        table = f'<table style="text-align: left; vertical-align: top">\n{cells}</table>'
-        return super().to_html(png, numbers).replace(f"<p>{html.escape(self.explanation)}</p>", table)
+        return f'<table style="text-align: left; vertical-align: top">\n{cells}</table>'
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class Finding(ABC):
         `png` and `numbers` are those of `png()` and `to_json()`, if they have been made already.
         """
         picture = base64.b64encode(png or self.png()).decode("ascii")
-        title, text, numbers = html.escape(self.title), html.escape(self.explanation), numbers or self.to_json()
+        title, numbers = html.escape(self.title), numbers or self.to_json()
         if len(numbers) > MOST_NUMBERS:
             shown = f"<p>The numbers ({format_bytes(len(numbers))}) are in the .json file beside this page.</p>"
         else:
@@ -74,8 +74,12 @@ class Finding(ABC):
         return (
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
             f'<meta name="viewport" content="width=device-width"><style>{CSS}</style></head>\n<body><h1>{title}</h1>\n'
-            f'<p>{text}</p>\n<img alt="{title}" src="data:image/png;base64,{picture}">\n{shown}\n</body></html>\n'
+            f'{self.explained()}\n<img alt="{title}" src="data:image/png;base64,{picture}">\n{shown}\n</body></html>\n'
         )
+
+    def explained(self) -> str:
+        """Return the explanation as HTML."""
+        return f"<p>{html.escape(self.explanation)}</p>"
 
     def save(self, folder: str | Path, name: str) -> list[Path]:
         """Write NAME.png, NAME.json and NAME.html into a folder, and return their paths."""

@@ -115,6 +115,11 @@ class Unembedding:
 def unembed(model: Model, x_BTD: Tensor) -> Tensor:
     """Return logits_BTV of a residual stream, by the model's own final norm, head and cap."""
     with inference(model):
-        logits_BTV = model.head(model.final_norm(x_BTD))
-        cap = float(getattr(model.config, "logit_softcap", 0.0))
-        return cap * torch.tanh(logits_BTV / cap) if cap else logits_BTV
+        return differentiable_unembed(model, x_BTD)
+
+
+def differentiable_unembed(model: Model, x_BTD: Tensor) -> Tensor:
+    """Return logits_BTV of a residual stream, with gradients where they are on."""
+    logits_BTV = model.head(model.final_norm(x_BTD))
+    cap = float(getattr(model.config, "logit_softcap", 0.0))
+    return cap * torch.tanh(logits_BTV / cap) if cap else logits_BTV

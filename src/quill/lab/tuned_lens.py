@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from quill.checkpoints.tensor_file import TensorFile, write_tensor_file
 from quill.errors import CheckpointError, ConfigError
 from quill.files import draft_of
+from quill.lab.residual import differentiable_unembed
 from quill.lab.subject import Subject
 from quill.lab.trace import record
 from quill.model.build import Model
@@ -125,9 +126,7 @@ def readings(model: Model, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
 
 def divergences(model: Model, x_RBTD: Tensor, target_BTV: Tensor) -> Tensor:
     """Return kl_R: the mean KL divergence of the model's prediction from that of each layer, with gradients of x."""
-    cap = float(getattr(model.config, "logit_softcap", 0.0))
-    logits = model.head(model.final_norm(x_RBTD.to(model.head.weight.dtype))).float()
-    logs = F.log_softmax(cap * torch.tanh(logits / cap) if cap else logits, -1)
+    logs = F.log_softmax(differentiable_unembed(model, x_RBTD.to(model.head.weight.dtype)).float(), -1)
     return (target_BTV.exp() * (target_BTV - logs)).sum(-1).mean((1, 2))
 
 
