@@ -85,7 +85,7 @@ def tokens_of(subject: Subject, text: Text) -> Tensor:
 def check_layer(config: ModelConfig, layer: int) -> int:
     """Return the index of a layer; a ConfigError says which there are."""
     good = type(layer) is int and 0 <= layer < config.n_layer
-    require(good, "layer", layer, f"from 0 to {config.n_layer - 1}: the model has {config.n_layer} layers")
+    require(good, "layer", layer, f"from 0 to {config.n_layer - 1}, the layers of the model")
     return layer
 
 
@@ -93,7 +93,7 @@ def check_head(config: ModelConfig, layer: int, head: int) -> tuple[int, int]:
     """Return (layer, head); a ConfigError says which there are."""
     check_layer(config, layer)
     good = type(head) is int and 0 <= head < config.n_head
-    require(good, "head", head, f"from 0 to {config.n_head - 1}: each layer has {config.n_head} heads")
+    require(good, "head", head, f"from 0 to {config.n_head - 1}, the heads of a layer")
     return layer, head
 
 
