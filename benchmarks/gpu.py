@@ -54,6 +54,8 @@ STEPS = {  # contestant: its preset, and how Quill takes the step
 }
 MOST_PARAMETERS, TARGET = 10_700_000, 1.43  # of the one model whose best loss is quoted
 TARGET_WITH, TARGET_WITHOUT = "1/3", "1/8"
+PARTS = ("steps", "race")
+TITLE = "Quill and nanoGPT on one GPU"
 TINY = {"n_layer": 1, "n_head": 2, "n_embd": 32, "block_size": 32, "batch_size": 8, "max_iters": 20}  # --device=cpu
 
 
@@ -67,6 +69,7 @@ def main() -> int:
     add("--steps", type=int, default=200, help="steps of a turn of the first table (%(default)s)")
     add("--eval_interval", type=int, default=50, help="steps between evaluations in the race (%(default)s)")
     add("--device", default="cuda", help="cuda, cuda:1, …; cpu runs it in miniature (%(default)s)")
+    add("--only", help=f"parts to measure: {','.join(PARTS)} (all)")
     add("--plot", metavar="FILE", help="also draw the curves of the race into this PNG")
     for hidden in ("--worker", "--folder"):
         add(hidden, help=SUPPRESS)
@@ -79,6 +82,9 @@ def main() -> int:
         return 0
     if not arguments.nanogpt or not (arguments.nanogpt / "model.py").is_file():
         parser.error("--nanogpt=PATH must be a checkout of nanoGPT")
+    parts = arguments.only.split(",") if arguments.only else PARTS
+    if unknown := [part for part in parts if part not in PARTS]:
+        parser.error(f"--only: there is no {unknown[0]!r}, only {', '.join(PARTS)}")
     facts = start("facts", arguments)
     if not facts["device"]:
         missing = f"no GPU here: PyTorch finds no {arguments.device} with bfloat16"
@@ -86,28 +92,24 @@ def main() -> int:
         return 2
 
     tiny = arguments.device == "cpu"
+    print(measure.describe_hardware())
+    print(f"{facts['device']}{', in miniature: these figures mean nothing' if tiny else ''}")
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         dataset = prepare_dataset("pydoc" if tiny else "shakespeare", data_dir=folder)
         for split in ("train", "val"):  # nanoGPT reads 16 bits a token
             getattr(dataset, split).astype(np.uint16).tofile(dataset.folder / f"{split}.uint16")
         arguments.folder = str(dataset.folder)
-        names = [name for name in STEPS if not tiny or "compiled" not in name]
-        contestants: dict[str, Callable[[], Figures]] = {
-            name: lambda name=name: steps_of(start(name, arguments, max_iters=arguments.steps)) for name in names
-        }
-        contestants[LIMIT] = lambda: start(LIMIT, arguments)
-        flops = {name: flops_per_token(name, arguments, dataset) for name in names}
-        results = measure.alternate(contestants, arguments.runs)
-        curves = race(arguments, NANOGPT if not tiny else "nanoGPT, eager")
-    print(measure.describe_hardware())
-    print(f"{facts['device']}{', in miniature: these figures mean nothing' if tiny else ''}")
-    report_steps(results, flops)
-    verdict = report_race(curves)
-    if arguments.plot:
-        goal = best_of(next(iter(curves.values())))
-        time_to_loss.draw(curves, goal, "Quill and nanoGPT on one GPU", arguments.plot)
+        if "steps" in parts:
+            results["steps"] = measure_steps(arguments, dataset, tiny)
+        if "race" in parts:
+            curves = results["race"] = race(arguments, NANOGPT if not tiny else "nanoGPT, eager")
+            facts |= report_race(curves)
+            if arguments.plot:
+                goal = best_of(next(iter(curves.values())))
+                time_to_loss.draw(curves, goal, TITLE, arguments.plot)
     if arguments.json:
-        measure.write_json(arguments.json, "gpu", {"steps": results, "race": curves}, **facts, **verdict)
+        measure.write_json(arguments.json, "gpu", results, **facts)
     return 0
 
 
@@ -119,6 +121,18 @@ def start(name: str, arguments: Namespace, **changes: Any) -> dict[str, Any]:
         flags = [f"--{flag}={value}" for flag, value in given.items() if value is not None]
         environment = {"TORCHINDUCTOR_CACHE_DIR": caches, "TRITON_CACHE_DIR": caches}
         return measure.run_worker(__file__, f"--worker={name}", *flags, environment=environment)[0]
+
+
+def measure_steps(arguments: Namespace, dataset: Dataset, tiny: bool) -> dict[str, dict[str, Summary]]:
+    """Measure a training step of each contestant and the matrix product, and print the table."""
+    names = [name for name in STEPS if not tiny or "compiled" not in name]
+    contestants: dict[str, Callable[[], Figures]] = {
+        name: lambda name=name: steps_of(start(name, arguments, max_iters=arguments.steps)) for name in names
+    }
+    contestants[LIMIT] = lambda: start(LIMIT, arguments)
+    results = measure.alternate(contestants, arguments.runs)
+    report_steps(results, {name: flops_per_token(name, arguments, dataset) for name in names})
+    return results
 
 
 def race(arguments: Namespace, nanogpt: str) -> dict[str, list[Curve]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import generation
+import gpu
 import race
 import time_to_loss
 
@@ -31,6 +32,9 @@ def main() -> int:
     run = stored("time_to_loss")
     title = time_to_loss.TITLE.format(cores=run["hardware"]["cores"])
     time_to_loss.draw(run["results"], run["loss"], title, str(IMAGES / "time_to_loss.png"))
+    curves = stored("gpu-race")["results"]["race"]
+    nanogpt = next(iter(curves.values()))
+    time_to_loss.draw(curves, gpu.best_of(nanogpt), gpu.TITLE, str(IMAGES / "gpu-race.png"))
     one = stored("generation")["results"]["one"]
     speeds = {name: figures["tokens_per_second"]["median"] for name, figures in one.items()}
     generation.draw(speeds, str(IMAGES / "generation.png"))

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytest
 
 import quill
-from quill.errors import LONGEST_MESSAGE, ConfigError, QuillError, shorten
+from quill.errors import LONGEST_MESSAGE, ConfigError, QuillError, first_line, shorten
 from quill.validation import check_fields, convert_text, convert_value, describe_type, nearest, require, show
 
 
@@ -153,3 +153,19 @@ def test_errors_of_the_python_api_name_settings_and_no_flags_except_in_whole_com
         if re.search(r"(?<![\w-])--[a-z]", re.sub(r"quill [a-z]+( --\w+=\S+)+", "", message))
     }
     assert not found
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("no such file\ndetails", "no such file"),
+        (
+            "backend='inductor' raised:\nCompilationError: no room\n\nadvice",
+            "backend='inductor' raised: CompilationError: no room",
+        ),
+        ("raised:\n", "raised:"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_the_first_line_of_an_error_includes_what_its_colon_introduces(text: str, line: str) -> None:
+    assert first_line(RuntimeError(text)) == line

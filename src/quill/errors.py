@@ -42,8 +42,12 @@ class MissingDependencyError(QuillError):
 
 
 def first_line(error: BaseException, length: int = 160) -> str:
-    """Return the first line of an error's text, or the name of its type, in at most `length` characters."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:length]
+    """Return the first line of an error's text, or the name of its type, in at most `length` characters.
+
+    A line that ends with a colon introduces the next one, so both are returned: "backend='inductor' raised: …".
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0])[:length]
 
 
 def shorten(message: str, length: int = LONGEST_MESSAGE) -> str:

@@ -89,9 +89,9 @@ def test_the_engine_generates_while_the_interpreter_ends(code: str, used: str, r
     command = [sys.executable, "-c", LOAD + code, str(run), used]
     process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert process.returncode == 0, process.stderr
-    # Python 3.12 starts no more threads then; one that is there already goes on.
-    threads = 2 if used == "used" or sys.version_info < (3, 12) else 1
-    assert process.stdout == f"True True {threads}\n"
+    # Some versions of Python (3.12.0, 3.13) start no more threads then; one that is there already goes on.
+    threads = [2] if used == "used" or sys.version_info < (3, 12) else [1, 2]
+    assert process.stdout in [f"True True {count}\n" for count in threads]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

@@ -54,6 +54,20 @@ def test_a_run_on_a_machine_much_slower_than_measured_is_planned_again_before_it
     assert said == [f"the machine is slower than measured: {budget.steps} steps instead of 256"]
 
 
+def test_first_steps_that_also_capture_a_graph_do_not_count_as_the_pace_of_the_machine():
+    clock, said = [0.0], []
+    budget = TimeBudget(
+        0.0, 30.0, steps=8000, eval_interval=2000, evaluation=0.0, clock=lambda: clock[0], on_slower=said.append
+    )
+    assert budget(0) == 8000
+    clock[0] = 1.0  # seconds for 10 steps, as if no more than 290 fitted
+    assert budget(10) == 8000
+    for step in range(20, 1000, 10):
+        clock[0] += 10 * 0.0035
+        budget(step)
+    assert said == [] and budget.steps == 8000
+
+
 def test_between_evaluations_a_plan_that_is_nearly_right_is_kept():
     clock = [0.0]
     budget = TimeBudget(0.0, 60.0, steps=600, eval_interval=1000, evaluation=0.0, clock=lambda: clock[0])

@@ -8,7 +8,7 @@ import matplotlib.axes
 import pytest
 
 from quill.tracking import loss_plot
-from quill.tracking.loss_plot import LossPlot, draw_losses, loss_range
+from quill.tracking.loss_plot import LossPlot, draw_losses, legend_corner, loss_range
 
 
 @pytest.fixture
@@ -126,3 +126,11 @@ def test_the_losses_after_the_beginning_fill_the_axis(events, drawn):
 @pytest.mark.parametrize("losses", [[4.0, 3.0, 2.0], [3.0] * 50, [2.0 + n / 10 for n in range(20)], []])
 def test_a_run_without_a_high_beginning_is_shown_whole(losses):
     assert loss_range(list(enumerate(losses))) is None
+
+
+@pytest.mark.parametrize(
+    ("losses", "corner"),
+    [([4.2, 1.6, 1.5], "upper right"), ([4.2, 1.5, 1.7], "lower left"), ([], "upper right")],
+)
+def test_the_legend_leaves_the_corner_into_which_the_validation_loss_rises(losses, corner):
+    assert legend_corner(losses, (0.5, 1.8)) == corner

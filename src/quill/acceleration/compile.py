@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Literal
 
@@ -33,7 +34,9 @@ def compile_model(
         return model
     compiled = torch.compile(model)
     try:
-        compiled(example_BT).float().sum().backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's own: old names inside PyTorch, advice to use TF32
+            compiled(example_BT).float().sum().backward()
     except Exception as error:  # for example a missing C++ compiler, an old GPU, a bug in the compiler
         warn(
             f"training continues without torch.compile, which failed ({first_line(error)}); "

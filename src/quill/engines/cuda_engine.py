@@ -13,6 +13,7 @@ Shapes: T steps, B slots, V vocabulary.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -237,7 +238,9 @@ class CudaEngine:
         self.static.cache.active_B.zero_()  # so that no sequence advances
         if self.compiled:
             try:
-                self._from_first_step(steps)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # the compiler's own: old names inside PyTorch, advice to use TF32
+                    self._from_first_step(steps)
             except Exception as error:  # for example a missing compiler, an old GPU, a bug in the compiler
                 self._on_status(f"generating without torch.compile, which failed ({first_line(error)})")
                 self._take_step = self._step

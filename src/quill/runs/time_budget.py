@@ -23,6 +23,7 @@ EVALUATION_SHARE = 0.25  # of the time, at most: evaluations, samples and checkp
 FEWEST_STEPS, MOST_STEPS = 20, 1_000_000
 MUCH_SLOWER = 0.7  # of the steps that were planned first
 REPLAN_SHARE = 0.1  # between evaluations, a smaller change of the plan is ignored
+WARM_UP_SHARE = 0.05  # of the time, at most: the first steps, which also compile, capture or allocate
 
 
 class TimeBudget:
@@ -48,6 +49,7 @@ class TimeBudget:
         self.evaluation, self.eval_interval = evaluation, eval_interval
         self.first_steps, self.on_slower = steps, on_slower
         self.least = seconds / 50  # over less time than this, a pace is noise
+        self.warm_up = WARM_UP_SHARE * seconds  # 0 once the first steps are over
         self.last: tuple[int, float] | None = None  # step and time of the last call
         self.measured_steps, self.measured_seconds = 0, 0.0
 
@@ -58,8 +60,10 @@ class TimeBudget:
         if self.last is not None and after_evaluation:
             self.evaluation = now - self.last[1]
         elif self.last is not None:
-            self.measured_steps += step - self.last[0]
-            self.measured_seconds += now - self.last[1]
+            if now - self.last[1] > self.warm_up:
+                self.measured_steps += step - self.last[0]
+                self.measured_seconds += now - self.last[1]
+            self.warm_up = 0.0
         self.last = (step, now)
         if self.measured_steps and (after_evaluation or self.measured_seconds >= self.least):
             self._replan(step, now, always=after_evaluation)

@@ -105,12 +105,18 @@ def draw_losses(events: Iterable[Event]) -> bytes:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper right")
+    axes.legend(frameon=False, loc=legend_corner([loss for _, loss in validation], axes.get_ylim()))
     picture = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # one for each character that no font has
         FigureCanvasAgg(figure).print_png(picture)
     return picture.getvalue()
+
+
+def legend_corner(losses: list[float], shown: tuple[float, float]) -> str:
+    """Return the corner of the legend: upper right, unless the validation loss has risen into it."""
+    risen = losses[-1] - min(losses) if losses else 0.0
+    return "lower left" if risen > 0.1 * (shown[1] - shown[0]) else "upper right"
 
 
 def evaluation_style(points: list[tuple[int, float]]) -> dict[str, Any]:
