@@ -1,5 +1,6 @@
 """Batches are pure functions of their arguments, in either order, and scoring takes every token exactly once."""
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quill.data.windows import evaluation_windows, require_window, sample_batch
+from quill.data import windows as module
+from quill.data.windows import evaluation_windows, require_window, sample_batch, window_starts
 from quill.errors import CorpusError
 
 TOKENS = np.arange(1000, dtype=np.uint16)
@@ -49,9 +51,17 @@ def test_every_start_is_equally_likely() -> None:
 def test_shuffled_windows_come_once_before_any_comes_again(
     count: int, block_size: int, batch_size: int, seed: int, epoch: int
 ) -> None:
+    for listed_windows in (2**20, 0):  # the order as an array, and the one of long texts
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "LISTED_WINDOWS", listed_windows)
+            check_epoch(count, block_size, batch_size, seed, epoch)
+
+
+def check_epoch(count: int, block_size: int, batch_size: int, seed: int, epoch: int) -> None:
+    """Assert that the windows of an epoch lie one behind the other, in the text, and come once each."""
     if count <= block_size:
         return
-    windows = max(1, (count - 1) // block_size - 1)  # of one epoch, one behind the other
+    windows = max(1, (count - 1) // block_size - 1)
     draw = {"batch_size": batch_size, "block_size": block_size, "seed": seed, "data_order": "shuffled"}
     first, last = epoch * windows, (epoch + 1) * windows
     steps = range(first // batch_size, -(-last // batch_size))
@@ -60,6 +70,23 @@ def test_shuffled_windows_come_once_before_any_comes_again(
     starts = np.sort(np.concatenate(batches)[skipped : skipped + windows])
     assert np.array_equal(np.diff(starts), [block_size] * (windows - 1))
     assert starts[0] >= 0 and starts[-1] + block_size < count
+
+
+def test_the_order_of_a_long_text_never_changes_between_versions() -> None:
+    draw: dict[str, Any] = {"batch_size": 4, "block_size": 256, "seed": 1337, "rank": 0, "data_order": "shuffled"}
+    assert window_starts(10**12, step=7, **draw).tolist() == [884955598447, 452913930095, 430415719791, 807914799471]
+
+
+def test_the_order_of_a_text_of_any_length_takes_no_memory() -> None:
+    draw: dict[str, Any] = {"batch_size": 64, "block_size": 256, "seed": 0, "data_order": "shuffled"}
+    window_starts(10**9, step=0, **draw)  # what is allocated once is not counted
+    tracemalloc.start()
+    starts = window_starts(10**15, step=10**9, **draw)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100_000 and len(set(starts.tolist())) == 64
+    assert starts.min() >= 0 and starts.max() + 256 < 10**15
+    assert starts.max() - starts.min() > 10**14, "the windows of a batch come from all over the text"
 
 
 def test_each_shuffled_epoch_has_an_order_and_an_offset_of_its_own() -> None:

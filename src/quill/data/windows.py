@@ -1,7 +1,8 @@
 """Batches of windows for training, and consecutive windows for evaluation.
 
 A batch is a pure function of (tokens, seed, step, rank), so resuming needs no loader state. Training windows come in
-one of two orders: random, as in nanoGPT, or shuffled, where an epoch takes every part of the text once.
+one of two orders: random, as in nanoGPT, or shuffled, where an epoch takes every part of the text once. The order of a
+long text is computed for the windows of a batch alone, so no memory grows with the text.
 
 Reference: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), for the counter-based generator.
 Shapes: B batch, T time.
@@ -15,9 +16,13 @@ from typing import Literal
 
 import numpy as np
 
+from quill.data.permutation import ROUNDS, permute
 from quill.errors import CorpusError
 
 DataOrder = Literal["random", "shuffled"]
+
+LISTED_WINDOWS = 1 << 20
+"""The order of an epoch of at most this many windows is an array (4 MiB), as in runs of earlier versions."""
 
 
 def sample_batch(
@@ -63,18 +68,33 @@ def _shuffled_starts(count: int, batch_size: int, block_size: int, seed: int, st
     epochs_B, indices_B = np.divmod(step * batch_size + np.arange(batch_size), windows)
     starts_B = np.empty(batch_size, np.int64)
     for epoch in np.unique(epochs_B).tolist():
-        offset, order = _epoch_order(count, windows, block_size, seed, rank, epoch)
         of_epoch = epochs_B == epoch
-        starts_B[of_epoch] = offset + order[indices_B[of_epoch]].astype(np.int64) * block_size
+        offset, order_N = _shuffled_epoch(count, windows, block_size, seed, rank, epoch, indices_B[of_epoch])
+        starts_B[of_epoch] = offset + order_N * block_size
     return starts_B
 
 
-@functools.lru_cache(maxsize=2)  # a batch may end one epoch and begin the next
-def _epoch_order(count: int, windows: int, block_size: int, seed: int, rank: int, epoch: int) -> tuple[int, np.ndarray]:
-    """Return the offset of an epoch's first window, and the shuffled indices of its windows."""
+def _shuffled_epoch(
+    count: int, windows: int, block_size: int, seed: int, rank: int, epoch: int, indices_N: np.ndarray
+) -> tuple[int, np.ndarray]:
+    """Return the offset of an epoch's first window, and the windows at these places of its order."""
+    if windows <= LISTED_WINDOWS:
+        offset, order = _listed_epoch(count, windows, block_size, seed, rank, epoch)
+        return offset, order[indices_N].astype(np.int64)
     generator = _generator(seed, rank, epoch)
     offset = int(generator.integers(0, count - windows * block_size))
-    return offset, generator.permutation(np.arange(windows, dtype=np.int32 if windows < 2**31 else np.int64))
+    keys_R = generator.integers(0, 2**64, size=ROUNDS, dtype=np.uint64)
+    return offset, permute(indices_N, windows, keys_R)
+
+
+@functools.lru_cache(maxsize=2)  # a batch may end one epoch and begin the next
+def _listed_epoch(
+    count: int, windows: int, block_size: int, seed: int, rank: int, epoch: int
+) -> tuple[int, np.ndarray]:
+    """Return the offset of an epoch's first window, and the order of all its windows."""
+    generator = _generator(seed, rank, epoch)
+    offset = int(generator.integers(0, count - windows * block_size))
+    return offset, generator.permutation(np.arange(windows, dtype=np.int32))
 
 
 def _generator(seed: int, rank: int, number: int) -> np.random.Generator:
@@ -93,11 +113,11 @@ def evaluation_windows(
     """
     require_window(tokens, 1, "the text")
     full, rest = divmod(len(tokens) - 1, block_size)
-    chosen = np.arange(full)
+    chosen = range(full)
     if max_windows is not None and max_windows < full + (rest > 0):
         chosen, rest = np.linspace(0, full - 1, min(max_windows, full)).round().astype(np.int64), 0
     for first in range(0, len(chosen), batch_size):
-        yield _windows(tokens, chosen[first : first + batch_size] * block_size, block_size)
+        yield _windows(tokens, np.asarray(chosen[first : first + batch_size]) * block_size, block_size)
     if rest:
         yield _windows(tokens, np.array([full * block_size]), rest)
 
