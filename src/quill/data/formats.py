@@ -1,25 +1,26 @@
-"""Read one file as text: plain text, JSON lines or Parquet. Any other file is refused with the reason.
+"""Read one file as text: plain text, JSON lines or Parquet, also compressed. Any other file is refused with the reason.
 
 Text is UTF-8. A byte order mark is left out, and Windows line ends become LF. The byte tokenizer accepts any file:
 bytes that are not UTF-8 become surrogates (PEP 383), which that tokenizer encodes as these bytes.
 Files are read in pieces, so that progress can be shown and a signal takes effect between two pieces.
 
-Reference: RFC 3629 (UTF-8); https://jsonlines.org; https://parquet.apache.org.
+Reference: RFC 3629 (UTF-8).
 """
 
 from __future__ import annotations
 
 import codecs
 import itertools
-import json
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any
 
-from quill.errors import CorpusError, MissingDependencyError, first_line
+from quill.data.compression import COMPRESSED, decompress, text_ending
+from quill.data.records import json_texts, lines_of, parquet_texts
+from quill.errors import CorpusError
 
 OnProgress = Callable[[str, float], None]
 """Called as on_progress(what, share): the current phase, in words, and its completed share, from 0 to 1."""
@@ -27,7 +28,6 @@ OnProgress = Callable[[str, float], None]
 OnBytes = Callable[[int], None]
 """Called as on_bytes(count): `count` more bytes of a file have been read."""
 
-TEXT_COLUMN = "text"
 RAW = "taken byte for byte: it is not UTF-8 text"
 LINE_ENDS = "Windows line ends became LF"
 
@@ -78,28 +78,85 @@ def check_file(path: Path) -> os.stat_result:
     return status
 
 
+class FileStream:
+    """The text of a file in pieces, by its ending: .jsonl, .parquet, else plain text; CorpusError if it holds none.
+
+    With `raw`, a plain file is used byte for byte, whatever it holds. `on_bytes` is called with the size of each piece
+    of the file after it was read. Reading begins at byte `start`, which is a `resume_at` of an earlier stream.
+    """
+
+    def __init__(self, path: Path, *, raw: bool = False, start: int = 0, on_bytes: OnBytes = _ignore) -> None:
+        self.path, self._raw, self._start, self._on_bytes = path, raw, start, on_bytes
+        self.changes: tuple[str, ...] = ()
+        """what was changed in the pieces so far, in words"""
+        self.resume_at: int | None = None
+        """where another stream can begin to give the text after the last piece; None: not here"""
+
+    def __iter__(self) -> Iterator[str]:
+        ending = text_ending(self.path)
+        if ending == ".parquet":
+            yield from join_stream(map(self._without_cr, _parquet_texts(self.path, self._on_bytes)))
+        elif ending == ".jsonl":
+            lines = lines_of(self._decoded())
+            yield from join_stream(map(self._without_cr, json_texts(lines, self.path)))
+        elif self._raw:
+            self._note(RAW)
+            decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+            yield from map(decoder.decode, _pieces_of(self.path, self._on_bytes))
+            yield decoder.decode(b"", final=True)
+        else:
+            yield from self._decoded()
+
+    def _note(self, change: str) -> None:
+        if change not in self.changes:
+            self.changes += (change,)
+
+    def _without_cr(self, text: str) -> str:
+        if "\r\n" in text:
+            self._note(LINE_ENDS)
+            text = text.replace("\r\n", "\n")
+        return text
+
+    def _decoded(self) -> Iterator[str]:
+        """Yield the text of UTF-8 bytes; NotTextError says what the bytes are instead."""
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        cr = ""  # a CR at the end of a piece, kept for the next piece
+        beginning, done = b"", self._start  # the first bytes, and how many bytes there were before this piece
+        for piece in itertools.chain(_pieces_of(self.path, self._on_bytes, self._start), [b""]):
+            beginning = beginning or piece[:4096]
+            if (zero := piece.find(b"\0")) >= 0:
+                raise _not_text(self.path, beginning, f"binary, not text (NUL byte at offset {done + zero:,})")
+            unfinished = len(decoder.getstate()[0])  # bytes of an incomplete character at the end of the previous piece
+            try:
+                text = decoder.decode(piece, final=not piece)
+            except UnicodeDecodeError as error:
+                where = f"invalid byte 0x{error.object[error.start]:02X} at offset {done - unfinished + error.start:,}"
+                raise _not_text(self.path, beginning, f"not UTF-8 text ({where})") from error
+            if done - unfinished == 0 and text.startswith("\ufeff"):
+                text = text[1:]
+                self._note("byte order mark left out")
+            done += len(piece)
+            text = cr + text
+            cr = "\r" if piece and text.endswith("\r") else ""
+            text = self._without_cr(text.removesuffix(cr))
+            self.resume_at = None if cr or decoder.getstate()[0] else done
+            if text:
+                yield text
+
+
 def read_file(path: Path, *, any_bytes: bool = False, on_bytes: OnBytes = _ignore) -> FileText:
-    """Return the text of a file by its ending (.jsonl, .parquet, else plain text); CorpusError if it holds none.
+    """Return the text of a file; CorpusError if it holds none.
 
     With `any_bytes`, a plain file that is not UTF-8 text is used byte for byte instead of being refused.
-    `on_bytes` is called with the size of each piece of the file after it was read.
     """
-    ending = path.suffix.lower()
-    if ending == ".parquet":
-        texts = _LineEnds(_parquet_texts(read_bytes(path), path, on_bytes))
-        return FileText(join_texts(texts), texts.changes)
-    if ending == ".jsonl":
-        text, changes = _decode(path, _pieces_of(path))
-        texts = _LineEnds(_json_texts(text, path, on_bytes))
-        return FileText(join_texts(texts), tuple(dict.fromkeys((*changes, *texts.changes))))
+    stream = FileStream(path, on_bytes=on_bytes)
     try:
-        return FileText(*_decode(path, _pieces_of(path, on_bytes)))
+        return FileText("".join(stream), stream.changes)
     except NotTextError:
-        if not any_bytes:
+        if not any_bytes or text_ending(path) == ".jsonl":
             raise
-    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-    pieces = [decoder.decode(piece) for piece in _pieces_of(path, on_bytes)]
-    return FileText("".join((*pieces, decoder.decode(b"", final=True))), (RAW,))
+    stream = FileStream(path, raw=True, on_bytes=on_bytes)
+    return FileText("".join(stream), stream.changes)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -115,58 +172,58 @@ def join_texts(texts: Iterable[str]) -> str:
     return "\n\n".join(part.strip("\r\n") for part in parts) + "\n"
 
 
-def _pieces_of(path: Path, on_bytes: OnBytes = _ignore) -> Iterator[bytes]:
+def join_stream(texts: Iterable[str]) -> Iterator[str]:
+    """Yield what `join_texts` returns, text by text."""
+    parts = (text for text in texts if text)
+    first, second = next(parts, ""), next(parts, "")
+    if not second:
+        yield first
+        return
+    yield first.strip("\r\n")
+    for part in itertools.chain([second], parts):
+        yield "\n\n" + part.strip("\r\n")
+    yield "\n"
+
+
+def _pieces_of(path: Path, on_bytes: OnBytes = _ignore, start: int = 0) -> Iterator[bytes]:
+    """Yield the contents of a file from byte `start`, decompressed if it is compressed."""
+    with _open(path) as file:
+        try:
+            if path.suffix.lower() in COMPRESSED:
+                pieces = _skip(decompress(path, file.read), start)
+            else:
+                file.seek(start)
+                pieces = iter(lambda: file.read(_PIECE_BYTES), b"")
+            read = file.tell()
+            for piece in pieces:
+                if piece:
+                    yield piece
+                on_bytes(file.tell() - read)
+                read = file.tell()
+        except OSError as error:
+            raise CorpusError(f"{path} cannot be read: {error.strerror}: check the disk") from error
+
+
+def _parquet_texts(path: Path, on_bytes: OnBytes) -> Iterator[str]:
+    if path.suffix.lower() in COMPRESSED:
+        raise CorpusError(f"{path} is a compressed Parquet file: decompress it first (Parquet compresses by itself)")
+    with _open(path) as file:
+        yield from parquet_texts(file, path, on_bytes)
+
+
+def _open(path: Path) -> FileIO:
     check_file(path)
     try:
-        with path.open("rb", buffering=0) as file:
-            while piece := file.read(_PIECE_BYTES):
-                yield piece
-                on_bytes(len(piece))
+        return path.open("rb", buffering=0)
     except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error.strerror}: check its permissions") from error
 
 
-def _decode(path: Path, pieces: Iterable[bytes]) -> tuple[str, tuple[str, ...]]:
-    """Return the text of UTF-8 bytes and the changes made to it; NotTextError says what the bytes are instead."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    # Each piece is only checked; decoding all bytes at the end takes less memory than joining decoded pieces.
-    raw, cr, converted = bytearray(), b"", False  # cr: a CR at the end of a piece, kept for the next piece
-    start, done = b"", 0  # the first bytes, and how many bytes there were before this piece
-    for piece in itertools.chain(pieces, [b""]):
-        start = start or piece[:4096]
-        if (zero := piece.find(b"\0")) >= 0:
-            raise _not_text(path, start, f"binary, not text (NUL byte at offset {done + zero:,})")
-        unfinished = len(decoder.getstate()[0])  # bytes of an incomplete character at the end of the previous piece
-        try:
-            if unfinished or not piece.isascii():
-                decoder.decode(piece, final=not piece)
-        except UnicodeDecodeError as error:
-            where = f"invalid byte 0x{error.object[error.start]:02X} at offset {done - unfinished + error.start:,}"
-            raise _not_text(path, start, f"not UTF-8 text ({where})") from error
-        done += len(piece)
-        lines = cr + piece
-        cr = b"\r" if piece.endswith(b"\r") else b""
-        lines = lines.removesuffix(cr)
-        converted = converted or b"\r\n" in lines
-        raw += lines.replace(b"\r\n", b"\n")
-    marked = raw.startswith(codecs.BOM_UTF8)
-    if marked:
-        del raw[: len(codecs.BOM_UTF8)]
-    changes = {"byte order mark left out": marked, LINE_ENDS: converted}
-    return raw.decode(), tuple(change for change, made in changes.items() if made)
-
-
-class _LineEnds:
-    """Yields texts with Windows line ends replaced by LF, and records whether there were any."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        self._texts, self.changes = texts, ()
-
-    def __iter__(self) -> Iterator[str]:
-        for text in self._texts:
-            if "\r\n" in text:
-                self.changes = (LINE_ENDS,)
-            yield text.replace("\r\n", "\n")
+def _skip(pieces: Iterable[bytes], count: int) -> Iterator[bytes]:
+    """Yield the pieces without their first `count` bytes."""
+    for piece in pieces:
+        yield piece[count:]
+        count = max(0, count - len(piece))
 
 
 def _not_text(path: Path, start: bytes, what: str) -> NotTextError:
@@ -185,65 +242,3 @@ def _looks_like_utf16(start: bytes) -> bool:
     """Return whether NUL bytes occur as in Western UTF-16 without a mark: nearly every second byte, few elsewhere."""
     zeros = sorted((start[::2].count(0), start[1::2].count(0)))
     return len(start) % 2 == 0 and zeros[1] > 0.3 * len(start) and zeros[0] < 0.05 * len(start)
-
-
-def _json_texts(text: str, path: Path, on_bytes: OnBytes) -> Iterator[str]:
-    for number, line in enumerate(_lines_of(text), start=1):
-        on_bytes(len(line) + 1)  # characters instead of bytes: close enough for progress
-        if not line.strip():
-            continue
-        where = f"{path} line {number:,}"
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise CorpusError(f"{where} is not JSON: each line of a .jsonl file must be one JSON object") from error
-        except RecursionError as error:
-            raise CorpusError(f"{where} is nested too deeply for a record of text") from error
-        if not isinstance(record, dict):
-            raise CorpusError(f'{where} is not a JSON object: it must look like {{"{TEXT_COLUMN}": "…"}}')
-        if TEXT_COLUMN not in record:
-            raise CorpusError(_missing_column(where, record))
-        value = record[TEXT_COLUMN]
-        if not isinstance(value, str | None):
-            raise CorpusError(f"{where}: column {TEXT_COLUMN!r} holds {type(value).__name__}, and must hold text")
-        # JSON can contain half a character ("\\ud83d" alone), which cannot be encoded: it becomes U+FFFD.
-        yield (value or "").encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
-def _lines_of(text: str) -> Iterator[str]:
-    """Yield the lines of a text one by one. Splitting a long text in one call would delay signals."""
-    start = 0
-    while (end := text.find("\n", start)) >= 0:
-        yield text[start:end]
-        start = end + 1
-    yield text[start:]
-
-
-def _parquet_texts(raw: bytes, path: Path, on_bytes: OnBytes) -> Iterator[str]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{path} needs pyarrow to be read: pip install 'quill-gpt[parquet]', or convert it to .jsonl or .txt"
-        ) from error
-    pa: Any = pyarrow
-    try:
-        with pa.parquet.ParquetFile(pa.BufferReader(raw)) as file:
-            schema = file.schema_arrow
-            if TEXT_COLUMN not in schema.names:
-                raise CorpusError(_missing_column(str(path), schema.names))
-            kind = schema.field(TEXT_COLUMN).type
-            if kind not in (pa.string(), pa.large_string(), pa.string_view()):
-                raise CorpusError(f"{path}: column {TEXT_COLUMN!r} holds {kind}, and must hold text")
-            for batch in file.iter_batches(columns=[TEXT_COLUMN]):
-                yield from (value or "" for value in batch.column(0).to_pylist())
-                on_bytes(len(raw) * batch.num_rows // file.metadata.num_rows)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"{path} is not a Parquet file, or is damaged: {first_line(error)}") from error
-
-
-def _missing_column(where: str, columns: Iterable[str]) -> str:
-    names = [repr(name[:40]) for name in columns]
-    found = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    return f"{where} has no column {TEXT_COLUMN!r} (its columns: {found or 'none'}): rename the one that holds the text"

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from quill.data.compression import text_ending
 from quill.data.formats import FileText, NotTextError, OnProgress, check_file, read_file
 from quill.data.text_files import PLAIN_ENDINGS, FoundFiles, describe_skipped
 
@@ -39,9 +40,9 @@ class Reader:
         try:
             file = read_file(path, any_bytes=self._any_bytes, on_bytes=self._advance(path))
         except NotTextError:
-            if not optional or path.suffix.lower() not in PLAIN_ENDINGS:
+            if not optional or text_ending(path) not in PLAIN_ENDINGS:
                 raise
-            self._skipped[f"{path.suffix.lower()} not in UTF-8"] += 1
+            self._skipped[f"{text_ending(path)} not in UTF-8"] += 1
             return None
         self._changes.update(file.changes)
         return file

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from quill.data.compression import text_ending
 from quill.errors import CorpusError
 from quill.files import expand_home
 from quill.validation import nearest
 
 TEXT_ENDINGS = (".txt", ".md", ".jsonl", ".parquet")
-"""Endings of texts. In a folder, a file with one of these endings that is not text is an error."""
+"""Endings of texts, also with .gz or .zst behind them. In a folder, such a file that is not text is an error."""
 
 PLAIN_ENDINGS = frozenset(
     {
@@ -104,11 +105,11 @@ def _files_in(folder: Path) -> FoundFiles:
     skipped = Counter[str]()
     for below, names in _walk(folder, skipped):
         for path in (below / name for name in names):
-            ending = path.suffix.lower()
+            ending = text_ending(path)
             if ending in TEXT_ENDINGS or ending in PLAIN_ENDINGS:
                 paths.append(path)
             else:
-                skipped[ending or "without an ending"] += 1
+                skipped[path.suffix.lower() or "without an ending"] += 1
     if not paths:
         raise CorpusError(
             f"folder {folder} has no text files (it has {describe_skipped(skipped) or 'nothing at all'}): put .txt or "
