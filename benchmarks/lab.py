@@ -23,7 +23,7 @@ import quill
 from quill.lab.attention import attention_maps
 from quill.lab.attribution import attribute
 from quill.lab.finding import Finding
-from quill.lab.lens import lens
+from quill.lab.logit_lens import lens
 from quill.lab.subject import ModelAndTokenizer
 from quill.lab.trace import trace
 from quill.lab.tuned_lens import train_tuned_lens

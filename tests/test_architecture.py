@@ -4,10 +4,12 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import quill
+import quill.lab
 
 PACKAGE = Path(quill.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -153,12 +155,14 @@ def test_importing_quill_and_its_commands_leaves_torch_alone() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_every_public_name_exists_and_has_a_docstring() -> None:
-    for name in quill.__all__:
-        assert getattr(quill, name).__doc__, name
-    assert set(quill.__all__) <= set(dir(quill))
+@pytest.mark.parametrize("package", [quill, quill.lab])
+def test_every_public_name_exists_and_has_a_docstring(package: ModuleType) -> None:
+    for name in package.__all__:
+        public = getattr(package, name)
+        assert public.__doc__ and not isinstance(public, ModuleType), name
+    assert set(package.__all__) <= set(dir(package))
     with pytest.raises(AttributeError, match="no attribute 'gpt5'"):
-        quill.gpt5  # noqa: B018
+        package.gpt5  # noqa: B018
 
 
 def test_the_package_is_marked_as_typed() -> None:

@@ -17,7 +17,7 @@ from quill.errors import CheckpointError, ConfigError
 from quill.lab.film.film import Film, load_film, triangle
 from quill.lab.film.format import MOST_BYTES, MOST_FRAMES, NAME, Evaluation, Frames, probe_length, read_film, write_film
 from quill.lab.film.recorder import NEVER, FilmRecorder, make_frame, next_step, repeated_texts, sample_tokens
-from quill.lab.lens import lens
+from quill.lab.logit_lens import lens
 from quill.lab.trace import trace
 from quill.model.config import GPTConfig
 

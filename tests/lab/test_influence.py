@@ -12,8 +12,8 @@ from lab_models import CLASSIC, LETTERS, MODERN, Subject
 
 from quill.errors import ConfigError
 from quill.lab.ablation.ablating import ablating
-from quill.lab.influence import draw_replacements, influence
 from quill.lab.subject import inference
+from quill.lab.token_influence import draw_replacements, influence
 
 TEXT = "abcabcdeadhhgj\na"
 ATTENTION = ["attention:0", "attention:1", "attention:2"]
@@ -68,7 +68,7 @@ def test_influence_does_not_depend_on_how_many_rows_are_computed_at_once(
 ) -> None:
     subject = make_subject(MODERN)
     whole = influence(subject, TEXT).influence_TS
-    monkeypatch.setattr("quill.lab.influence.MOST_LOGITS", 16 * 11 * 3)
+    monkeypatch.setattr("quill.lab.token_influence.MOST_LOGITS", 16 * 11 * 3)
     np.testing.assert_allclose(influence(subject, TEXT).influence_TS, whole, atol=1e-6)
 
 

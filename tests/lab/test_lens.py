@@ -12,7 +12,7 @@ from lab_models import CLASSIC, MODERN, Subject
 from torch.nn import functional as F
 
 from quill.errors import CheckpointError, ConfigError
-from quill.lab.lens import lens
+from quill.lab.logit_lens import lens
 from quill.lab.trace import trace
 from quill.lab.tuned_lens import TunedLens, load_tuned_lens, save_tuned_lens, train_tuned_lens
 

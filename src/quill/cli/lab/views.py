@@ -49,14 +49,14 @@ def attention(look: Look) -> Finding:
 
 def logit_lens(look: Look) -> Finding:
     """Return what each layer would predict."""
-    from quill.lab.lens import lens
+    from quill.lab.logit_lens import lens
 
     return lens(look.subject, look.prompt)
 
 
 def tuned_lens(look: Look) -> Finding:
     """Return what each layer would predict by a tuned lens, which is trained at its first use."""
-    from quill.lab.lens import lens
+    from quill.lab.logit_lens import lens
     from quill.lab.tuned_lens import load_tuned_lens, save_tuned_lens, train_tuned_lens
     from quill.lab.windows import windows_of
 
@@ -118,7 +118,7 @@ def neurons(look: Look) -> Finding:
 
 def influence_of_tokens(look: Look) -> Finding:
     """Return how much each prediction changes when a token is replaced."""
-    from quill.lab.influence import influence
+    from quill.lab.token_influence import influence
 
     return influence(look.subject, look.prompt, seed=look.options.seed)
 

@@ -25,8 +25,8 @@ from quill.experiments.verdict import effect
 from quill.lab.ablation.ablating import ablating
 from quill.lab.ablation.targets import AttentionLayer
 from quill.lab.attention import rollout, value_weighted, weights_LHTS
-from quill.lab.influence import influence
 from quill.lab.statistics import bootstrap_interval
+from quill.lab.token_influence import influence
 from quill.lab.trace import trace
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from quill.experiments.inside.studied import Studied, StudySettings, shuffled, s
 from quill.experiments.verdict import effect
 from quill.lab.ablation.cost import losses_without
 from quill.lab.ablation.targets import WholeBlock
-from quill.lab.lens import Translator, lens
+from quill.lab.logit_lens import Translator, lens
 from quill.lab.statistics import Interval, bootstrap_interval, paired_difference
 from quill.lab.tuned_lens import train_tuned_lens
 from quill.lab.windows import losses_per_window
