@@ -18,7 +18,7 @@ from recipes import MakeRecipe, Recipe
 from quill.cli.main import main
 from quill.data.dataset import Dataset, prepare_dataset
 from quill.model.config import GPTConfig
-from quill.tracking import phase_display
+from quill.tracking import loss_plot, phase_display
 from quill.training.config import TrainConfig
 from quill.training.context import resolve_context
 
@@ -102,6 +102,26 @@ def no_data(tmp_path_factory: pytest.TempPathFactory):
         yield
 
 
+DRAW_LOSSES = loss_plot.draw_losses
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_loss_plots():
+    """Write the first bytes of a PNG instead of the loss plot of a run, which takes half of the time of a small one.
+
+    The plot is drawn for `trained`, in the tests that use `loss_plots`, and in all processes of their own.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss_plot, "draw_losses", lambda events: b"\x89PNG\r\n\x1a\n")
+        yield
+
+
+@pytest.fixture
+def loss_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw the loss plots of runs."""
+    monkeypatch.setattr(loss_plot, "draw_losses", DRAW_LOSSES)
+
+
 @pytest.fixture
 def tiny() -> list[str]:
     """Flags for the smallest training that still does everything."""
@@ -135,7 +155,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     text = folder / "my.txt"
     text.write_text(TEXT, encoding="utf-8")
     flags = [*TINY, f"--dataset={text}", f"--data_dir={folder / 'data'}", f"--out_dir={folder / 'out'}"]
-    assert main(["train", *flags]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss_plot, "draw_losses", DRAW_LOSSES)
+        assert main(["train", *flags]) == 0
     return Run(folder, flags)
 
 

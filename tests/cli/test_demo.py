@@ -25,7 +25,7 @@ def small_demo(here, monkeypatch):
 
 
 @pytest.mark.long
-def test_the_demo_trains_generates_evaluates_and_prints_commands_to_try(quill, small_demo):
+def test_the_demo_trains_generates_evaluates_and_prints_commands_to_try(quill, small_demo, loss_plots):
     code, out, error = quill("demo", "--seconds=0.5", "--device=cpu")
     assert (code, error) == (0, "")
     for words in ("a text for the tests", "validation loss  ", "nats per token over the whole split",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -265,7 +267,6 @@ def test_the_compiled_sampler_chooses_what_the_reference_chooses_in_many_example
 
 
 def check_compiled_sampler(data: st.DataObject) -> None:
-    from quill.engines.numba_step.sampling import choose
     from quill.engines.numba_step.workspace import Sampler
 
     V = data.draw(st.integers(1, 40), "V")
@@ -307,7 +308,15 @@ def check_compiled_sampler(data: st.DataObject) -> None:
         counts_BV=counts[None],
     )
     scores, ordered = np.zeros((2, V), np.float32)
-    assert choose(logits, 0, uniform, sampler, scores, ordered) == expected
+    assert compiled_choose()(logits, 0, uniform, sampler, scores, ordered) == expected
+
+
+@cache
+def compiled_choose() -> Callable[..., int]:
+    """Return `choose` with the wrapper that lets Python call it."""
+    from quill.engines.numba_step.sampling import OPTIONS, choose, njit
+
+    return njit(**OPTIONS | {"no_cpython_wrapper": False})(choose.py_func)
 
 
 def test_requests_wait_for_a_slot_and_a_full_queue_is_an_error() -> None:

@@ -71,7 +71,7 @@ def folder_of(out_dir: Path) -> dict[str, Any]:
         ),
     ],
 )
-def test_a_run_from_python_leaves_the_folder_that_the_command_leaves(here, more):  # D2
+def test_a_run_from_python_leaves_the_folder_that_the_command_leaves(here, loss_plots, more):  # D2
     settings = TINY | more
     start(dataset="my.txt", **settings)
     first = folder_of(here / "out")
@@ -446,7 +446,9 @@ def test_a_folder_in_use_is_refused_before_anything_else_is_done(here, trained, 
     assert folder_of(here / "out") == before
 
 
-def test_a_run_that_is_killed_while_it_draws_its_last_picture_is_finished_when_it_is_resumed(here, monkeypatch):  # R2
+def test_a_run_that_is_killed_while_it_draws_its_last_picture_is_finished_when_it_is_resumed(
+    here, loss_plots, monkeypatch
+):  # R2
     class Killed(BaseException):
         pass
 

@@ -10,6 +10,8 @@ import pytest
 from quill.tracking import loss_plot
 from quill.tracking.loss_plot import LossPlot, draw_losses, legend_corner, loss_range
 
+pytestmark = pytest.mark.usefixtures("loss_plots")
+
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch):

@@ -18,7 +18,7 @@ def test_every_tracker_receives_every_event_in_order(events):
     assert first == second == events.run
 
 
-def test_the_trackers_of_a_run_write_their_own_files_only(events, tmp_path):
+def test_the_trackers_of_a_run_write_their_own_files_only(events, tmp_path, loss_plots):
     events.send(
         CompositeTracker(JsonLines(tmp_path / "m"), SampleLog(tmp_path / "s"), LossPlot(tmp_path / "p")), events.run
     )

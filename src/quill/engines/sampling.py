@@ -107,8 +107,9 @@ class BatchSampler:
             counts_BV=table(),
         )
         self.vocab_size = vocab_size
-        for slot in range(slots):
-            self.assign(slot, Request((0,), 0, SamplingConfig(0)))  # idle slots also sample; the default is greedy
+        self.assign(0, Request((0,), 0, SamplingConfig(0)))  # idle slots also sample; the default is greedy
+        for tensor in vars(self.rules).values():
+            tensor[1:] = tensor[0]
 
     def assign(self, slot: int, request: Request) -> None:
         """Set the rules of a slot to those of a request that begins."""

@@ -115,7 +115,7 @@ def _compile(example: KernelArgs) -> bytes:
     from quill.engines.numba_step.struct_pointer import StructPointer
 
     signature = types.void(types.int64, StructPointer(typeof(example)))
-    compiled = njit(signature, no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(decode_steps.py_func)
+    compiled = njit(signature, **OPTIONS)(decode_steps.py_func)
     (text,) = compiled.inspect_llvm().values()
     module = llvm.parse_assembly(text)
     functions = [function for function in module.functions if not function.is_declaration]

@@ -16,9 +16,12 @@ import numpy as np
 
 from quill.engines.numba_step.simd import power_of_two
 
-# Without Numba's reference counts: compiled functions neither create nor keep arrays.
+# Without Numba's reference counts: compiled functions neither create nor keep arrays. Without wrappers, which
+# take a second to compile: only compiled functions call them, and `object_cache.py` loads the entry by its name.
 njit: Any = numba.njit  # its annotations lack some options
-OPTIONS: Any = {"nogil": True, "error_model": "numpy", "_nrt": False}
+OPTIONS: Any = {
+    "nogil": True, "error_model": "numpy", "_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True,
+}  # fmt: skip
 compiled = njit(**OPTIONS)
 arithmetic = njit(fastmath={"contract"}, **OPTIONS)  # a product and a sum may be rounded once, together
 
