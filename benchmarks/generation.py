@@ -13,7 +13,7 @@
 
     python benchmarks/generation.py --device=cuda --nanogpt=PATH --json=generation-cuda.json
 
-measures `one`, `sixteen` and `prefill` on a GPU instead, with the contestants of gpu_writers.py, and compares Quill
+measures `one`, `sixteen` and `prefill` on a GPU instead, with the contestants of gpu_generators.py, and compares Quill
 with nanoGPT and with a step compiled as in gpt-fast. Without a GPU it ends with exit code 2.
 
 Each turn has new random prompts, so that no contestant can cache one. transformers takes part where it is installed,
@@ -32,12 +32,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import generators
 import numpy as np
 import torch
-import writers
+from generators import CONFIG, TOP_K, Generate
 from measure import Figures, alternate, argument_parser, describe_hardware, print_table, run_process, write_json
 from startup import quill_command
-from writers import CONFIG, TOP_K, Writer
 
 from quill.checkpoints.run_folder import save_checkpoint
 from quill.engines.make import make_engine
@@ -81,46 +81,46 @@ def measure_cpu(parts: list[str], nanogpt: Path | None, runs: int) -> dict[str, 
     """Print a table of each part on a CPU."""
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        model = writers.full_size_model()
+        model = generators.full_size_model()
         if "memory" in parts:  # first, before others fill the caches
             results["memory"] = measure_memory(model)
-        contestants = all_writers(model, nanogpt, Path(folder)) if set(parts) & set(CASES) else {}
+        contestants = cpu_contestants(model, nanogpt, Path(folder)) if set(parts) & set(CASES) else {}
         for part in [part for part in CASES if part in parts]:
-            results[part] = measure_writing(part, contestants, runs)
+            results[part] = measure_generation(part, contestants, runs)
         if "shell" in parts:
             results["shell"] = measure_shell(model, nanogpt, Path(folder), runs)
     return results
 
 
-def all_writers(model: GPT, nanogpt: Path | None, folder: Path) -> dict[str, Writer]:
+def cpu_contestants(model: GPT, nanogpt: Path | None, folder: Path) -> dict[str, Generate]:
     """Return the contestants available here."""
     contestants = {
-        "Quill": writers.quill_writer(model, "numba"),
-        "Quill, int8": writers.quill_writer(model, "numba", "int8"),
-        "Quill, torch": writers.quill_writer(model, "torch"),
+        "Quill": generators.quill_generator(model, "numba"),
+        "Quill, int8": generators.quill_generator(model, "numba", "int8"),
+        "Quill, torch": generators.quill_generator(model, "torch"),
     }
-    if writers.has_llama():
+    if generators.has_llama():
         for kind in ("F32", "Q8_0"):
-            contestants[f"llama.cpp {kind}"] = writers.llama_writer(model, kind, folder, torch.get_num_threads())
+            contestants[f"llama.cpp {kind}"] = generators.llama_generator(model, kind, folder, torch.get_num_threads())
     if importlib.util.find_spec("transformers"):
-        contestants["transformers"] = writers.transformers_writer(model, 520)
+        contestants["transformers"] = generators.transformers_generator(model, 520)
     if nanogpt:
-        contestants["nanoGPT"] = writers.nanogpt_writer(nanogpt)
+        contestants["nanoGPT"] = generators.nanogpt_generator(nanogpt)
     return contestants
 
 
 def measure_gpu(parts: list[str], nanogpt: Path | None, runs: int) -> dict[str, Any]:
     """Print a table of each part on a GPU, and Quill's speed as a multiple of the others' with one text."""
-    import gpu_writers
+    import gpu_generators
 
     results: dict[str, Any] = {}
-    model = writers.full_size_model().to("cuda")
+    model = generators.full_size_model().to("cuda")
     ours = ("Quill", "Quill, compiled")
     for part in parts:
-        contestants = gpu_writers.gpu_contestants(model, CASES[part][0], nanogpt)
-        results[part] = measure_writing(part, contestants, runs, ours, warm_up=CASES[part][2])
+        contestants = gpu_generators.gpu_contestants(model, CASES[part][0], nanogpt)
+        results[part] = measure_generation(part, contestants, runs, ours, warm_up=CASES[part][2])
     speeds = {name: figures["tokens_per_second"].median for name, figures in results.get("one", {}).items()}
-    for peer, target in gpu_writers.TARGETS.items():
+    for peer, target in gpu_generators.TARGETS.items():
         if peer in speeds:
             ratios = results[f"× {peer}"] = {name: speeds[name] / speeds[peer] for name in ours}
             reached = ", ".join(f"{name}: {ratio:.2f} ×" for name, ratio in ratios.items())
@@ -128,19 +128,19 @@ def measure_gpu(parts: list[str], nanogpt: Path | None, runs: int) -> dict[str, 
     return results
 
 
-def measure_writing(
+def measure_generation(
     part: str,
-    contestants: dict[str, Writer],
+    contestants: dict[str, Generate],
     runs: int,
     ours: Sequence[str] = ("Quill", "Quill, int8"),
     warm_up: int = 8,
 ) -> dict[str, Any]:
     """Measure the contestants that support this part; print tokens a second, or milliseconds to the first token."""
     texts, prompt, new_tokens = CASES[part]
-    fits = prompt + new_tokens <= CONFIG.block_size and texts == 1  # all that llama_writer supports
+    fits = prompt + new_tokens <= CONFIG.block_size and texts == 1  # all that llama_generator supports
     work = {
-        name: timed(write, texts, prompt, new_tokens, warm_up)
-        for name, write in contestants.items()
+        name: timed(generate, texts, prompt, new_tokens, warm_up)
+        for name, generate in contestants.items()
         if fits or not (name.startswith("llama.cpp") or (texts > 1 and name == "nanoGPT"))
     }
     print(part, file=sys.stderr, flush=True)
@@ -158,17 +158,17 @@ def measure_writing(
     return results
 
 
-def timed(write: Writer, texts: int, prompt: int, new_tokens: int, warm_up: int) -> Callable[[], Figures]:
+def timed(generate: Generate, texts: int, prompt: int, new_tokens: int, warm_up: int) -> Callable[[], Figures]:
     """Return one turn of a contestant: a short warm-up that does not count, then the work."""
 
     def prompts(length: int) -> list[list[int]]:
         return [[random.randrange(CONFIG.vocab_size) for _ in range(length)] for _ in range(texts)]
 
     def turn() -> Figures:
-        write(prompts(prompt), min(warm_up, new_tokens))
+        generate(prompts(prompt), min(warm_up, new_tokens))
         mine = prompts(prompt)
         started = time.perf_counter()
-        write(mine, new_tokens)
+        generate(mine, new_tokens)
         seconds = time.perf_counter() - started
         return {"tokens_per_second": texts * new_tokens / seconds, "milliseconds": seconds * 1e3}
 
@@ -223,8 +223,8 @@ def measure_shell(model: GPT, nanogpt: Path | None, folder: Path, runs: int) -> 
         meta = {"stoi": {c: i for i, c in enumerate(letters)}, "itos": dict(enumerate(letters))}
         (theirs / "meta.pkl").write_bytes(pickle.dumps(meta))
         state = {
-            "model": writers.nanogpt_model(nanogpt).state_dict(),
-            "model_args": writers.nanogpt_shape(),
+            "model": generators.nanogpt_model(nanogpt).state_dict(),
+            "model_args": generators.nanogpt_shape(),
             "config": {"dataset": str(theirs)},
         }
         torch.save(state, theirs / "ckpt.pt")

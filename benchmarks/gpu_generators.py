@@ -12,11 +12,11 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import generators
 import torch
-import writers
+from generators import TEMPERATURE, TOP_K, Generate
 from torch import Tensor
 from torch._dynamo.utils import counters
-from writers import TEMPERATURE, TOP_K, Writer
 
 from quill.engines.cuda_engine import CudaEngine
 from quill.engines.make import make_engine
@@ -28,23 +28,23 @@ NANOGPT, STATIC = "nanoGPT, compiled", "static cache, compiled"
 TARGETS = {NANOGPT: 10, STATIC: 2}  # times as fast, one text
 
 
-def gpu_contestants(model: GPT, texts: int, nanogpt: Path | None) -> dict[str, Writer]:
+def gpu_contestants(model: GPT, texts: int, nanogpt: Path | None) -> dict[str, Generate]:
     """Return the contestants available here, ready to generate this many texts at once."""
     device = model.token_embedding.weight.device
     contestants = {
-        "Quill": writers.engine_writer(make_engine(model, "cuda", slots=texts)),
-        "Quill, compiled": writers.engine_writer(CudaEngine(model, slots=texts, compiled=True)),
-        "Quill, torch": writers.engine_writer(make_engine(model, "torch", slots=texts)),
-        STATIC: static_writer(model, texts),
+        "Quill": generators.engine_generator(make_engine(model, "cuda", slots=texts)),
+        "Quill, compiled": generators.engine_generator(CudaEngine(model, slots=texts, compiled=True)),
+        "Quill, torch": generators.engine_generator(make_engine(model, "torch", slots=texts)),
+        STATIC: static_generator(model, texts),
     }
     if importlib.util.find_spec("transformers"):
-        contestants["transformers"] = writers.transformers_writer(model, model.config.block_size)
+        contestants["transformers"] = generators.transformers_generator(model, model.config.block_size)
     if nanogpt:
-        contestants[NANOGPT] = writers.nanogpt_writer(nanogpt, str(device), compiled=True)
+        contestants[NANOGPT] = generators.nanogpt_generator(nanogpt, str(device), compiled=True)
     return contestants
 
 
-def static_writer(model: GPT, texts: int) -> Writer:
+def static_generator(model: GPT, texts: int) -> Generate:
     """Return a contestant that works like gpt-fast: one call of a compiled step, a CUDA graph, for each token."""
     static = StaticModel(model, texts)
     cache, device = static.cache, model.token_embedding.weight.device
@@ -60,7 +60,7 @@ def static_writer(model: GPT, texts: int) -> Writer:
     compiled = torch.compile(one_token, mode="reduce-overhead", fullgraph=True, dynamic=False)
 
     @torch.no_grad()
-    def write(prompts: list[list[int]], new_tokens: int) -> None:
+    def generate(prompts: list[list[int]], new_tokens: int) -> None:
         read = KVCache(model.config, texts, device)
         tokens_B = sample(model(torch.tensor(prompts, device=device), read)[:, -1])
         for layer, keys_BKSE in enumerate(cache.keys_LBKSE):
@@ -76,7 +76,7 @@ def static_writer(model: GPT, texts: int) -> Writer:
         if skipped := counters["inductor"].pop("cudagraph_skips", 0):
             print(f"{STATIC}: the compiler skipped {skipped} CUDA graphs, so it is not at its best", file=sys.stderr)
 
-    return write
+    return generate
 
 
 def sample(logits_BV: Tensor) -> Tensor:

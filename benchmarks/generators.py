@@ -1,6 +1,6 @@
 """Contestants that generate text at full size: Quill's engines, transformers, nanoGPT and llama.cpp, all of one shape.
 
-A writer takes token ids and continues them with its own sampler (top-k 40, temperature 0.8), called as its own users
+A contestant takes token ids and continues them with its own sampler (top-k 40, temperature 0.8), called as its own users
 would call it: from tokens to tokens, without a tokenizer. llama.cpp reads the weights from a GGUF file that is made
 here, in float32 or in its own 8 bits (Q8_0); the names of its GPT-2 and of its tensors are those of the format.
 """
@@ -30,7 +30,7 @@ from quill.model.gpt import GPT
 TOP_K, TEMPERATURE = 40, 0.8
 CONFIG = GPTConfig(vocab_size=65, dropout=0.0)  # full size, on Tiny Shakespeare's characters
 
-Writer = Callable[[list[list[int]], int], None]
+Generate = Callable[[list[list[int]], int], None]
 """Generates this many new tokens for each of these prompts, which have equal length."""
 
 
@@ -40,24 +40,24 @@ def full_size_model() -> GPT:
     return GPT(CONFIG).eval()
 
 
-def quill_writer(model: GPT, engine: str, quantization: str | None = None) -> Writer:
+def quill_generator(model: GPT, engine: str, quantization: str | None = None) -> Generate:
     """Return one of Quill's engines by name."""
-    return engine_writer(make_engine(model, engine, quantization=quantization, slots=16))
+    return engine_generator(make_engine(model, engine, quantization=quantization, slots=16))
 
 
-def engine_writer(engine: Engine) -> Writer:
+def engine_generator(engine: Engine) -> Generate:
     """Return one of Quill's engines behind its queue."""
     batch = BatchGenerator(engine)
     how = SamplingConfig(TEMPERATURE, top_k=TOP_K)
 
-    def write(prompts: list[list[int]], new_tokens: int) -> None:
+    def generate(prompts: list[list[int]], new_tokens: int) -> None:
         requests = [Request(tuple(prompt), new_tokens, how, 0, row) for row, prompt in enumerate(prompts)]
         assert sum(event.token is not None for _, event in batch.follow(requests)) == new_tokens * len(prompts)
 
-    return write
+    return generate
 
 
-def transformers_writer(model: GPT, positions: int) -> Writer:
+def transformers_generator(model: GPT, positions: int) -> Generate:
     """Return the `generate` of transformers' GPT-2, with its own cache and its default attention."""
     from transformers import GPT2Config, GPT2LMHeadModel
     from transformers.utils import logging
@@ -78,13 +78,13 @@ def transformers_writer(model: GPT, positions: int) -> Writer:
     theirs: Any = GPT2LMHeadModel(config).eval()
     theirs.to(device)
 
-    def write(prompts: list[list[int]], new_tokens: int) -> None:
+    def generate(prompts: list[list[int]], new_tokens: int) -> None:
         prompt_BT = torch.tensor(prompts, device=device)
         how = {"do_sample": True, "top_k": TOP_K, "temperature": TEMPERATURE, "max_new_tokens": new_tokens}
         tokens_BT = theirs.generate(prompt_BT, attention_mask=torch.ones_like(prompt_BT), **how).cpu()
         assert tokens_BT.shape == (len(prompts), len(prompts[0]) + new_tokens)
 
-    return write
+    return generate
 
 
 def nanogpt_model(checkout: Path) -> Any:
@@ -100,18 +100,18 @@ def nanogpt_shape() -> dict[str, Any]:
     return {**shape, "dropout": 0.0, "bias": False}
 
 
-def nanogpt_writer(checkout: Path, device: str = "cpu", compiled: bool = False) -> Writer:
+def nanogpt_generator(checkout: Path, device: str = "cpu", compiled: bool = False) -> Generate:
     """Return the `generate` of a nanoGPT checkout."""
     model = nanogpt_model(checkout).to(device)
     if compiled:
         model.compile()  # the module itself: `generate` would bypass what torch.compile(model) returns
 
-    def write(prompts: list[list[int]], new_tokens: int) -> None:
+    def generate(prompts: list[list[int]], new_tokens: int) -> None:
         prompt_BT = torch.tensor(prompts, device=device)
         tokens_BT = model.generate(prompt_BT, new_tokens, temperature=TEMPERATURE, top_k=TOP_K).cpu()
         assert tokens_BT.shape == (len(prompts), len(prompts[0]) + new_tokens)
 
-    return write
+    return generate
 
 
 def has_llama() -> bool:
@@ -119,7 +119,7 @@ def has_llama() -> bool:
     return all(importlib.util.find_spec(name) for name in ("llama_cpp", "gguf"))
 
 
-def llama_writer(model: GPT, kind: str, folder: Path, threads: int) -> Writer:
+def llama_generator(model: GPT, kind: str, folder: Path, threads: int) -> Generate:
     """Return llama.cpp with this model's weights, `kind` F32 or Q8_0; one text at a time, inside the context."""
     llama_cpp: Any = importlib.import_module("llama_cpp")  # optional: installing it needs a compiler
 
@@ -137,7 +137,7 @@ def llama_writer(model: GPT, kind: str, folder: Path, threads: int) -> Writer:
     llama_cpp.llama_sampler_chain_add(sampler, llama_cpp.llama_sampler_init_temp(TEMPERATURE))
     llama_cpp.llama_sampler_chain_add(sampler, llama_cpp.llama_sampler_init_dist(0))
 
-    def write(prompts: list[list[int]], new_tokens: int) -> None:
+    def generate(prompts: list[list[int]], new_tokens: int) -> None:
         assert quiet
         [prompt] = prompts
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
@@ -148,7 +148,7 @@ def llama_writer(model: GPT, kind: str, folder: Path, threads: int) -> Writer:
             assert llama_cpp.llama_decode(context, batch) == 0
             one[0] = llama_cpp.llama_sampler_sample(sampler, context, -1)
 
-    return write
+    return generate
 
 
 def write_gguf(model: GPT, kind: str, file: Path) -> Path:
