@@ -82,7 +82,7 @@ def test_the_notebook_trains_plots_generates_and_shows_attention(tmp_path: Path)
     kernel = {"resources": {"metadata": {"path": str(tmp_path)}}, "kernel_name": "python3", "timeout": 300}
     nbclient.NotebookClient(notebook, **kernel).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
     shown = "".join(output.get("text", "") for output in outputs)
     loss = re.search(r"([\d.]+) nats per token", shown)
     assert loss and float(loss[1]) < 2

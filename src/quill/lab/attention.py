@@ -49,9 +49,12 @@ class AttentionMaps(Finding):
     def title(self) -> str:  # type: ignore[override]
         """What is shown, in a line."""
         what = {"weights": "Attention", "value-weighted": "Value-weighted attention", "rollout": "Attention rollout"}
-        one = next(iter(self.maps)) if len(self.maps) == 1 else ""
         part = "layer" if self.kind == "rollout" else "head"
-        return f"{what[self.kind]}{f' of {part} {one}' if one else f' of every {part}'}"
+        names, layers = list(self.maps), {name.partition(".")[0] for name in self.maps}
+        if len(names) == 1:
+            return f"{what[self.kind]} of {part} {names[0]}"
+        within = f" of layer {layers.pop()}" if len(layers) == 1 else ""
+        return f"{what[self.kind]} of every {part}{within}"
 
     @property
     def explanation(self) -> str:  # type: ignore[override]
