@@ -1,8 +1,8 @@
 """Contestants that generate text at full size: Quill's engines, transformers, nanoGPT and llama.cpp, all of one shape.
 
-A contestant takes token ids and continues them with its own sampler (top-k 40, temperature 0.8), called as its own users
-would call it: from tokens to tokens, without a tokenizer. llama.cpp reads the weights from a GGUF file that is made
-here, in float32 or in its own 8 bits (Q8_0); the names of its GPT-2 and of its tensors are those of the format.
+A contestant takes token ids and continues them with its own sampler (top-k 40, temperature 0.8), called as its own
+users would call it: from tokens to tokens, without a tokenizer. llama.cpp reads the weights from a GGUF file that is
+made here, in float32 or in its own 8 bits (Q8_0); the names of its GPT-2 and of its tensors are those of the format.
 """
 
 from __future__ import annotations
