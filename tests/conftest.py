@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before PyTorch is imported, which ask
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from recipes import MakeRecipe, Recipe
+from signals import default_signals
 
 from quill.cli.main import main
 from quill.data.dataset import Dataset, prepare_dataset
@@ -99,6 +100,13 @@ def no_data(tmp_path_factory: pytest.TempPathFactory):
     """Keep the corpora of this machine out of the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUILL_DATA_DIR", str(tmp_path_factory.mktemp("no-data")))
+        yield
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """Let this process and those that it starts receive signals, also where the tests run in the background."""
+    with default_signals():
         yield
 
 

@@ -8,13 +8,18 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from threading import Event, Thread
 
 import pytest
+from signals import default_signals
 
 from quill import process
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals"),
+    pytest.mark.usefixtures("signals"),
+]
 
 # A call that no signal interrupts and that lets other threads run, as a long one into PyTorch: a deadlock in C.
 BLOCK = """
@@ -167,6 +172,20 @@ def test_signals_that_are_ignored_stay_ignored(start):
     program.send_signal(signal.SIGHUP)
     program.send_signal(signal.SIGTERM)
     assert program.communicate()[0] == f"saved {int(signal.SIGTERM)}\n"
+
+
+def test_a_test_that_sends_signals_works_where_the_tests_were_started_with_signals_ignored():
+    code = "import signal; print([signal.getsignal(n) is signal.SIG_IGN for n in (1, 2, 15)])"
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in process.SIGNALS}
+    try:
+        for block, ignored in ((default_signals(), False), (nullcontext(), True)):
+            with block:
+                out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+            assert out == f"{[ignored] * 3}\n"
+        assert all(signal.getsignal(number) == signal.SIG_IGN for number in process.SIGNALS)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_in_a_python_program_the_second_ctrl_c_is_a_keyboard_interrupt(start):

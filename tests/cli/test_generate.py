@@ -202,6 +202,7 @@ def test_invalid_utf8_bytes_are_echoed_as_they_decode(byte_run):
     assert expected.startswith("a\ufffd") and done.stdout.decode().removesuffix("\n") == expected.removesuffix("\n")
 
 
+@pytest.mark.usefixtures("signals")
 def test_ctrl_c_ends_a_hundred_thousand_samples(trained):
     # R16: leaving the queue took over 90 seconds
     command = ["generate", f"--out_dir={trained.out}", "--device=cpu", "--prompt=KING", "--num_samples=100000"]

@@ -71,6 +71,7 @@ def test_a_long_phase_is_shown_on_standard_error(quill, here, monkeypatch):  # U
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 @pytest.mark.parametrize(("name", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+@pytest.mark.usefixtures("signals")
 def test_a_signal_ends_prepare_with_one_line_and_leaves_no_draft(name, code, word, here, environment):  # R16
     command = [sys.executable, "-c", WAIT]
     with subprocess.Popen(

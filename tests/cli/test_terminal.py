@@ -52,6 +52,7 @@ ACKNOWLEDGED = "quill: stopping after this step; press Ctrl-C again to leave at 
 
 @unix
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
+@pytest.mark.usefixtures("signals")
 def test_a_signal_saves_the_run_and_the_printed_command_resumes_it(here, tiny, environment, capsys, number):
     flags = [flag for flag in tiny if not flag.startswith(("--max_iters", "--log_interval", "--eval_interval"))]
     process = subprocess.Popen(

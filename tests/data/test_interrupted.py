@@ -100,6 +100,7 @@ def test_an_interrupt_in_any_phase_leaves_the_old_dataset_and_no_draft(phase: st
 
 
 @unix
+@pytest.mark.usefixtures("signals")
 def test_ctrl_c_ends_a_process_that_encodes_and_leaves_nothing() -> None:
     with waiting() as process:
         assert drafts()

@@ -107,6 +107,7 @@ def test_a_run_that_diverges_has_an_infinite_loss(dataset):
     assert trained.diverged and np.isinf(trained.losses_N).all() and sum(steps) == 5
 
 
+@pytest.mark.usefixtures("signals")
 def test_ctrl_c_during_training_ends_the_experiment(dataset):
     config = GPTConfig(dataset.tokenizer.vocab_size, 8, 1, 2, 8, 0.0)
     with pytest.raises(KeyboardInterrupt):

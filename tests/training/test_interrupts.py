@@ -19,7 +19,10 @@ from quill.model.config import GPTConfig
 from quill.training import evaluator, step
 from quill.training.loop import train
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows cannot send itself SIGINT without ending the test run")
+pytestmark = [
+    pytest.mark.skipif(os.name == "nt", reason="Windows cannot send itself SIGINT without ending the test run"),
+    pytest.mark.usefixtures("signals"),
+]
 
 
 def interrupt_call(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, number: int) -> None:

@@ -265,6 +265,7 @@ def test_patience_stops_a_run_that_no_longer_improves(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot send itself SIGINT without ending the test runner")
+@pytest.mark.usefixtures("signals")
 def test_ctrl_c_saves_the_run_and_a_later_one_is_not_ignored(
     model_config: GPTConfig, recipe: Recipe, dataset: Dataset
 ) -> None:
