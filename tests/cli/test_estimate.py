@@ -111,3 +111,57 @@ def test_training_that_runs_out_of_memory_ends_in_one_line_and_its_advice_works(
     advice = re.search(r"; ((?:--\w+=\w+ )+)needs", said[0])
     assert advice, said[0]
     assert train("--overwrite=True", *advice[1].split()).returncode == 0
+
+
+SMALL = ["--n_layer=2", "--n_head=2", "--n_embd=64", "--block_size=64", "--vocab_size=300", "--batch_size=64"]
+
+
+def test_a_gpu_that_is_not_here_is_planned_for_by_its_name(quill, here, monkeypatch):
+    monkeypatch.setattr("quill.planning.timing.measure_step", None)  # to measure would fail
+    code, out, error = quill("estimate", "--device=h100", "--world_size=8", *SMALL)
+    assert (code, error) == (0, "") and list(here.glob("out*")) == []
+    lines = [re.split(" {2,}", line, maxsplit=1) for line in out.splitlines()]
+    table = dict(lines)
+    assert table["device"].startswith("NVIDIA H100 SXM: 80.0 GB, 989 TFLOP/s (dense bfloat16)")
+    assert table["micro-batch"] == "8 × 64 tokens in each process" and "datasheet" in table["source"]
+    for name in ("weights", "gradients", "optimizer state", "activations", "logits", "peak memory", "sent in a step"):
+        assert re.match(r"\d", table[name]), name
+    for name in ("on 1 GPU", "on 8 GPUs", "on 64 GPUs"):
+        assert re.search(r"utilisation \d+%.* --batch_size=64 --gradient_accumulation_steps=1$", table[name]), name
+    assert [value for name, value in lines if name == "assumed"] and "H200" in out
+
+
+def test_the_json_of_a_plan_has_its_table_of_gpus(quill, here):
+    _, out, _ = quill("estimate", "--device=a100", "--json", "--parallel=fsdp", "--world_size=4", *SMALL)
+    found = json.loads(out)
+    assert out.count("\n") == 1 and found["vocab_size"] == 300 and found["gpu"]["memory"] == 80e9
+    assert set(found["expected"]) == {"1", "8", "64"} and found["fits"] is True
+    process = found["process"]
+    assert found["sent_bytes"] == process["sent_gradients"] + process["sent_weights"] > 0
+    assert process["weights"] == -(-4 * found["parameters"] // 4)
+
+
+def test_several_processes_on_this_machine_are_planned_for_without_times(quill, here, tiny):
+    code, out, _ = quill("estimate", "my.txt", *tiny, "--world_size=2")
+    assert code == 0 and "2 × 8 tokens in each process" in out and "in each process\nsent in a step" in out
+    assert "time" not in out and "vocabulary               32 tokens" in out
+
+
+def test_a_plan_that_does_not_fit_says_so(quill, here):
+    code, out, _ = quill("estimate", "--device=l4", *SMALL, "--n_embd=4096", "--n_layer=8")
+    assert code == 0 and "in each process: does not fit" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--device=h10"], "did you mean 'h100'"),
+        (["--device=h100", "--world_size=7"], "use 63 or 70"),
+        (["--world_size=0"], "world_size=0"),
+        (["--device=h100", "--vocab_size=0"], "vocab_size=0"),
+    ],
+)
+def test_plans_that_are_impossible_are_refused_in_one_line(refused, here, flags, words):
+    assert words in refused(
+        "estimate", *SMALL[: 5 - ("--vocab_size=0" in flags)], "--batch_size=64", *flags[:1], *flags[1:]
+    )

@@ -1,6 +1,8 @@
 """`quill estimate`: memory, time and parameters of a run before it starts. It has the flags of `quill train`.
 
-The figures come from planning/estimate.py. This module finds the size of the vocabulary and prints the figures.
+For one process on this machine the figures come from planning/estimate.py, which measures. For a GPU by its name, or
+several processes, cli/plan.py prints planning/utilisation.py, which computes. This module finds the size of the
+vocabulary, and prints tables.
 """
 
 from __future__ import annotations
@@ -10,11 +12,13 @@ import dataclasses
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from quill.cli.arguments import Parser, add_configuration, settings_of
 from quill.files import expand_home
-from quill.runs.settings import build_configs
+from quill.planning.gpus import GPU, GPUS, find_gpu
+from quill.runs.settings import FIELDS, build_configs
+from quill.validation import require
 
 if TYPE_CHECKING:
     from quill.planning.estimate import Estimate
@@ -28,6 +32,23 @@ def add_arguments(parser: Parser) -> None:
     """Add the flags of `quill estimate` to the parser: all settings of a run."""
     parser.take_bare_word("dataset", several=True)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--world_size", type=int, default=1, help="number of processes, each with a device of its own")
+    parser.add_argument(
+        "--vocab_size", type=int, help="size of the vocabulary, instead of that of the text and its tokenizer"
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help=f"auto, cpu, cuda, cuda:1 or mps to measure on this machine; to compute without one: {', '.join(GPUS)}",
+        group="the run",
+    )
+    if "parallel" not in FIELDS:
+        parser.add_argument(
+            "--parallel",
+            type=Literal["ddp", "fsdp"],
+            default="ddp",
+            help="ddp: every process has all weights; fsdp: weights, gradients and optimizer state are divided",
+        )
     add_configuration(parser)
 
 
@@ -44,8 +65,12 @@ def run(arguments: argparse.Namespace) -> int:
     from quill.tracking.phase_display import PhaseDisplay
 
     keep_freed_memory()  # as `quill train` does
+    gpu = find_gpu(settings["device"])
+    require(1 <= arguments.world_size <= 1 << 16, "world_size", arguments.world_size, "1 to 65536")
+    if gpu is not None or arguments.world_size > 1:
+        return plan(arguments, settings, gpu)
     context = resolve(build_configs(settings)[2])
-    vocab_size, val_tokens, note = find_vocabulary(settings)
+    vocab_size, val_tokens, note = vocabulary_of(arguments, settings)
     model_config, config, run_settings = build_configs(settings, vocab_size=vocab_size)
     planned = PlannedRun(model_config, config, context)
     check_size(planned)
@@ -62,6 +87,28 @@ def run(arguments: argparse.Namespace) -> int:
     if not estimate.fits:
         print(f"it does not fit: {describe_shortage(planned, estimate.available_bytes)}")
     return 0
+
+
+def plan(arguments: argparse.Namespace, settings: dict[str, Any], gpu: GPU | None) -> int:
+    """Print what each of several processes, or a GPU that is not here, is expected to need."""
+    from quill.cli.plan import compute_plan
+    from quill.tracking.phase_display import PhaseDisplay
+
+    vocab_size, _, note = vocabulary_of(arguments, settings)
+    with PhaseDisplay() as display:
+        facts, lines = compute_plan(build_configs(settings, vocab_size=vocab_size), arguments, gpu, display)
+    if arguments.json:
+        print(json.dumps({"vocab_size": vocab_size, "note": note} | facts, ensure_ascii=False))
+    else:
+        show([("text", note), *lines])
+    return 0
+
+
+def vocabulary_of(arguments: argparse.Namespace, settings: dict[str, Any]) -> tuple[int, int | None, str]:
+    """Return the vocabulary size, the number of validation tokens, and a note: those of the flag, else of the text."""
+    if arguments.vocab_size is None:
+        return find_vocabulary(settings)
+    return arguments.vocab_size, None, f"none: vocab_size={arguments.vocab_size} is given"
 
 
 def find_vocabulary(settings: dict[str, Any]) -> tuple[int, int | None, str]:

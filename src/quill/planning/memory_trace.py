@@ -52,6 +52,8 @@ class StepCost:
     """of a micro-batch forward and backward, including what gradient checkpointing recomputes"""
     evaluation_flops: int
     """of a micro-batch forward"""
+    update_flops: int = 0
+    """of an update: Muon multiplies matrices"""
 
 
 class TensorCounter(TorchDispatchMode):
@@ -113,10 +115,11 @@ def trace_step(run: PlannedRun) -> StepCost:
         activations = counter.peak - weights
         flops, held = counter.flops, counter.live
         optimizer.step()
-        state = counter.live - held
+        state, update_flops = counter.live - held, counter.flops - flops
         optimizer.zero_grad(set_to_none=True)
         counter.peak = counter.flops = 0
         model.eval()
         with torch.no_grad(), autocast:
             cross_entropy(model(tokens_BT), tokens_BT)
-        return StepCost(weights, state, activations, counter.peak - weights - state, flops, counter.flops)
+        evaluating = counter.peak - weights - state
+        return StepCost(weights, state, activations, evaluating, flops, counter.flops, update_flops)
