@@ -25,9 +25,12 @@ MAY_IMPORT = {
     "optim": [],
     "data": ["tokenizers"],
     "checkpoints": ["model", "tokenizers"],
+    "distributed": [],
     "acceleration": ["model"],
-    "evaluation": ["model", "data", "tokenizers"],
-    "training": ["model", "data", "tokenizers", "checkpoints", "optim", "acceleration", "evaluation"],
+    "evaluation": ["model", "data", "tokenizers", "distributed"],
+    "training": [
+        "model", "data", "tokenizers", "checkpoints", "optim", "acceleration", "evaluation", "distributed",
+    ],
     "engines": ["model", "checkpoints", "acceleration.cuda_graph"],
     "tracking": ["training.events"],
     "generation": ["engines", "tokenizers", "checkpoints", "model", "data", "evaluation"],
@@ -36,7 +39,7 @@ MAY_IMPORT = {
     "interop": ["model", "tokenizers", "checkpoints"],
     "runs": [
         "model", "tokenizers", "data", "checkpoints", "optim", "acceleration", "evaluation", "training", "engines",
-        "tracking", "generation", "planning", "lab",
+        "tracking", "generation", "planning", "lab", "distributed",
     ],
     "experiments": [
         "lab", "model", "tokenizers", "data", "checkpoints", "optim", "acceleration", "evaluation", "training",
@@ -45,7 +48,7 @@ MAY_IMPORT = {
     "serving": ["generation", "lab", "checkpoints", "tracking.jsonl"],
     "cli": [
         "model", "tokenizers", "data", "checkpoints", "optim", "acceleration", "evaluation", "training", "engines",
-        "tracking", "generation", "planning", "lab", "experiments", "interop", "runs", "serving",
+        "tracking", "generation", "planning", "lab", "experiments", "interop", "runs", "serving", "distributed",
     ],
 }  # fmt: skip
 

@@ -13,6 +13,9 @@ LONGEST_MESSAGE = 800
 class QuillError(Exception):
     """An error that the user can correct. Its text is one line: what is wrong, and what to do."""
 
+    reported: bool | None = None
+    """in a run of several processes: whether another one has reported it; None before they have met"""
+
     def __init__(self, message: object = "") -> None:
         super().__init__(shorten(str(message)))
 
@@ -35,6 +38,10 @@ class CheckpointError(QuillError):
 
 class TrainingError(QuillError):
     """A run that cannot continue: the loss became NaN, or memory ran out."""
+
+
+class ProcessGroupError(QuillError):
+    """Processes of one run that do not find each other, do not agree, or one of which has ended."""
 
 
 class MissingDependencyError(QuillError):

@@ -403,9 +403,9 @@ def test_measuring_the_machine_writes_nothing_into_the_current_folder(here, monk
     seen: list[set[str]] = []
     probe = session.resolve
 
-    def watch(run: RunSettings) -> Any:
+    def watch(run: RunSettings, *group: Any) -> Any:
         seen.append({p.name for p in here.iterdir()})
-        return probe(run)
+        return probe(run, *group)
 
     monkeypatch.setattr(session, "resolve", watch)
     here.chmod(0o755)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from quill import process
 from quill.cli.streams import OUTPUT, standard_streams
+from quill.distributed.environment import is_first
 from quill.errors import ConfigError, QuillError
 from quill.validation import nearest, show
 
@@ -73,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except QuillError as error:
             if debug:
                 raise
-            return _complain(command, str(error), 2)
+            another_says_it = not is_first() if error.reported is None else error.reported
+            return 2 if another_says_it else _complain(command, str(error), 2)
         except OSError as error:
             if debug or not (message := _describe(error)):
                 raise
@@ -106,7 +108,7 @@ def _run(command: str, words: list[str]) -> int:
     if arguments.help:
         print(parser.format_help())
         return 0
-    for note in arguments.notes:
+    for note in arguments.notes if is_first() else ():
         print(f"quill {command}: {note}", file=sys.stderr)
     return module.run(arguments) or 0
 

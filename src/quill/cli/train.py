@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from quill.cli.arguments import Parser, add_configuration
+from quill.distributed.environment import is_first
 
 if TYPE_CHECKING:
     from quill.runs.start import Run
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     """Add the flags of `quill train` to the parser: all settings of a run, and what to do with an earlier one."""
+    parser.description += " Under torchrun its processes train together: torchrun --nproc_per_node=2 -m quill train …"
     parser.take_bare_word("dataset", several=True)
     parser.add_argument(
         "--resume",
@@ -31,10 +33,12 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, and print the next command."""
+    """Train, and print the next command: of several processes only rank 0 does."""
     from quill.runs.start import run as start_run
 
     result = start_run(**arguments.given)
+    if not is_first():
+        return 130 if result.reason == "interrupted" else 0
     if result.reason == "interrupted":
         return say_how_to_resume("train", result)
     print(f"next: quill generate --out_dir={quote(result.out_dir)}")

@@ -34,16 +34,18 @@ def sample_batch(
     step: int,
     rank: int = 0,
     data_order: DataOrder = "random",
+    part: slice = slice(None),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (inputs_BT, targets_BT), int64, of one step: a pure function of the arguments.
 
     In random order each start is equally likely; in shuffled order every part of the text occurs once in each epoch.
+    `part` selects windows of the batch: each of several processes takes its own.
     CorpusError if there are too few tokens for a window and its last target.
     """
     require_window(tokens, block_size, "the text")
     sizes = {"batch_size": batch_size, "block_size": block_size}
     starts_B = window_starts(len(tokens), **sizes, seed=seed, step=step, rank=rank, data_order=data_order)
-    return _windows(tokens, starts_B, block_size)
+    return _windows(tokens, starts_B[part], block_size)
 
 
 def window_starts(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -37,15 +37,19 @@ def muon_update(
     lr: float | Tensor,
     weight_decay: float,
     momentum: float = 0.95,
+    orthogonalized: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
-    """Update matrices and their momenta in place by one step. `lr` may be a float32 tensor on the device."""
+    """Update matrices and their momenta in place by one step. `lr` may be a float32 tensor on the device.
+
+    `orthogonalized`, if given, computes `orthogonalize` in another way, such as shared out among processes.
+    """
     by_shape: dict[torch.Size, list[int]] = defaultdict(list)
     for index, weight in enumerate(weights):
         by_shape[weight.shape].append(index)
     for (rows, columns), indices in by_shape.items():  # matrices of one shape share their matrix products
         gradients_NRC = torch.stack([gradients[index] for index in indices])
         momenta_NRC = torch.stack([momenta[index] for index in indices]).lerp_(gradients_NRC, 1 - momentum)
-        updates_NRC = orthogonalize(gradients_NRC.lerp_(momenta_NRC, momentum))
+        updates_NRC = (orthogonalized or orthogonalize)(gradients_NRC.lerp_(momenta_NRC, momentum))
         decay, scale = 1 - lr * weight_decay, lr * math.sqrt(max(1, rows / columns))
         for index, new_momentum, update in zip(indices, momenta_NRC, updates_NRC, strict=True):
             momenta[index].copy_(new_momentum)

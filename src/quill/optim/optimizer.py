@@ -7,13 +7,14 @@ torch.optim.Optimizer, because that one imports PyTorch's compiler at its first 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from quill.optim.muon import muon_update
+from quill.optim.muon import muon_update, orthogonalize
 from quill.optim.rowwise_adam import rowwise_adam_update
 
 EPS = 1e-8
@@ -33,6 +34,8 @@ class Optimizer:
         self.param_groups = groups
         self.betas = betas
         self.state: dict[nn.Parameter, dict[str, Tensor]] = defaultdict(dict)
+        self.orthogonalize: Callable[[Tensor], Tensor] = orthogonalize
+        """how Muon's updates are orthogonalized: here, or shared out among processes"""
 
     @torch.no_grad()
     def step(self) -> None:
@@ -42,11 +45,12 @@ class Optimizer:
             if not named:
                 continue
             weights, gradients = [weight for _, weight in named], [weight.grad for _, weight in named]
-            state = [self._state(weight, group["kind"]) for weight in weights]
+            state = [self.state_of(weight, group["kind"]) for weight in weights]
             if group["kind"] == "muon":
                 names, momenta = [name for name, _ in named], [each["momentum"] for each in state]
                 matrices = (split_qkv(names, tensors) for tensors in (weights, gradients, momenta))
-                muon_update(*matrices, lr=group["lr"], weight_decay=group["weight_decay"])
+                settings = {"lr": group["lr"], "weight_decay": group["weight_decay"]}
+                muon_update(*matrices, **settings, orthogonalized=self.orthogonalize)
             elif group["kind"] == "rowwise_adam":
                 settings = {"lr": group["lr"], "weight_decay": group["weight_decay"], "beta": self.betas[1]}
                 for weight, gradient, each in zip(weights, gradients, state, strict=True):
@@ -89,7 +93,7 @@ class Optimizer:
             maximize=False,
         )
 
-    def _state(self, weight: nn.Parameter, kind: str) -> dict[str, Tensor]:
+    def state_of(self, weight: nn.Parameter, kind: str) -> dict[str, Tensor]:
         """Return the state of a parameter: zeros before its first update."""
         state = self.state[weight]
         for key in state_keys(kind):

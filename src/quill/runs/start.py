@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from quill.checkpoints.lock import LOCK, lock_run
 from quill.checkpoints.manifest import step_of
 from quill.checkpoints.run_folder import clean_run_folder, find_checkpoint, require_folder, return_to_best
+from quill.distributed.environment import next_divisible, read_ranks, require_divisible
+from quill.distributed.group import ALONE, Group
+from quill.distributed.joining import joined
 from quill.errors import ConfigError
 from quill.files import expand_home
 from quill.process import keep_freed_memory, spin_briefly
@@ -20,7 +23,7 @@ from quill.runs.observers import Observers, Tracker
 from quill.runs.presets import read_settings
 from quill.runs.replacing import bring_back
 from quill.runs.resume import refuse_existing_run, refuse_foreign_files, resumed_settings
-from quill.runs.session import open_text, train_with
+from quill.runs.session import open_text, tell_others, train_along, train_with
 from quill.runs.settings import RunSettings, Settings, check_settings, resolve_settings
 from quill.training.events import TrainResult
 from quill.validation import plain_number, require
@@ -78,8 +81,38 @@ def run(
     finite or memory that runs out is a TrainingError; all of them are a QuillError. As in `quill train`, two settings
     of the whole process change: glibc's allocator keeps freed memory, and, if PyTorch is imported later, its threads
     spin only briefly (GOMP_SPINCOUNT).
+
+    Under torchrun the processes train together: they share each batch, and rank 0 writes the files.
     """
     spin_briefly()
+    flags = {"config": config, "minutes": minutes, "resume": resume, "overwrite": overwrite, **settings}
+    with joined(read_ranks(), {name: repr(value) for name, value in flags.items()}) as group:
+        if not group.first:
+            return ended(*train_along(group, text))
+        return lead(
+            group,
+            settings,
+            config=config,
+            minutes=minutes,
+            resume=resume,
+            overwrite=overwrite,
+            text=text,
+            observers=Observers(progress, tracker, callback),
+        )
+
+
+def lead(
+    group: Group,
+    settings: Settings,
+    *,
+    config: str | Path | None,
+    minutes: float | None,
+    resume: bool | Literal["best"],
+    overwrite: bool,
+    text: str | None,
+    observers: Observers,
+) -> Run:
+    """Run `quill.run` in the process that decides: rank 0, or the only one."""
     if resume and overwrite:
         raise ConfigError("resume=True continues a run and overwrite=True starts over: use one of them")
     if minutes is not None and resume:
@@ -90,13 +123,12 @@ def run(
     file, source = read_settings(str(config)) if config is not None else ({}, "")
     file = {name: expand_user(name, value) for name, value in file.items()}
     settings = check_settings({name: expand_user(name, value) for name, value in settings.items()})
-    observers = Observers(progress, tracker, callback)
     bring_back(Path(settings.get("out_dir", file.get("out_dir", RunSettings.out_dir))))
     if minutes is not None:
         number = plain_number(minutes)
         possible = type(number) in (int, float) and 0 < number < float("inf")
         require(possible, "minutes", minutes, "a number above 0")
-        return run_for_minutes(number, file | settings, observers, overwrite=overwrite, text=text)
+        return run_for_minutes(number, file | settings, observers, overwrite=overwrite, text=text, group=group)
     if resume:
         given = file | settings
         chosen = resumed_settings(Path(given.get("out_dir", RunSettings.out_dir)), given)
@@ -107,10 +139,12 @@ def run(
                 f"nothing left to do: the run in {done.out_dir} has finished its {done.step} steps "
                 f"(for more steps: quill train --resume=True --out_dir={done.out_dir} --max_iters={2 * done.step})"
             )
+            tell_others(group, chosen, result=done)
             return done
     else:
         chosen = resolve_settings(with_shape(settings), file, source=source)
         require_free_folder(chosen, chosen, overwrite)
+    require_divisible(chosen["batch_size"], group.ranks.world_size)
     keep_freed_memory()
     named = "dataset" in settings
     dataset = open_text(chosen, text, observers, resume=bool(resume), named=named)
@@ -120,7 +154,7 @@ def run(
     if resume == "best":
         with lock_run(chosen["out_dir"]):
             return_to_best(chosen["out_dir"])
-    result = train_with(chosen, dataset, observers, resume=bool(resume), replace=overwrite)
+    result = train_with(chosen, dataset, observers, resume=bool(resume), replace=overwrite, group=group)
     return ended(chosen, result)
 
 
@@ -134,6 +168,7 @@ def run_for_minutes(
     dataset: Dataset | None = None,
     late: float = LATE,
     mark: str = "",
+    group: Group = ALONE,
 ) -> Run:
     """Train for a number of minutes, with a recipe chosen for this text, machine and time; return how the run ended.
 
@@ -156,6 +191,9 @@ def run_for_minutes(
     dataset.require_window(given.get("block_size", 1))  # before the machine is measured, which takes seconds
     observers.status("measuring the speed of this machine")
     settings, speed = fit_to_minutes(dataset, minutes, given)
+    if "batch_size" not in given:
+        settings["batch_size"] = next_divisible(settings["batch_size"], group.ranks.world_size)
+    require_divisible(settings["batch_size"], group.ranks.world_size)
     observers.status(describe_choice(settings, minutes))
     budget = TimeBudget(
         started,
@@ -175,6 +213,7 @@ def run_for_minutes(
         deadline=deadline,
         plan=None if "max_iters" in given else budget,
         mark=mark,
+        group=group,
     )
     return ended(settings, result)
 

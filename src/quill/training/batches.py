@@ -1,6 +1,7 @@
 """Batches for the training step: cut by the CPU, or by a GPU from tokens in its own memory.
 
-Both give the same windows: a pure function of (tokens, seed, step), in data/windows.py.
+Both give the same windows: a pure function of (tokens, seed, step), in data/windows.py. The batch of a step is the same
+for any number of processes, which divide it among them.
 
 Shapes: B windows of a whole step, all micro-batches together; T time; N tokens of the split.
 """
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from quill.data.windows import DataOrder, sample_batch, window_starts
 from quill.device import available_memory
+from quill.distributed.environment import ONE_PROCESS, Ranks, part_of
 from quill.model.config import ModelConfig
 from quill.training.config import TrainConfig
 
@@ -39,14 +41,15 @@ def plan_batches(model_config: ModelConfig, config: TrainConfig) -> BatchPlan:
 
 
 class HostBatches:
-    """Batches cut from memory-mapped tokens by the CPU."""
+    """Batches cut from memory-mapped tokens by the CPU. Each of several processes cuts its part of every batch."""
 
-    def __init__(self, tokens: np.ndarray, plan: BatchPlan, device: torch.device):
+    def __init__(self, tokens: np.ndarray, plan: BatchPlan, device: torch.device, ranks: Ranks = ONE_PROCESS):
         self.tokens, self.plan, self.device = tokens, plan, device
+        self.part = part_of(plan.batch_size, ranks)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """Return inputs_BT and targets_BT of this step, int64, on the device. It does not depend on earlier calls."""
-        inputs_BT, targets_BT = sample_batch(self.tokens, step=step, **vars(self.plan))
+        inputs_BT, targets_BT = sample_batch(self.tokens, step=step, part=self.part, **vars(self.plan))
         return torch.from_numpy(inputs_BT).to(self.device), torch.from_numpy(targets_BT).to(self.device)
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from quill.device import resolve_device, resolve_dtype
+from quill.distributed.group import ALONE, Group
 from quill.files import expand_home
 
 
@@ -27,6 +28,8 @@ class RunContext:
     """whether blocks recompute their activations in the backward pass"""
     log_interval: int = 10
     """steps between `step` events"""
+    group: Group = ALONE
+    """the processes of the run"""
 
     @property
     def autocast(self) -> torch.autocast:
@@ -47,9 +50,10 @@ def resolve_context(
     compile: bool | Literal["auto"] = "auto",
     gradient_checkpointing: bool = False,
     log_interval: int = 10,
+    group: Group = ALONE,
 ) -> RunContext:
     """Return the context of a run from its settings; ConfigError for an unavailable device or number format."""
-    where = resolve_device(device)
+    where = resolve_device(group.select_device(device))
     return RunContext(
-        expand_home(out_dir), where, resolve_dtype(dtype, where), compile, gradient_checkpointing, log_interval
+        expand_home(out_dir), where, resolve_dtype(dtype, where), compile, gradient_checkpointing, log_interval, group
     )

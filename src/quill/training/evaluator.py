@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from quill.data.dataset import Dataset
+from quill.distributed.group import ALONE, Group
 from quill.errors import TrainingError
 from quill.evaluation.split_loss import evaluate_split
 from quill.model.build import Model
@@ -40,6 +41,8 @@ class Evaluator:
     sample: Sample | None
     check: Callable[[], None]
     """called between batches and between pieces of the sample; raises Interrupted to abandon the evaluation"""
+    group: Group = ALONE
+    """the processes that share out the batches; rank 0 generates the sample"""
 
     def __call__(self, model: Model, progress: Progress, seconds: Callable[[], float]) -> bool:
         """Return whether the validation loss is the best so far; `progress` records it.
@@ -83,12 +86,14 @@ class Evaluator:
             max_windows=max_windows,
             dtype=self.dtype,
             on_progress=lambda share: self.check(),
+            group=self.group,
         )
 
     def _pieces(self, model: Model) -> Iterable[str]:
         assert self.sample is not None
         for piece in self.sample(model):
-            self.check()
+            if self.group.alone:  # several processes check together, and the others are waiting
+                self.check()
             yield piece
 
 

@@ -44,13 +44,14 @@ def describe_start(
     model: Model, config: TrainConfig, context: RunContext, dataset: Dataset, step: int, compiled: bool
 ) -> Event:
     """Return the `start` event of a run: what is trained, on what, and how."""
+    processes = context.group.ranks.world_size
     return {
         "event": "start",
         "step": step,
         "max_iters": config.max_iters,
         "parameters": model.count_parameters(),
         "parameters_without_positions": model.count_parameters(positions=False),
-        "device": describe_device(context.device),
+        "device": describe_device(context.device) + (f" in each of {processes} processes" if processes > 1 else ""),
         "dtype": str(context.dtype).removeprefix("torch."),
         "compile": compiled,
         "dataset": dataset.title or dataset.name,

@@ -7,7 +7,8 @@ training/step.py. Values that change from step to step have fixed addresses on t
 each replay by as much as the step draws, so that dropout is as in eager mode.
 
 These run in eager mode instead: float16, because loss scaling reads gradients back; gradient checkpointing, because it
-saves and restores the generator's state inside the step; a text that does not fit into the device's memory.
+saves and restores the generator's state inside the step; a text that does not fit into the device's memory; several
+processes, which exchange gradients between their backward passes and updates.
 
 CUDA graphs: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs (Ng et al. 2021, "Accelerating PyTorch
 with CUDA Graphs").
@@ -42,7 +43,8 @@ def can_be_captured(context: RunContext, tokens: np.ndarray) -> bool:
 def suits_a_graph(context: RunContext) -> bool:
     """Return whether steps of this run can be captured if the text fits into the device's memory."""
     device, dtype = context.device, context.dtype
-    return device.type == "cuda" and dtype != torch.float16 and not context.gradient_checkpointing
+    plain = dtype != torch.float16 and not context.gradient_checkpointing
+    return device.type == "cuda" and plain and context.group.alone
 
 
 def captured_step(

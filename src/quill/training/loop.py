@@ -26,7 +26,7 @@ from quill.training.evaluator import Evaluator, Interrupted, Sample
 from quill.training.events import Report, TrainResult, describe_start
 from quill.training.schedule import learning_rate_schedule
 from quill.training.setup import Initialize, abandon_step, build_session, build_step, rng_state
-from quill.training.state import Progress, restore_training, training_state
+from quill.training.state import Progress, restore_training, share_training, training_state
 
 LONGEST_INTERVAL = 10_000  # steps whose losses are kept on the device
 
@@ -58,37 +58,38 @@ def train(
     this reason. `plan` is called at each `step` event and after each evaluation; the run and its schedule then end at
     the step that it returns. `watch` is called before the first step, after the steps that it asks for, and at the end;
     it must not change the model or the random-number state. `resume` continues from the last checkpoint. Ctrl-C saves
-    and ends the run. A loss that is not finite is a TrainingError.
+    and ends the run. A loss that is not finite is a TrainingError. Of several processes (`context.group`) rank 0
+    decides and writes the files; `report`, `sample` and `watch` are for it alone, and `plan` is called by all.
     """
     dataset.require_window(model_config.block_size)
-    out_dir, device = context.out_dir, context.device
-    if not resume and holds_run(out_dir):
+    out_dir, device, group = context.out_dir, context.device, context.group
+    if not resume and group.first and holds_run(out_dir):
         raise ConfigError(f"out_dir={str(out_dir)!r} already holds a run: resume it, or choose another")
     progress = Progress()
 
     def warn(message: str) -> None:
         report({"event": "warning", "step": progress.step, "message": message})
 
-    with catch_interrupts() as interrupted:
+    with catch_interrupts(announce=None if group.first else lambda text: None) as interrupted:
 
         def check() -> None:
-            if interrupted():
+            if group.any(bool(interrupted())):
                 raise Interrupted
 
         session = build_session(model_config, config, context, initialize, warn)
         model, optimizer, scaler = session.model, session.optimizer, session.scaler
         step, compiled = build_step(session, dataset.train, config, context, warn, check)
-        if resume:
+        if resume and group.first:
             progress = restore_training(
                 out_dir, model, dataset.tokenizer, optimizer, scaler, device, dataset.sha256, config
             )
-        checkpoint = find_checkpoint(out_dir, "last") if resume else None
+        progress = share_training(group, model, optimizer, scaler, progress)
+        checkpoint = find_checkpoint(out_dir, "last") if resume and group.first else None
         report(describe_start(model, config, context, dataset, progress.step, compiled))
 
         started = time.perf_counter()
-        evaluate = Evaluator(
-            dataset, config.batch_size, config.eval_iters * config.batch_size, context.dtype, report, sample, check
-        )
+        windows = config.eval_iters * config.batch_size
+        evaluate = Evaluator(dataset, config.batch_size, windows, context.dtype, report, sample, check, group)
         step_tokens, schedule = tokens_per_step(model_config, config), learning_rate_schedule(config)
         # Losses since the last `step` event stay on the device: reading one waits until the GPU has finished its work.
         interval = min(context.log_interval, config.eval_interval, LONGEST_INTERVAL)
@@ -103,7 +104,9 @@ def train(
                 reason = "interrupted"
                 return False
 
-        def save(best: bool) -> Path:
+        def save(best: bool) -> Path | None:
+            if not group.first:
+                return None
             tensors, metadata = training_state(optimizer, scaler, progress, device, config)
             val_loss = progress.val_loss if progress.evaluated_step == progress.step else None
             return save_checkpoint(
@@ -114,7 +117,7 @@ def train(
         saved_step = progress.step if resume else None
         if is_pending(progress, config):  # before the first step, or where an evaluation was interrupted
             best = evaluate_now()
-            if best and resume:
+            if best and resume and group.first:
                 make_last_best(out_dir)
             if reason == "interrupted" and not resume:
                 checkpoint, saved_step = save(best), progress.step
@@ -132,7 +135,7 @@ def train(
                 loss, norm = step(progress.step)  # batch, forward, backward, clipping, update: step.py
                 losses[progress.step - logged], norms[progress.step - logged] = loss, norm
                 progress.step += 1
-                reason = "interrupted" if interrupted() else stop() or "finished"
+                reason = group.decide("interrupted" if interrupted() else stop() or "finished")
             except Interrupted:  # between two micro-batches
                 assert generators is not None
                 abandon_step(session, device, generators)
@@ -146,6 +149,7 @@ def train(
                 continue
 
             if steps:
+                losses[:steps] = group.mean(losses[:steps])
                 check_finite(losses[:steps].tolist(), norms[:steps].tolist(), logged, schedule, scaler.is_enabled())
                 now = time.perf_counter()
                 report(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from quill.acceleration.apply import apply_acceleration
 from quill.acceleration.compile import compile_choice, compile_model
 from quill.acceleration.cuda_graph import CudaGraphCapture
+from quill.acceleration.data_parallel import data_parallel
 from quill.model.build import Model, build_model
 from quill.model.config import ModelConfig
 from quill.optim.optimizer import Optimizer
@@ -50,6 +53,7 @@ def build_session(
         initialize(model)
     optimizer = build_optimizer(model, config)
     scaler = torch.amp.GradScaler(context.device.type, enabled=context.dtype == torch.float16)
+    optimizer.orthogonalize = context.group.share_out(optimizer.orthogonalize)
     accelerate(model, config, context, warn)
     return Session(model, optimizer, scaler)
 
@@ -87,10 +91,11 @@ def train_step(
         session.optimizer,
         session.scaler,
         context.autocast,
-        micro_batch_size=config.batch_size,
+        micro_batch_size=config.batch_size // context.group.ranks.world_size,
         accumulation_steps=config.gradient_accumulation_steps,
         max_norm=config.grad_clip,
         check=check,
+        unsynchronized=forward.no_sync if isinstance(forward, DistributedDataParallel) else contextlib.nullcontext,
     )
 
 
@@ -104,20 +109,29 @@ def build_step(
 ) -> tuple[Callable[[int], Result], bool]:
     """Return a function that runs the step of a given number on these tokens, and whether the model is compiled.
 
-    On a GPU the whole step is captured as a CUDA graph if possible. `warn` is called with what failed, and `check` is
-    called between micro-batches.
+    On a GPU the whole step is captured as a CUDA graph if possible. Several processes average their gradients.
+    `warn` is called with what failed, and `check` is called between micro-batches.
     """
+    group = context.group
     plan = plan_batches(session.model.config, config)
-    host = HostBatches(tokens, plan, context.device)
+    host = HostBatches(tokens, plan, context.device, group.ranks)
     capture = can_be_captured(context, tokens)
     with context.autocast:
-        example_BT = host(0)[0][: config.batch_size]
+        example_BT = host(0)[0][: config.batch_size // group.ranks.world_size]
         forward = compile_model(session.model, compile_choice(context.compile, captured=capture), example_BT, warn)
+        compiled = forward is not session.model
+        if not group.alone:
+            assert isinstance(forward, nn.Module)
+            forward = data_parallel(forward, example_BT)
     step = train_step(session, forward, config, context, check)
-    compiled = forward is not session.model
     if capture:
         return captured_step(step, tokens, plan, CudaGraphCapture(context.device), warn), compiled
-    return lambda number: step(*host(number)), compiled
+
+    def run_step(number: int) -> Result:
+        group.draw_own_numbers(config.seed, number)
+        return step(*host(number))
+
+    return run_step, compiled
 
 
 def rng_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 
 from quill.checkpoints.format import check_weights, name_in_format, read_checkpoint, read_tensors
 from quill.checkpoints.manifest import STATE, WEIGHTS
 from quill.checkpoints.run_folder import find_checkpoint
 from quill.checkpoints.schema import FINITE, MOST_STEPS, OBJECT, STEP, check_record, optional, whole
+from quill.distributed.group import Group
 from quill.errors import CheckpointError, ConfigError
 from quill.model.build import Model
 from quill.optim.optimizer import Optimizer, key_in_format, state_keys, state_shape
@@ -80,7 +82,7 @@ SCALER = {
 
 def training_state(
     optimizer: Optimizer,
-    scaler: torch.amp.GradScaler,
+    scaler: GradScaler,
     progress: Progress,
     device: torch.device,
     config: TrainConfig | None = None,
@@ -104,7 +106,7 @@ def restore_training(
     model: Model,
     tokenizer: Tokenizer,
     optimizer: Optimizer,
-    scaler: torch.amp.GradScaler,
+    scaler: GradScaler,
     device: torch.device,
     text_sha256: str | None = None,
     config: TrainConfig | None = None,
@@ -151,6 +153,24 @@ def restore_training(
             parameter.copy_(torch.from_numpy(checkpoint.weights[name]))
     for (parameter, key), value in moments.items():
         optimizer.state[parameter][key] = value
+    return progress
+
+
+def share_training(
+    group: Group, model: Model, optimizer: Optimizer, scaler: GradScaler, progress: Progress
+) -> Progress:
+    """Give all processes the weights, optimizer state, loss scale and progress of rank 0; return the progress."""
+    if group.alone:
+        return progress
+    shared = group.share({"progress": asdict(progress), "scaler": scaler.state_dict()})
+    progress = Progress(**shared["progress"])
+    if scaler.is_enabled():
+        scaler.load_state_dict(shared["scaler"])
+    group.overwrite(model.parameters())
+    for each in optimizer.param_groups if progress.step else []:
+        for weight in each["params"]:
+            state = optimizer.state_of(weight, each["kind"])
+            group.overwrite(state[key] for key in state_keys(each["kind"]))
     return progress
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,8 @@ class TrainStep:
     """maximum gradient norm; 0 never clips"""
     check: Callable[[], None] = lambda: None
     """called between micro-batches; raises to abandon the step"""
+    unsynchronized: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+    """the context of every micro-batch but the last: gradients are exchanged between processes once a step"""
 
     def __call__(self, inputs_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Update the weights by one batch, all its micro-batches; return loss and gradient norm, on the device."""
@@ -46,10 +49,12 @@ class TrainStep:
             if number:
                 self.check()
             micro_inputs_BT, micro_targets_BT = micro_batch
-            with self.autocast:
-                micro_loss = cross_entropy(self.forward(micro_inputs_BT), micro_targets_BT)
-            micro_loss = micro_loss / self.accumulation_steps  # the sum is then the large batch's mean
-            self.scaler.scale(micro_loss).backward()
+            last = number == self.accumulation_steps - 1
+            with contextlib.nullcontext() if last else self.unsynchronized():
+                with self.autocast:
+                    micro_loss = cross_entropy(self.forward(micro_inputs_BT), micro_targets_BT)
+                micro_loss = micro_loss / self.accumulation_steps  # the sum is then the large batch's mean
+                self.scaler.scale(micro_loss).backward()
             loss += micro_loss.detach()
         return loss
 

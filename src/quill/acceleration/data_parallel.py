@@ -1,0 +1,36 @@
+"""Data parallelism: every process has the whole model and a part of each batch, and gradients are averaged.
+
+PyTorch's DistributedDataParallel exchanges gradients while the backward pass still computes others (Li et al. 2020,
+"PyTorch Distributed: Experiences on Accelerating Data Parallel Training"). Sparse gradients of n-gram tables too.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def data_parallel(model: nn.Module, example_BT: Tensor) -> DistributedDataParallel:
+    """Return the model as a function whose backward pass averages gradients over all processes.
+
+    The backward pass of an example is run at once, for two reasons. A weight that gets no gradient must be known before
+    the first step. And after its first backward pass PyTorch rearranges the buckets in which gradients are summed. This
+    may change the last bit of a sum of three or more, and a resumed run would differ from one that was not stopped. The
+    RNG state does not change.
+    """
+    devices = [example_BT.device] if example_BT.is_cuda else []
+    with torch.random.fork_rng(devices=devices):
+        model(example_BT).float().sum().backward()
+        unused = any(each.grad is None for each in model.parameters() if each.requires_grad)
+        model.zero_grad(set_to_none=True)
+        with warnings.catch_warnings():  # the argument has another name from PyTorch 2.13 on
+            warnings.simplefilter("ignore", FutureWarning)
+            parallel = DistributedDataParallel(
+                model, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=unused
+            )
+        parallel(example_BT).float().sum().backward()
+    model.zero_grad(set_to_none=True)
+    return parallel
