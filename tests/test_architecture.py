@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "engines": ["model", "checkpoints", "acceleration.cuda_graph"],
     "tracking": ["training.events"],
     "generation": ["engines", "tokenizers", "checkpoints", "model", "data", "evaluation"],
-    "planning": ["training", "acceleration", "optim", "evaluation", "model", "data"],
+    "planning": ["training", "acceleration", "optim", "evaluation", "model", "data", "distributed"],
     "lab": ["model", "tokenizers", "checkpoints", "evaluation"],
     "interop": ["model", "tokenizers", "checkpoints"],
     "runs": [

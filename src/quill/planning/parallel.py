@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from quill.errors import ConfigError
+from quill.distributed.environment import require_divisible
 from quill.model.config import ModernConfig
 from quill.model.shapes import weight_shapes
 from quill.planning.memory_trace import StepCost, trace_step
@@ -59,13 +59,8 @@ class ProcessCost:
 
 def part_of_run(run: PlannedRun, world_size: int) -> PlannedRun:
     """Return the run that one of `world_size` processes computes: a part of each micro-batch. ConfigError if uneven."""
-    part, rest = divmod(run.config.batch_size, world_size)
-    if rest or not part:
-        near = f"{run.config.batch_size - rest} or {(part + 1) * world_size}" if part else str(world_size)
-        raise ConfigError(
-            f"batch_size={run.config.batch_size} cannot be divided among {world_size} processes: use {near}"
-        )
-    return run.change(batch_size=part)
+    require_divisible(run.config.batch_size, world_size)
+    return run.change(batch_size=run.config.batch_size // world_size)
 
 
 def trace_process(run: PlannedRun, world_size: int) -> StepCost:
