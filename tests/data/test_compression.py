@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from quill.data import compression, formats
 from quill.data.corpus import find_corpus
+from quill.data.reading import compression, formats
 from quill.errors import CorpusError, MissingDependencyError
 
 TEXT = "To be, or not to be: 红楼梦 🙂\r\n" * 300

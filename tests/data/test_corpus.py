@@ -12,8 +12,9 @@ import pyarrow.parquet
 import pytest
 
 from quill.data import corpus as module
-from quill.data.corpus import CorpusNotFoundError, find_corpus, name_of
+from quill.data.corpus import CorpusNotFoundError, find_corpus
 from quill.data.download import RemoteFile
+from quill.data.sources import name_of
 from quill.errors import CorpusError, MissingDependencyError
 from quill.tokenizers.byte import ByteTokenizer
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from quill.data import formats, token_files
+from quill.data import token_files
 from quill.data.dataset import open_dataset, prepare_dataset
+from quill.data.reading import formats
 
 TEXT = "To be, or not to be: that is the question.\n" * 20
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from quill.data.corpus import find_corpus, name_of
+from quill.data.corpus import find_corpus
 from quill.data.dataset import prepare_dataset
+from quill.data.sources import name_of
 from quill.errors import CorpusError
 
 posix = pytest.mark.skipif(os.name == "nt", reason="no such files here")
@@ -242,7 +243,7 @@ def test_the_data_folder_may_lie_below_the_home_folder(folder: Path) -> None:  #
 
 
 def test_a_long_file_is_read_in_pieces_that_cut_characters_and_line_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    from quill.data import formats
+    from quill.data.reading import formats
 
     content = "\ufeffé红🙂\r\n\r\r\nab\r".encode() * 3
     whole = find_corpus(save("a.txt", content))

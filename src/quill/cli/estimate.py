@@ -116,8 +116,9 @@ def find_vocabulary(settings: dict[str, Any]) -> tuple[int, int | None, str]:
 
     They come from prepared tokens, else from the text if it is available and not large; else they are assumed.
     """
-    from quill.data.corpus import CorpusNotFoundError, find_corpus, name_of, paths_of, title_of
+    from quill.data.corpus import CorpusNotFoundError, find_corpus
     from quill.data.dataset import dataset_folder, open_dataset
+    from quill.data.sources import name_of, paths_of, title_of
     from quill.errors import CorpusError
     from quill.tokenizers.load import build_tokenizer
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from quill.checkpoints.format import Checkpoint
     from quill.data.dataset import Dataset
-    from quill.data.formats import OnProgress
+    from quill.data.reading.formats import OnProgress
     from quill.engines.base import Engine
 
 

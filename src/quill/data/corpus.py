@@ -12,20 +12,17 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from quill.data.download import RemoteFile
-from quill.data.formats import OnProgress, join_texts, read_bytes
-from quill.data.reader import Reader
-from quill.data.text_files import CorpusNotFoundError, find_files
+from quill.data.reading.formats import OnProgress, join_texts, read_bytes
+from quill.data.reading.reader import Reader
+from quill.data.reading.text_files import CorpusNotFoundError, find_files
+from quill.data.sources import NAMES, Corpus, PathLike, Sources, digest_of, paths_of
 from quill.errors import CorpusError
 from quill.files import cache_folder, expand_home, write_atomically
-from quill.validation import show
-
-NAMES = ("shakespeare", "tinystories", "pydoc")
 
 SHAKESPEARE = RemoteFile(
     name="tinyshakespeare.txt",
@@ -33,39 +30,6 @@ SHAKESPEARE = RemoteFile(
     size=1_115_394,
     sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
 )
-
-PathLike = str | os.PathLike[str]
-
-_SLICE = 1 << 22  # characters
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """A text to train on. Its `sha256` is that of the text, whatever files it came from."""
-
-    name: str
-    """safe as the name of a folder"""
-    source: str
-    text: str
-    sha256: str
-    note: str
-    """which text this is, where it comes from and what was changed or left out, in a line"""
-    files: int = 1
-    title: str = ""
-    """what messages call it: the path as the user gave it, or the name of a named corpus"""
-
-    @classmethod
-    def from_text(cls, text: str, *, name: str = "text", on_progress: OnProgress = lambda what, share: None) -> Corpus:
-        """Return a corpus of a given text, unchanged; CorpusError if it is empty.
-
-        `name` and the text's digest are the name of its folder.
-        """
-        if not isinstance(text, str):
-            raise CorpusError(f"text={show(text)} cannot be used: it must be a str, not {type(text).__name__}")
-        _require_text(text, f"the text {name!r}")
-        digest = _digest(text, on_progress)
-        note = f"{name}, {len(text):,} characters"
-        return cls(f"{_folder_name(name)}-{digest[:8]}", name, text, digest, note, title=name)
 
 
 def find_corpus(
@@ -81,11 +45,43 @@ def find_corpus(
     The byte tokenizer accepts any bytes, so with `tokenizer="byte"` a file that is not UTF-8 text is used unchanged.
     A download takes at most `download_seconds` in all; `offline` forbids it.
     """
+    found = find_sources(
+        dataset, tokenizer=tokenizer, download_seconds=download_seconds, offline=offline, on_progress=on_progress
+    )
+    return read_sources(found, on_progress=on_progress)
+
+
+def find_sources(
+    dataset: PathLike | Sequence[PathLike],
+    *,
+    tokenizer: str = "char",
+    download_seconds: float = 10.0,
+    offline: bool = False,
+    on_progress: OnProgress = lambda what, share: None,
+) -> Sources:
+    """Return the named corpora and the files of a dataset, all found and checked; see `find_corpus`."""
     paths = paths_of(dataset)
     seconds = 0.0 if offline else download_seconds
-    if len(paths) == 1 and (corpus := _named(paths[0], seconds, on_progress)):
-        return corpus
-    return _read_corpus(paths, seconds, any_bytes=tokenizer == "byte", on_progress=on_progress)
+    named = {path: corpus for path in paths if (corpus := _named(path, seconds, on_progress))}
+    found = {path: find_files(_resolve_name(path), NAMES) for path in paths if path not in named}
+    places = tuple(map(_resolve_name, paths))
+    reader = Reader(list(found.values()), tokenizer == "byte", on_progress)
+    return Sources(paths, named, found, places, reader)
+
+
+def read_sources(sources: Sources, *, on_progress: OnProgress = lambda what, share: None) -> Corpus:
+    """Return the texts of all sources as one corpus; CorpusError if there is none."""
+    if len(sources.paths) == 1 and sources.named:
+        return sources.named[sources.paths[0]]
+    texts: list[str] = []
+    for path in dict.fromkeys(sources.paths):
+        texts += [sources.named[path].text] if path in sources.named else sources.reader.texts_of(sources.found[path])
+    text = join_texts(texts)
+    sources.require_text(len(text), blank=text.isspace())
+    read = {"characters": len(text), "texts": sum(map(bool, texts)), "notes": sources.reader.notes()}
+    facts = sources.facts(read | {"sha256": digest_of(text, on_progress)})
+    del facts["files"]
+    return Corpus(text=text, files=read["texts"], **facts)
 
 
 def find_demo_corpus() -> Corpus:
@@ -95,45 +91,6 @@ def find_demo_corpus() -> Corpus:
     except CorpusNotFoundError as error:
         corpus = _pydoc()
         return replace(corpus, note=f"{corpus.note}; {error.reason}")
-
-
-def paths_of(dataset: PathLike | Sequence[PathLike]) -> tuple[str, ...]:
-    """Return the names and paths of a dataset as strings; CorpusError if there is none, or one is not a path."""
-    given = [dataset] if isinstance(dataset, str | os.PathLike) else dataset
-    if not isinstance(given, list | tuple) or not all(isinstance(each, str | os.PathLike) for each in given):
-        raise CorpusError(
-            f"dataset={show(dataset)} cannot be used: it must be {', '.join(NAMES)}, a path or a list of paths"
-        )
-    paths = tuple(os.fspath(each) for each in given)
-    if not paths or not all(isinstance(path, str) and path.strip() for path in paths):
-        raise CorpusError(f"dataset={show(dataset)} names nothing: use {', '.join(NAMES)}, or the path of a text")
-    return paths
-
-
-def title_of(dataset: PathLike | Sequence[PathLike]) -> str:
-    """Return what messages call a dataset: the path as the user gave it, or the first of several."""
-    first, *others = paths_of(dataset)
-    first = first if len(first) <= 80 else f"…{first[-79:]}"
-    return f"{first} and {len(others)} more" if others else first
-
-
-def name_of(dataset: PathLike | Sequence[PathLike]) -> str:
-    """Return the folder name for a dataset: the name of a named corpus, else the stem and a digest of the whole path.
-
-    The digest distinguishes two files `input.txt`, and a user's `pydoc.txt` from the corpus `pydoc`.
-    """
-    first, *others = paths_of(dataset)
-    if not others and first in NAMES:
-        return first
-    whole = [path if path in NAMES else os.path.abspath(expand_home(path)) for path in (first, *others)]
-    digest = hashlib.sha256("\n".join(whole).encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    stem = _folder_name(Path(whole[0]).stem)
-    return f"{stem}-and-{len(others)}-more-{digest}" if others else f"{stem}-{digest}"
-
-
-def _folder_name(text: str) -> str:
-    """Return the text as a name that every file system accepts."""
-    return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:40] or "text"
 
 
 def _named(name: str, download_seconds: float, on_progress: OnProgress) -> Corpus | None:
@@ -200,47 +157,6 @@ def _tinystories() -> str:
     )
 
 
-def _read_corpus(
-    paths: tuple[str, ...], download_seconds: float, *, any_bytes: bool, on_progress: OnProgress
-) -> Corpus:
-    """Return the texts of all paths as one corpus. All files are found and checked before the first is read."""
-    named = {path: corpus for path in paths if (corpus := _named(path, download_seconds, on_progress))}
-    found = {path: find_files(_resolve_name(path), NAMES) for path in paths if path not in named}
-    reader = Reader([found[path] for path in found], any_bytes, on_progress)
-    texts: list[str] = []
-    for path in dict.fromkeys(paths):
-        texts += [named[path].text] if path in named else reader.texts_of(found[path])
-    title = title_of(paths)
-    text = join_texts(texts)
-    _require_text(text, "; ".join((title, *reader.notes())))
-    count = sum(map(bool, texts))
-    size = f"{len(text):,} characters" + (f" in {count} files" if count > 1 else "")
-    note = "; ".join((f"{title}, {size}", *reader.notes()))
-    source = ", ".join(map(_resolve_name, paths))[:1000]
-    return Corpus(name_of(paths), source, text, _digest(text, on_progress), note, count, title)
-
-
 def _resolve_name(path: str) -> str:
     """Return the path of the local TinyStories for that name, and any other path as it is."""
     return _tinystories() if path == "tinystories" else path
-
-
-def _require_text(text: str, title: str) -> None:
-    if not text or text.isspace():
-        what = "holds nothing but white space" if text else "is empty"
-        raise CorpusError(f"{title} {what}: choose a text of a few thousand characters or more")
-
-
-def _digest(text: str, on_progress: OnProgress) -> str:
-    """Return the SHA-256 of a text as UTF-8, with invalid bytes as they were in its file."""
-    digest = hashlib.sha256()
-    for start in range(0, len(text), _SLICE):
-        try:
-            digest.update(text[start : start + _SLICE].encode("utf-8", "surrogateescape"))
-        except UnicodeEncodeError as error:
-            raise CorpusError(
-                f"the text has half a character (a lone surrogate, {error.object[error.start]!r}) at position "
-                f"{start + error.start:,}: leave it out"
-            ) from error
-        on_progress("computing the SHA-256 of the text", min(1.0, (start + _SLICE) / len(text)))
-    return digest.hexdigest()

@@ -15,16 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from quill.data.corpus import (
-    SHAKESPEARE,
-    Corpus,
-    CorpusNotFoundError,
-    PathLike,
-    find_corpus,
-    name_of,
-    paths_of,
-)
-from quill.data.formats import OnProgress
+from quill.data.corpus import SHAKESPEARE, CorpusNotFoundError, find_sources, read_sources
+from quill.data.large import LARGE_TEXT, prepare_large
+from quill.data.reading.formats import OnProgress
+from quill.data.sources import Corpus, PathLike, Sources, name_of, paths_of, require_two
 from quill.data.token_files import map_tokens, read_description, remove_dead_drafts, write_tokens
 from quill.data.windows import longest_block_size
 from quill.errors import ConfigError, CorpusError
@@ -55,6 +49,8 @@ class Dataset:
     note: str = ""
     title: str = ""
     """what messages call it: the path as the user gave it, or the name of a named corpus"""
+    files: str = ""
+    """of a large corpus, a digest of the paths, sizes and times of its files: while it is the same, none is read"""
 
     @property
     def longest_block_size(self) -> int:
@@ -118,7 +114,7 @@ def prepare_dataset(
         if prepared and dataset == "shakespeare" and prepared.sha256 == SHAKESPEARE.sha256:
             return prepared  # this text never changes, so there is no need to look for it again
         try:
-            corpus = find_corpus(dataset, tokenizer=_kind_of(tokenizer), on_progress=on_progress)
+            sources = find_sources(dataset, tokenizer=_kind_of(tokenizer), on_progress=on_progress)
         except CorpusNotFoundError:
             if prepared is None and not force:
                 prepared = _open_by_name(dataset, tokenizer, data_dir, on_progress)
@@ -129,6 +125,9 @@ def prepare_dataset(
             return replace(
                 prepared, note=f"{prepared.note}; the text is not there any more, its prepared tokens are used"
             )
+        if sources.reader.most_text > LARGE_TEXT:
+            return _prepare_large(sources, tokenizer, folder, prepared, force=force, on_progress=on_progress)
+        corpus = read_sources(sources, on_progress=on_progress)
     if prepared and prepared.sha256 == corpus.sha256:
         return replace(prepared, note=corpus.note, source=corpus.source, title=corpus.title or corpus.name)
     prepared = None  # Windows renames no folder whose files are mapped
@@ -163,6 +162,7 @@ def open_dataset(folder: str | Path, *, on_progress: OnProgress = _ignore) -> Da
             val=map_tokens(folder, "val", about, tokenizer.dtype, on_progress),
             train_characters=int(about["train"]["characters"]),
             val_characters=int(about["val"]["characters"]),
+            files=str(about.get("files", "")),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise CorpusError(f"{folder} is damaged ({error}): delete the folder and prepare it again") from error
@@ -208,8 +208,7 @@ def _kind_of(tokenizer: str | Tokenizer) -> str:
 def _prepare(corpus: Corpus, tokenizer: str | Tokenizer, folder: Path, *, force: bool, on_progress: OnProgress) -> None:
     """Write the tokens of a corpus, unless another process has written them meanwhile."""
     text, title = corpus.text, corpus.title or corpus.name
-    if len(text) < 2:
-        raise CorpusError(f"{title} has {len(text)} character: choose a text of a few thousand or more")
+    require_two(len(text), title)
     built = build_tokenizer(tokenizer, text, on_share=lambda share: on_progress("building the vocabulary", share))
     facts = {
         "name": corpus.name,
@@ -224,3 +223,25 @@ def _prepare(corpus: Corpus, tokenizer: str | Tokenizer, folder: Path, *, force:
         return prepared is not None and prepared.sha256 == corpus.sha256
 
     write_tokens(folder, facts, text, built, is_done=is_done, on_progress=on_progress)
+
+
+def _prepare_large(
+    sources: Sources,
+    tokenizer: str | Tokenizer,
+    folder: Path,
+    prepared: Dataset | None,
+    *,
+    force: bool,
+    on_progress: OnProgress,
+) -> Dataset:
+    """Return the dataset of a large corpus. Its files are read only if one of them is another than before."""
+    if prepared and prepared.files == sources.digest:
+        return prepared
+
+    def is_done() -> bool:
+        found = None if force else _open_if_whole(folder, tokenizer)
+        return found is not None and found.files == sources.digest
+
+    prepared = None  # Windows renames no folder whose files are mapped
+    prepare_large(sources, tokenizer, folder, is_done=is_done, force=force, on_progress=on_progress)
+    return open_dataset(folder, on_progress=on_progress)

@@ -12,13 +12,14 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quill.data.formats import OnProgress
+from quill.data.reading.formats import OnProgress
 from quill.errors import CorpusError
 from quill.files import draft_of, remove_drafts, sync_folder, write_atomically
 from quill.tokenizers.base import Tokenizer
@@ -28,6 +29,7 @@ FORMAT = 2  # increased whenever the same text gives different files
 _DESCRIPTION = "dataset.json"
 _SLICE_CHARACTERS = 1 << 22
 _SYNC_BYTES = 1 << 26  # between two calls of fsync, so that no call takes seconds
+_WAIT_SECONDS = 0.5
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -103,17 +105,34 @@ def write_tokens(
                 "train": _write_split(draft / "train.bin", text, 0, cut, tokenizer, report),
                 "val": _write_split(draft / "val.bin", text, cut, len(text), tokenizer, report),
             }
-            about["checksum"] = _checksum(about)
-            write_atomically(draft / _DESCRIPTION, json.dumps(about, indent=2) + "\n")
+            _write_description(draft, about)
             if not is_done():
                 _replace_folder(draft, folder)
     except OSError as error:
         if not is_done():
-            raise CorpusError(_why_not_written(error, folder)) from error
+            raise CorpusError(why_not_written(error, folder)) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         with contextlib.suppress(OSError):
             folder.parent.rmdir()  # only succeeds if it is empty
+
+
+def publish_tokens(draft: Path, folder: Path, about: dict[str, Any], *, is_done: Callable[[], bool]) -> None:
+    """Move `train.bin` and `val.bin` out of a draft to their final folder, with their description.
+
+    `is_done` is that of `write_tokens`. Errors are the system's OSError.
+    """
+    new = draft_of(folder)
+    with _protect_drafts(folder.parent):
+        new.mkdir()
+        try:
+            for name in ("train.bin", "val.bin"):
+                os.replace(draft / name, new / name)
+            _write_description(new, {"format": FORMAT, **about})
+            if not is_done():
+                _replace_folder(new, folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
 
 def remove_dead_drafts(folder: Path) -> None:
@@ -147,6 +166,39 @@ def _protect_drafts(folder: Path, *, remove: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def alone_in(folder: Path, on_progress: OnProgress) -> Iterator[None]:
+    """Create a folder, and wait until no other process works in it. A lock is released when its process ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+        return
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_progress("waiting for another process that prepares this text", 0.0)
+                time.sleep(_WAIT_SECONDS)
+                continue
+            except OSError:  # this disk has no locks
+                pass
+            same = False
+            with contextlib.suppress(
+                FileNotFoundError
+            ):  # the other process removed the folder, and perhaps made another
+                same = os.path.samestat(os.fstat(descriptor), folder.stat())
+            if same:
+                yield
+                return
+        finally:
+            os.close(descriptor)
+
+
 def _write_split(
     path: Path, text: str, start: int, end: int, tokenizer: Tokenizer, report: Callable[[int, int], None]
 ) -> dict[str, Any]:
@@ -167,6 +219,10 @@ def _write_split(
                 unsynced = 0
             report(first, last - first)
     return {"tokens": count, "characters": end - start, "sha256": digest.hexdigest()}
+
+
+def _write_description(folder: Path, about: dict[str, Any]) -> None:
+    write_atomically(folder / _DESCRIPTION, json.dumps({**about, "checksum": _checksum(about)}, indent=2) + "\n")
 
 
 def _checksum(about: dict[str, Any]) -> str:
@@ -196,7 +252,8 @@ def _damaged(folder: Path, error: Exception) -> CorpusError:
     return CorpusError(f"{folder} is damaged ({reason}): delete the folder and prepare it again")
 
 
-def _why_not_written(error: OSError, folder: Path) -> str:
+def why_not_written(error: OSError, folder: Path) -> str:
+    """Return the message for an error of the disk."""
     if error.errno in _NO_SPACE:
         return f"no space left for the tokens in {folder}: free some, or choose a data_dir on another disk"
     return f"the tokens cannot be written to {folder}: {error.strerror}: choose another data_dir"

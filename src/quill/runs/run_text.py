@@ -38,8 +38,9 @@ def open_run_text(
     `sha256`, another text that was found is returned, and the caller compares. If there is none, prepared tokens of the
     same text are used.
     """
-    from quill.data.corpus import NAMES, CorpusNotFoundError, paths_of
+    from quill.data.corpus import CorpusNotFoundError
     from quill.data.dataset import prepare_dataset
+    from quill.data.sources import NAMES, paths_of
 
     def prepare(paths: str | list[str], folder: str | Path) -> Dataset:
         return prepare_dataset(paths, tokenizer=tokenizer, data_dir=folder, sha256=sha256, on_progress=on_progress)

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
-from quill.data.compression import COMPRESSED, decompress, text_ending
-from quill.data.records import json_texts, lines_of, parquet_texts
+from quill.data.reading.compression import COMPRESSED, decompress, text_ending
+from quill.data.reading.records import json_texts, lines_of, parquet_texts
 from quill.errors import CorpusError
 
 OnProgress = Callable[[str, float], None]
@@ -27,6 +27,9 @@ OnProgress = Callable[[str, float], None]
 
 OnBytes = Callable[[int], None]
 """Called as on_bytes(count): `count` more bytes of a file have been read."""
+
+RECORD_ENDINGS = (".jsonl", ".parquet")
+"""Endings of files of records; other files are plain text."""
 
 RAW = "taken byte for byte: it is not UTF-8 text"
 LINE_ENDS = "Windows line ends became LF"
@@ -91,6 +94,7 @@ class FileStream:
         """what was changed in the pieces so far, in words"""
         self.resume_at: int | None = None
         """where another stream can begin to give the text after the last piece; None: not here"""
+        self._whole_at: int | None = None  # the end of the last piece, unless it ends in the middle of something
 
     def __iter__(self) -> Iterator[str]:
         ending = text_ending(self.path)
@@ -105,7 +109,9 @@ class FileStream:
             yield from map(decoder.decode, _pieces_of(self.path, self._on_bytes))
             yield decoder.decode(b"", final=True)
         else:
-            yield from self._decoded()
+            for text in self._decoded():
+                self.resume_at = self._whole_at
+                yield text
 
     def _note(self, change: str) -> None:
         if change not in self.changes:
@@ -139,7 +145,7 @@ class FileStream:
             text = cr + text
             cr = "\r" if piece and text.endswith("\r") else ""
             text = self._without_cr(text.removesuffix(cr))
-            self.resume_at = None if cr or decoder.getstate()[0] else done
+            self._whole_at = None if cr or decoder.getstate()[0] else done
             if text:
                 yield text
 
@@ -153,7 +159,7 @@ def read_file(path: Path, *, any_bytes: bool = False, on_bytes: OnBytes = _ignor
     try:
         return FileText("".join(stream), stream.changes)
     except NotTextError:
-        if not any_bytes or text_ending(path) == ".jsonl":
+        if not any_bytes or text_ending(path) in RECORD_ENDINGS:
             raise
     stream = FileStream(path, raw=True, on_bytes=on_bytes)
     return FileText("".join(stream), stream.changes)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from quill.data.compression import text_ending
+from quill.data.reading.compression import text_ending
 from quill.errors import CorpusError
 from quill.files import expand_home
 from quill.validation import nearest
