@@ -32,8 +32,10 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prepare the tokens, and print facts about them."""
     from quill.data.dataset import prepare_dataset
+    from quill.process import keep_freed_memory
     from quill.tracking.phase_display import PhaseDisplay
 
+    keep_freed_memory()
     with PhaseDisplay() as display:
         dataset = prepare_dataset(
             arguments.dataset, tokenizer=arguments.tokenizer, data_dir=arguments.data_dir, force=arguments.force,

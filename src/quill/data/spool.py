@@ -24,7 +24,7 @@ from quill.tokenizers.char import CharacterSet
 _SYNC_BYTES = 1 << 26  # between two calls of fsync, so that no call takes seconds
 _GATHERED_CHARACTERS = 1 << 18  # short texts are gathered to this length before they are written
 _MOST_PENDING = 4  # pieces that wait for the thread
-_SLICE_BYTES = 1 << 20  # of text that are encoded at a time
+_SLICE_BYTES = 1 << 18  # of text that are encoded at a time
 
 Position = tuple[int, int]
 """(bytes, characters) of a text before a place in it"""

@@ -34,7 +34,7 @@ RECORD_ENDINGS = (".jsonl", ".parquet")
 RAW = "taken byte for byte: it is not UTF-8 text"
 LINE_ENDS = "Windows line ends became LF"
 
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 18
 
 # UTF-32 first: its little-endian mark begins with that of UTF-16.
 _OTHER_MARKS = {
