@@ -157,13 +157,13 @@ def test_work_that_ends_after_any_save_is_continued_and_ends_with_the_same_token
     assert ended > 10 and {"reading", "read", "encoding"} <= stages
 
 
-# Runs `quill prepare` in small pieces, and waits to be killed once it reports a phase for the third time.
+# Runs `quill prepare` in small pieces, and waits to be killed once it reports a phase for the eighth time.
 WAIT = """
 import signal, sys
 from quill.data import dataset, large
 from quill.tracking.phase_display import PhaseDisplay
 dataset.LARGE_TEXT, large._SMALL_FILE, large._SAVE_BYTES = 0, 1 << 18, 1 << 18
-phase, left = sys.argv[1], 3
+phase, left = sys.argv[1], 8
 
 def wait(self, what, share):
     global left
