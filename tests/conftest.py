@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -13,6 +14,7 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # before PyTorch is imported, which asks for the number of threads once
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from filelock import FileLock
 from recipes import MakeRecipe, Recipe
 from signals import default_signals
 
@@ -25,8 +27,11 @@ from quill.training.context import resolve_context
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let long tests begin first, or one core would wait for them at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    """Let long tests begin first, or one core would wait for them at the end; then those that compile the step.
+
+    While one worker compiles, the other begins with tests that do not need the compiled step.
+    """
+    items.sort(key=lambda item: (item.get_closest_marker("long") is None, item.path.name != "test_engines.py"))
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
@@ -56,10 +61,23 @@ def _short(val: object) -> str | None:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_cache(tmp_path_factory: pytest.TempPathFactory):
-    """Give all tests of this run one cache, empty at first, so that code is compiled once for all."""
-    base = tmp_path_factory.getbasetemp()
+    """Give all tests of this run one cache, empty at first, so that code is compiled once for all.
+
+    What one worker compiles, the other waits for.
+    """
+    shared = _shared(tmp_path_factory.getbasetemp())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("QUILL_CACHE_DIR", str(_shared(base) / "cache"))
+        patch.setenv("QUILL_CACHE_DIR", str(shared / "cache"))
+        if importlib.util.find_spec("numba") is not None:
+            from quill.engines import numba_engine
+
+            load_step = numba_engine.load_step
+
+            def load_once(kind: str, *arguments: Any) -> Any:
+                with FileLock(shared / f"{kind}.lock"):
+                    return load_step(kind, *arguments)
+
+            patch.setattr(numba_engine, "load_step", load_once)
         yield
 
 

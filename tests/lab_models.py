@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from quill.lab.subject import ModelAndTokenizer as Subject
@@ -23,7 +24,18 @@ CONFIGS: dict[str, ModelConfig] = {
 }
 LETTERS = "abcdefghij\n"
 
-__all__ = ["CLASSIC", "CONFIGS", "LETTERS", "MODERN", "Subject", "induction_subject"]
+one_of_each_architecture_in_core = pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(config, id=name, marks=[] if config in (CLASSIC, MODERN) else [pytest.mark.long])
+        for name, config in CONFIGS.items()
+    ],
+)
+"""The variants of `config` for a test of pictures: the core suite draws one of each architecture."""
+
+__all__ = [
+    "CLASSIC", "CONFIGS", "LETTERS", "MODERN", "Subject", "induction_subject", "one_of_each_architecture_in_core",
+]  # fmt: skip
 
 
 def induction_subject(vocabulary: str = LETTERS, block_size: int = 32) -> Subject:

@@ -26,7 +26,7 @@ Crashes = Callable[..., list[dict]]
 SAVES: list[tuple[list[int], bool]] = [([3, 6], True), ([3, 6], False), ([], True)]
 
 
-@pytest.fixture(scope="module", params=[4, pytest.param(1, marks=pytest.mark.long)])
+@pytest.fixture(scope="module", params=[7, pytest.param(1, marks=pytest.mark.long)])
 def stride(request: pytest.FixtureRequest) -> int:
     """How many requests to the system there are between two crashes; in the long tests a crash is at each of them."""
     return request.param

@@ -23,9 +23,10 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.fixture(autouse=True)
-def few_timed_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time few steps: how well a step is timed is not tested."""
+def quick_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time few steps and search no largest batch: tests/planning tests both."""
     monkeypatch.setattr("quill.planning.timing.QUICK_SECONDS", 0.01)
+    monkeypatch.setattr("quill.planning.estimate.largest_batch_size", lambda run, overhead, available: 1000)
 
 
 def test_the_table_of_an_estimate_has_parameters_memory_and_time(quill, here, tiny):

@@ -202,6 +202,8 @@ def test_invalid_utf8_bytes_are_echoed_as_they_decode(byte_run):
     assert expected.startswith("a\ufffd") and done.stdout.decode().removesuffix("\n") == expected.removesuffix("\n")
 
 
+# In this process: the tests of very many rows and requests in tests/generation.
+@pytest.mark.long
 @pytest.mark.usefixtures("signals")
 def test_ctrl_c_ends_a_hundred_thousand_samples(trained):
     # R16: leaving the queue took over 90 seconds

@@ -50,8 +50,10 @@ def test_a_terminal_shows_a_live_picture_and_is_restored(here, tiny, environment
 ACKNOWLEDGED = "quill: stopping after this step; press Ctrl-C again to leave at once"
 
 
+# In the core suite: test_train.py for Ctrl-C and the printed command, tests/test_process.py for each signal.
+@pytest.mark.long
 @unix
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.usefixtures("signals")
 def test_a_signal_saves_the_run_and_the_printed_command_resumes_it(here, tiny, environment, capsys, number):
     flags = [flag for flag in tiny if not flag.startswith(("--max_iters", "--log_interval", "--eval_interval"))]

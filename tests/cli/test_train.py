@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from quill import process
 from quill.cli.arguments import Parser, add_configuration, settings_of
+from quill.evaluation.loss import cross_entropy
 from quill.tracking.jsonl import read_events
 
 
@@ -157,3 +164,25 @@ def test_v2_trains_its_recipe_and_generates_500_characters(quill, here, flags):
     assert len(text) == 500 and text in out
     stored = yaml.safe_load(Path("out-v2/config.yaml").read_text(encoding="utf-8"))
     assert (stored["activation"], stored["bias"], stored["tie_weights"], stored["n_embd"]) == ("relu", True, False, 8)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot send itself SIGINT without ending the test run")
+def test_the_command_that_an_interrupted_run_prints_resumes_it(quill, here, tiny, signals, monkeypatch):
+    calls = iter(range(100))
+
+    def interrupt(*arguments: object) -> torch.Tensor:
+        if next(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return cross_entropy(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("quill.training.step.cross_entropy", interrupt)
+        code, out, error = quill("train", "my.txt", *tiny)
+    process.received.clear()
+    assert code == 130, error
+    stopped = re.search(r"interrupted at step (\d+)", out)
+    go_on = re.search(r"resume with: quill (.+)", out)
+    assert stopped is not None and int(stopped[1]) in (3, 4)
+    assert go_on is not None and "--resume=True" in go_on[1]
+    code, out, _ = quill(*shlex.split(go_on[1]))
+    assert code == 0 and "finished at step 6" in out

@@ -74,11 +74,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module", params=["classic", "modern"])
 def trained(request: pytest.FixtureRequest, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """A model that has learned something, in some seconds."""
+    """A model that has learned something, in a second or two."""
     kind = GPTConfig if request.param == "classic" else ModernConfig
     shape = kind(vocab_size=dataset.tokenizer.vocab_size, block_size=64, n_layer=2, n_head=4, n_embd=64, dropout=0.0)
     out_dir = tmp_path_factory.mktemp(request.param)
-    recipe = TrainConfig(max_iters=150, batch_size=16, learning_rate=3e-3, eval_interval=150, eval_iters=2)
+    recipe = TrainConfig(max_iters=100, batch_size=8, learning_rate=5e-3, eval_interval=100, eval_iters=2)
     train(shape, recipe, resolve_context(out_dir), dataset)
     return load_checkpoint(out_dir).model
 
@@ -180,13 +180,17 @@ def tokens_of(engine: Engine, request: Request) -> list[Token]:
     return [event.token for _, event in BatchGenerator(engine).follow([request]) if event.token]
 
 
-# The core suite has each shape with the compiled step, and the slower engines with one shape each.
+# The core suite has each shape with the compiled step in float32, two in int8, and one with each of the slower engines.
 BESIDE_OTHERS = ["classic", "shared keys, no n-grams, no cap", "a short window", "a crowded table"]
-IN_CORE = {("torch", "a short window"), ("cuda", "classic")}
+IN_CORE = {
+    *(("numba", None, shape) for shape in BESIDE_OTHERS),
+    ("numba", "int8", "classic"),
+    ("numba", "int8", "a short window"),
+    ("torch", None, "a short window"),
+    ("cuda", None, "classic"),
+}
 CASES = [
-    pytest.param(
-        name, quantization, shape, marks=[] if name == "numba" or (name, shape) in IN_CORE else [pytest.mark.long]
-    )
+    pytest.param(name, quantization, shape, marks=[] if (name, quantization, shape) in IN_CORE else [pytest.mark.long])
     for name, quantization in ENGINES
     for shape in BESIDE_OTHERS
 ]

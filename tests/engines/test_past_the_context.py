@@ -200,9 +200,11 @@ def newcomers_of(name: str) -> tuple[ModernGPT, tuple[int, ...], list[Request], 
     return model, beginning, newcomers, [tokens_of(engine_of(model, name, slots=2), each) for each in newcomers]
 
 
-# The core suite has every length with the compiled step, and those next to the boundary with the slower engines.
+# The core suite has every length with the compiled step, and one next to the boundary with each of the slower engines.
 READ = [
-    pytest.param(name, read, marks=[] if name == "numba" or read in (31, 32) else [pytest.mark.long])
+    pytest.param(
+        name, read, marks=[] if name == "numba" or (name, read) in (("torch", 31), ("cuda", 32)) else [pytest.mark.long]
+    )
     for name in ("torch", "numba", "cuda")
     for read in (3, 30, 31, 32, 33, 34, 50, 200)
 ]

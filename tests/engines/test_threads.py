@@ -83,8 +83,15 @@ assert write() == (first or write())
 """
 
 
-@pytest.mark.parametrize("used", ["used", "unused"])
-@pytest.mark.parametrize("code", [AFTER_MAIN, AT_EXIT], ids=["a thread that outlives the main thread", "atexit"])
+@pytest.mark.parametrize(
+    ("code", "used"),
+    [
+        pytest.param(AFTER_MAIN, "used", id="a thread that outlives the main thread-used"),
+        pytest.param(AFTER_MAIN, "unused", id="a thread that outlives the main thread-unused", marks=pytest.mark.long),
+        pytest.param(AT_EXIT, "used", id="atexit-used", marks=pytest.mark.long),
+        pytest.param(AT_EXIT, "unused", id="atexit-unused"),
+    ],
+)
 def test_the_engine_generates_while_the_interpreter_ends(code: str, used: str, run: Path) -> None:  # W3
     command = [sys.executable, "-c", LOAD + code, str(run), used]
     process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
@@ -95,7 +102,7 @@ def test_the_engine_generates_while_the_interpreter_ends(code: str, used: str, r
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.parametrize("used", ["used", "unused"])
+@pytest.mark.parametrize("used", ["used", pytest.param("unused", marks=pytest.mark.long)])
 def test_a_forked_child_generates_with_threads_of_its_own(used: str, run: Path) -> None:  # W4
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", LOAD + FORKED, str(run), used]
     process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)

@@ -42,11 +42,12 @@ def test_a_character_between_prompt_and_text_is_whole_in_the_echo(prompt: bytes)
     assert BYTES.decode([*prompt, *rest]) == (prompt + rest).decode()
 
 
+@pytest.mark.parametrize("seeds", [range(4), pytest.param(range(4, 20), marks=pytest.mark.long)], ids=str)
 @pytest.mark.parametrize("prompt", [b"\xff", b"a\xffb\xc3", b"\xe2\x82", b"\xf0\x9f\x92x", "漢字".encode()])
-def test_an_echo_is_what_all_tokens_decode_to(prompt: bytes) -> None:
+def test_an_echo_is_what_all_tokens_decode_to(prompt: bytes, seeds: range) -> None:
     # W16: a prompt of invalid UTF-8 was echoed as "?"
     model = byte_model()
-    for seed in range(20):
+    for seed in seeds:
         [completion] = model.complete(text_of(prompt), max_new_tokens=12, seed=seed, echo=True)
         tokens = [token.token_id for token in completion.tokens]
         assert bytes(tokens[: len(prompt)]) == prompt

@@ -65,9 +65,18 @@ def write_without_cache(
     return tokens[len(prompt) :]
 
 
-@pytest.mark.parametrize("engine", ["torch", "numba", "cuda"])
-@pytest.mark.parametrize("sampling", [SamplingConfig(), SamplingConfig(0), SamplingConfig(0.8, top_k=5, top_p=0.9)])
-@pytest.mark.parametrize("prompt_length", [1, 5, 15, 16, 17, 40])
+# The core suite has each case with the compiled step, and with the slower engines each length and each sampling once.
+SAMPLINGS = [SamplingConfig(), SamplingConfig(0), SamplingConfig(0.8, top_k=5, top_p=0.9)]
+LENGTHS = [1, 5, 15, 16, 17, 40]
+WITH_CACHE = [
+    pytest.param(engine, sampling, length, marks=[] if engine == "numba" or i % 3 == j else [pytest.mark.long])
+    for engine in ("torch", "numba", "cuda")
+    for i, length in enumerate(LENGTHS)
+    for j, sampling in enumerate(SAMPLINGS)
+]
+
+
+@pytest.mark.parametrize(("engine", "sampling", "prompt_length"), WITH_CACHE)
 def test_tokens_with_the_cache_equal_tokens_without_it(sampling: SamplingConfig, prompt_length: int, engine: str):
     model, prompt = tiny_model(), (PROMPT * 8)[:prompt_length]
     rows = write(engine_of(model, engine, slots=2), prompt, 40, num_samples=3, sampling=sampling, seed=9)

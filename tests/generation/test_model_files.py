@@ -156,9 +156,15 @@ def test_a_device_file_is_refused_as_a_model() -> None:
         quill.load("/dev/null")
 
 
-@pytest.mark.parametrize("engine", ["torch", "numba"])
-@pytest.mark.parametrize("used", [False, True], ids=["new", "used"])
-@pytest.mark.parametrize("loaded", [False, True], ids=["made", "loaded"])
+@pytest.mark.parametrize(
+    ("engine", "used", "loaded"),
+    [
+        pytest.param(engine, used, loaded, marks=[] if used == loaded else [pytest.mark.long])
+        for engine in ("torch", "numba")
+        for used in (False, True)
+        for loaded in (False, True)
+    ],
+)
 def test_a_copy_of_a_model_is_complete_and_independent(engine: str, used: bool, loaded: bool, tmp_path: Path) -> None:
     # W10: a copy wrote with the original's weights, and after use copying failed
     model = tiny(engine=engine)

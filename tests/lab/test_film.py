@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lab_models import CONFIGS, Subject
+from lab_models import CONFIGS, Subject, one_of_each_architecture_in_core
 
 from quill.checkpoints.tensor_file import TensorFile, write_tensor_file
 from quill.errors import CheckpointError, ConfigError
@@ -212,6 +212,7 @@ def test_texts_for_induction_repeat_distinct_tokens():
     assert len({period for _, period in repeated_texts(65, 96, 0)}) == 3 and repeated_texts(65, 3, 0) == []
 
 
+@one_of_each_architecture_in_core
 def test_a_film_shows_itself(film, tmp_path: Path):
     write_film(tmp_path / NAME, film)
     found = load_film(tmp_path, layer=1)

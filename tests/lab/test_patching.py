@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lab_models import CLASSIC, MODERN, Subject, induction_subject
+from lab_models import CLASSIC, MODERN, Subject, induction_subject, one_of_each_architecture_in_core
 
 from quill.errors import ConfigError
 from quill.lab.ablation.patching import KINDS, patch
@@ -82,6 +82,7 @@ def test_patching_finds_the_induction_head_set_by_hand() -> None:
     assert found.shares["attention"][1, 6] == pytest.approx(1, abs=1e-3)
 
 
+@one_of_each_architecture_in_core
 def test_patching_leaves_the_model_as_it_was_and_has_numbers_and_a_picture(subject: Subject) -> None:
     before = trace(subject, CLEAN, "logits_TV")["logits_TV"]
     found = patch(subject, CLEAN, CORRUPTED, answers=("a", "d"))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from lab_models import CLASSIC, LETTERS, MODERN, Subject
+from lab_models import CLASSIC, LETTERS, MODERN, Subject, one_of_each_architecture_in_core
 
 from quill.lab.ablation.ablating import editing_weights
 from quill.lab.ablation.cost import ablate, text_windows
@@ -40,6 +40,7 @@ def test_a_head_whose_output_is_not_read_has_no_importance_and_goes_first(subjec
     assert np.array_equal(curve.losses_KN[0], curve.losses_KN[1])
 
 
+@one_of_each_architecture_in_core
 def test_the_curve_starts_with_the_whole_model_and_ends_without_heads(subject: Subject) -> None:
     curve = prune_heads(subject, TEXT, seed=4)
     tokens_NT = text_windows(subject, TEXT)[1::2]

@@ -57,7 +57,7 @@ def test_the_induction_head_set_by_hand_predicts_what_is_repeated() -> None:
     assert np.mean(right) > 0.85
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 2))])
 def test_no_head_of_random_weights_has_a_role(subject: Subject, seed: int) -> None:
     torch.manual_seed(seed)
     model = build_model(subject.model.config)
@@ -140,14 +140,17 @@ def test_a_head_below_the_threshold_has_no_role() -> None:
     assert roles == [["none", "self", "self"]] and strength_LH[0, 2] == 0.4
 
 
-def test_the_same_seed_gives_the_same_roles_and_costs_are_shown(make_subject: Callable[..., Subject]) -> None:
-    for subject in (make_subject(CLASSIC), make_subject(MODERN), induction_subject()):
-        state = torch.get_rng_state()
-        costs = ablate_each(subject, TEXT)
-        first, again = (head_roles(subject, TEXT, costs=costs, seed=3) for _ in range(2))
-        assert first.to_json() == again.to_json() and torch.equal(torch.get_rng_state(), state)
-        assert first.cost_LH is not None and first.cost_LH[1, 0] == costs.cost_of(Head(1, 0)).mean
-        assert first.png().startswith(b"\x89PNG") and head_roles(subject, TEXT).png()
+@pytest.mark.parametrize("kind", ["modern", *(pytest.param(k, marks=pytest.mark.long) for k in ("classic", "by hand"))])
+def test_the_same_seed_gives_the_same_roles_and_costs_are_shown(
+    kind: str, make_subject: Callable[..., Subject]
+) -> None:
+    subject = induction_subject() if kind == "by hand" else make_subject(CLASSIC if kind == "classic" else MODERN)
+    state = torch.get_rng_state()
+    costs = ablate_each(subject, TEXT)
+    first, again = (head_roles(subject, TEXT, costs=costs, seed=3) for _ in range(2))
+    assert first.to_json() == again.to_json() and torch.equal(torch.get_rng_state(), state)
+    assert first.cost_LH is not None and first.cost_LH[1, 0] == costs.cost_of(Head(1, 0)).mean
+    assert first.png().startswith(b"\x89PNG") and head_roles(subject, TEXT).png()
 
 
 def test_a_threshold_out_of_range_is_refused(make_subject: Callable[..., Subject]) -> None:
