@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -170,7 +171,7 @@ def test_v2_trains_its_recipe_and_generates_500_characters(quill, here, flags):
 def test_the_command_that_an_interrupted_run_prints_resumes_it(quill, here, tiny, signals, monkeypatch):
     calls = iter(range(100))
 
-    def interrupt(*arguments: object) -> torch.Tensor:
+    def interrupt(*arguments: Any) -> torch.Tensor:
         if next(calls) == 3:
             os.kill(os.getpid(), signal.SIGINT)
         return cross_entropy(*arguments)
