@@ -211,6 +211,44 @@ def test_a_signal_to_any_process_saves_the_run_and_ends_all(rank: int, tmp_path:
     assert find_checkpoint(tmp_path / "out", "last").name == f"step-{last['step']:06}"
 
 
+KILLED = """
+import os, sys
+import psutil
+import quill
+
+def kill(event):  # called by rank 0 at each evaluation, before its checkpoint is saved
+    if event["step"] == 75 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        workers = psutil.Process(os.getppid()).children()
+        next(each for each in workers if each.environ().get("RANK") == sys.argv[1]).kill()
+
+settings = dict(argument.removeprefix("--").split("=") for argument in sys.argv[2:])
+settings = {name: int(value) if value.isdigit() else value for name, value in settings.items()}
+quill.run(**settings, dropout=0.2, overwrite=True, callback=kill)
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_is_restarted_and_the_run_ends_with_the_weights_it_would_have_had(
+    rank: int, tmp_path: Path
+) -> None:
+    flags = [*TINY, *MODERN, "--max_iters=100"]
+    whole = quill(tmp_path, *flags, "--dropout=0.2", "--out_dir=whole", processes=2)
+    assert whole.returncode == 0, whole.stderr
+    done = quill(tmp_path, *TINY, "--max_iters=1", "--out_dir=killed")  # an earlier run, which must not be resumed
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "killed.py").write_text(KILLED, encoding="utf-8")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=3"]
+    command = [sys.executable, *torchrun, "killed.py", str(rank), *flags[1:], "--out_dir=killed"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, encoding="utf-8", check=False,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("torchrun has restarted the run: it continues from the last checkpoint in killed") == 1
+    assert state_of(tmp_path / "killed") == state_of(tmp_path / "whole")
+    assert losses(events(tmp_path / "killed")) == losses(events(tmp_path / "whole"))
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_is_killed_ends_the_others_with_one_line(rank: int, tmp_path: Path) -> None:
     command = [*PROGRAM, *TINY, "--max_iters=100000"]

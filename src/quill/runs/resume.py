@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from quill.checkpoints.config_file import require_unchanged
-from quill.checkpoints.run_folder import holds_run, suggest_run
+from quill.checkpoints.run_folder import find_checkpoint, holds_run, suggest_run
+from quill.distributed.environment import count_restarts
 from quill.errors import CheckpointError, ConfigError, QuillError
 from quill.runs.presets import read_config
 from quill.runs.settings import Settings, check_settings, resolve_settings
@@ -49,6 +51,19 @@ def resumed_settings(out_dir: Path, given: Mapping[str, Any]) -> Settings:
                 f"leave it out, or start another run in another out_dir"
             )
     return resolve_settings(given, stored, source=str(out_dir / "config.yaml")) | {"out_dir": str(out_dir)}
+
+
+def continues_after_restart(out_dir: Path) -> bool:
+    """Return whether torchrun has restarted this process, after the run that it started had saved a checkpoint.
+
+    An earlier run in out_dir, which this one may be about to replace, has older checkpoints than torchrun's process.
+    """
+    if not count_restarts() or not holds_run(out_dir):
+        return False
+    import psutil
+
+    launched = psutil.Process(os.getppid()).create_time()
+    return find_checkpoint(out_dir, "last").stat().st_mtime >= launched
 
 
 def _require_unchanged(out_dir: Path) -> None:

@@ -22,7 +22,7 @@ from quill.runs.init_from import with_shape
 from quill.runs.observers import Observers, Tracker
 from quill.runs.presets import read_settings
 from quill.runs.replacing import bring_back
-from quill.runs.resume import refuse_existing_run, refuse_foreign_files, resumed_settings
+from quill.runs.resume import continues_after_restart, refuse_existing_run, refuse_foreign_files, resumed_settings
 from quill.runs.session import open_text, tell_others, train_along, train_with
 from quill.runs.settings import RunSettings, Settings, check_settings, resolve_settings
 from quill.training.events import TrainResult
@@ -123,7 +123,11 @@ def lead(
     file, source = read_settings(str(config)) if config is not None else ({}, "")
     file = {name: expand_user(name, value) for name, value in file.items()}
     settings = check_settings({name: expand_user(name, value) for name, value in settings.items()})
-    bring_back(Path(settings.get("out_dir", file.get("out_dir", RunSettings.out_dir))))
+    out_dir = Path(settings.get("out_dir", file.get("out_dir", RunSettings.out_dir)))
+    if continues_after_restart(out_dir):
+        observers.status(f"torchrun has restarted the run: it continues from the last checkpoint in {out_dir}")
+        resume, overwrite, minutes = True, False, None
+    bring_back(out_dir)
     if minutes is not None:
         number = plain_number(minutes)
         possible = type(number) in (int, float) and 0 < number < float("inf")
@@ -131,7 +135,7 @@ def lead(
         return run_for_minutes(number, file | settings, observers, overwrite=overwrite, text=text, group=group)
     if resume:
         given = file | settings
-        chosen = resumed_settings(Path(given.get("out_dir", RunSettings.out_dir)), given)
+        chosen = resumed_settings(out_dir, given)
         with lock_run(chosen["out_dir"]):
             clean_run_folder(chosen["out_dir"])
         if resume is True and "dataset" not in given and (done := finished_run(chosen)) is not None:
