@@ -137,6 +137,16 @@ def test_every_command_that_a_page_mentions_exists_and_has_the_flags_it_is_given
                 assert re.search(rf"{flag}\b", help_of(program[0])), command
 
 
+def test_the_figures_of_the_lessons_are_those_of_the_stored_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    lessons = import_module("lessons")
+    page, results = lessons.PAGE.read_text(encoding="utf-8"), lessons.stored_results()
+    assert lessons.with_figures(page, results) == page
+    assert re.findall(r"^## (\S+)$", page, re.MULTILINE) == list(results)
+    for name in results:
+        assert f"quill experiment {name}\n" in page and (lessons.IMAGES / f"{name}.png").is_file()
+
+
 def test_the_figures_in_readme_are_those_of_the_committed_results(monkeypatch: pytest.MonkeyPatch) -> None:
     """U18: one number for one thing. benchmarks/pictures.py draws the pictures from the same files."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")

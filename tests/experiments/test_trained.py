@@ -20,7 +20,7 @@ from quill.experiments.catalog import load_experiment
 from quill.experiments.counting import counted_losses
 from quill.experiments.experiment import Progress
 from quill.experiments.trained.depth_stability import stable_width
-from quill.experiments.trained.dropout import zero_crossing
+from quill.experiments.trained.dropout import in_digits, zero_crossing
 from quill.experiments.trained.ladder import rungs_of
 from quill.experiments.trained.mlp import MLPSettings, variants_of
 from quill.experiments.training import shortened, train_model, validation_windows
@@ -181,3 +181,7 @@ def test_progress_tells_the_share_and_the_time_left():
         now[0] = at
         progress("seed 1", amount)
     assert seen == [("seed 1", 0.01), ("seed 1, 30 s left", 0.25), ("seed 1", 1.0)]
+
+
+def test_epochs_are_shown_without_powers_of_ten():
+    assert [in_digits(epochs) for epochs in (0.512, 8.17, 32.7, 99.4, 130.7)] == ["0.51", "8.2", "33", "99", "131"]

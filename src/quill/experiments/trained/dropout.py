@@ -114,7 +114,7 @@ def result_of(
         [crossed_interval(val_KCSN[0, c] - val_KCSN[k, c]) for c in range(len(epochs_C))] for k in (1, 2)
     ]
     crossing = zero_crossing(epochs_C, np.array([each.mean for each in gains[0]]))
-    few, many = f"{epochs_C[least]:.2g}", f"{epochs_C[most]:.2g}"
+    few, many = in_digits(epochs_C[least]), in_digits(epochs_C[most])
     losses = val_KCSN.mean((2, 3))
     gap = losses[0, most] - train_KCS[0, most].mean()
     where = f"The gain changes its sign at about {crossing:.1f} epochs." if crossing else "The gain keeps its sign."
@@ -158,6 +158,11 @@ def result_of(
     )
 
 
+def in_digits(epochs: float) -> str:
+    """Return a number of epochs with two digits, or as a whole number: 0.51, 8.2, 131."""
+    return f"{epochs:.2g}" if epochs < 99.5 else f"{epochs:.0f}"
+
+
 def draw(result: Result) -> Figure:
     """Return the picture: both losses over the number of epochs, and the gain of dropout and of weight decay."""
     from quill.lab.drawing.style import CATEGORIES, NEUTRAL, new_figure, style
@@ -166,7 +171,7 @@ def draw(result: Result) -> Figure:
     epochs, kinds = np.asarray(figures["epochs"]), figures["kinds"]
     order = np.argsort(epochs)
     marks = ("o", "s", "^")
-    ticks = [f"{epochs[c]:.2g}\n({figures['shares'][c] * 100:.3g} %)" for c in order]
+    ticks = [f"{in_digits(epochs[c])}\n({figures['shares'][c] * 100:.3g} %)" for c in order]
     with style():
         figure, (left, right) = new_figure(1, 2, height=4.4)
         for k, name in enumerate(kinds):

@@ -172,6 +172,8 @@ def result_of(
 
 def draw(result: Result) -> Figure:
     """Return the picture: losses, gains of the whole GPT, and how alike positions become with depth."""
+    from matplotlib.ticker import MaxNLocator
+
     from quill.lab.drawing.style import CATEGORIES, NEUTRAL, new_figure, style
 
     figures = result.figures
@@ -206,6 +208,7 @@ def draw(result: Result) -> Figure:
         for (name, values), color in zip(figures["rank_residual_by_depth"].items(), CATEGORIES, strict=False):
             below.plot(range(len(values)), np.maximum(values, 1e-12), "o-", ms=3, color=color, label=name)
         below.set_yscale("log")
+        below.xaxis.set_major_locator(MaxNLocator(integer=True))
         below.set_xlabel("layer, before training")
         below.set_ylabel("share of the residual stream\nthat differs between positions")
         empty.axis("off")
