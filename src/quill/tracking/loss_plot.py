@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from quill.errors import first_line, shorten
 from quill.files import write_atomically
@@ -113,7 +113,7 @@ def draw_losses(events: Iterable[Event]) -> bytes:
     return picture.getvalue()
 
 
-def legend_corner(losses: list[float], shown: tuple[float, float]) -> str:
+def legend_corner(losses: list[float], shown: tuple[float, float]) -> Literal["upper right", "lower left"]:
     """Return the corner of the legend: upper right, unless the validation loss has risen into it."""
     risen = losses[-1] - min(losses) if losses else 0.0
     return "lower left" if risen > 0.1 * (shown[1] - shown[0]) else "upper right"

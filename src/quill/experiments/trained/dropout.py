@@ -171,7 +171,7 @@ def draw(result: Result) -> Figure:
     epochs, kinds = np.asarray(figures["epochs"]), figures["kinds"]
     order = np.argsort(epochs)
     marks = ("o", "s", "^")
-    ticks = [f"{in_digits(epochs[c])}\n({figures['shares'][c] * 100:.3g} %)" for c in order]
+    ticks = [f"{in_digits(float(epochs[c]))}\n({figures['shares'][c] * 100:.3g} %)" for c in order]
     with style():
         figure, (left, right) = new_figure(1, 2, height=4.4)
         for k, name in enumerate(kinds):
