@@ -205,7 +205,7 @@ def quill(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-def refused(quill: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
+def refused(quill: Callable[..., tuple[int, str, str]], here: Path) -> Callable[..., str]:
     """Run a command that must be refused with one line and exit code 2, and must write nothing; return the line."""
 
     def run(*argv: str | Path) -> str:

@@ -135,7 +135,7 @@ class Group:
         if self.ranks.local_rank >= gpus > 0:
             raise ConfigError(
                 f"this machine has {gpus} GPU{'s' * (gpus != 1)} and at least {self.ranks.local_rank + 1} processes: "
-                f"use --nproc_per_node={gpus}, or device=cpu"
+                "start one process per GPU, or set device=cpu"
             )
         if not gpus:
             return name
