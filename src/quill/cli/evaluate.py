@@ -8,13 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from quill.cli.arguments import Parser
-from quill.errors import CheckpointError
 from quill.files import expand_home
-from quill.validation import show
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     from quill.device import resolve_device
     from quill.engines.make import make_engine
     from quill.evaluation.split_loss import evaluate_split
+    from quill.runs.run_text import text_of_run
     from quill.tracking.phase_display import PhaseDisplay
     from quill.validation import require
 
@@ -96,43 +94,12 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def text_of_run(out_dir: Path, checkpoint: Checkpoint, data_dir: str | None, on_progress: OnProgress) -> Dataset:
-    """Return the dataset that a run was trained on; CheckpointError if it is unknown, or its text has changed."""
-    from quill.runs.resume import stored_settings
-    from quill.runs.run_text import open_run_text
-
-    settings = stored_settings(out_dir)
-    if settings is None:
-        where = "has lost its config.yaml" if (out_dir / "checkpoints").is_dir() else "is not a run directory"
-        raise CheckpointError(f"{out_dir} {where}, so its text is not known: name the text with --dataset=…")
-    name, kind = settings["dataset"], settings["tokenizer"]
-    folder = settings["data_dir"] if data_dir is None else data_dir
-    dataset = open_run_text(out_dir, name, kind, folder, checkpoint.text_sha256, on_progress)
-    same = dataset.tokenizer.to_json() == checkpoint.tokenizer.to_json()
-    if checkpoint.text_sha256 is not None and dataset.sha256 != checkpoint.text_sha256:
-        raise changed(name, out_dir)
-    if not same and checkpoint.text_sha256 is None:
-        raise changed(name, out_dir)
-    if same:
-        return dataset
-    return open_run_text(out_dir, name, checkpoint.tokenizer, folder, checkpoint.text_sha256, on_progress)
-
-
 def other_text(name: str, checkpoint: Checkpoint, data_dir: str | None, on_progress: OnProgress) -> Dataset:
     """Return the dataset of another text, with the checkpoint's tokenizer."""
     from quill.data.dataset import prepare_dataset
 
     folder = data_dir or "data"
     return prepare_dataset(name, tokenizer=checkpoint.tokenizer, data_dir=folder, on_progress=on_progress)
-
-
-def changed(name: object, out_dir: Path) -> CheckpointError:
-    """Return the error for a text that is not the one that a run was trained on."""
-    title = name if isinstance(name, str) else show(name)
-    return CheckpointError(
-        f"{title} has changed since {out_dir} was trained: put the old text back, or measure on the new one "
-        f"with --dataset={title}"
-    )
 
 
 def scorer(engine: Engine) -> Callable[[Tensor], Tensor]:

@@ -28,10 +28,15 @@ from quill.files import draft_of
 from quill.lab.residual import differentiable_unembed
 from quill.lab.subject import Subject
 from quill.lab.trace import record
+from quill.lab.windows import windows_of
 from quill.model.build import Model
 
 FORMAT = "quill tuned lens 1"
 STEPS, BATCH, RATE = 150, 4, 1e-3
+NAME = "tuned_lens.safetensors"
+"""The file in the folder of a run."""
+WINDOWS, LONGEST = 256, 256
+"""Windows of the training text, and tokens in each at most."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,25 @@ def hash_of(model: Model) -> str:
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
         digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def find_tuned_lens(
+    path: Path,
+    subject: Subject,
+    training_tokens: Callable[[], np.ndarray],
+    *,
+    seed: int = 0,
+    on_progress: Callable[[float], None] | None = None,
+) -> TunedLens:
+    """Return the tuned lens in a file. If it is missing or of other weights, train one and write the file."""
+    try:
+        return load_tuned_lens(path, subject.model)
+    except CheckpointError:
+        tokens = training_tokens()
+        windows_NT = windows_of(tokens, min(subject.model.config.block_size, LONGEST, len(tokens) // 2), WINDOWS)
+        found = train_tuned_lens(subject, windows_NT, seed=seed, on_progress=on_progress)
+        save_tuned_lens(found, path)
+        return found
 
 
 def train_tuned_lens(

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 from quill.checkpoints.format import WEIGHTS
 from quill.checkpoints.run_folder import find_checkpoint
 from quill.checkpoints.tensor_file import TensorFile
+from quill.errors import CheckpointError
 from quill.files import expand_home
 from quill.tokenizers.base import Tokenizer
+from quill.validation import show
 
 if TYPE_CHECKING:
+    from quill.checkpoints.format import Checkpoint
     from quill.data.dataset import Dataset
 
 
@@ -64,3 +67,35 @@ def open_run_text(
         return found
     assert missing is not None
     raise missing
+
+
+def text_of_run(
+    out_dir: Path, checkpoint: Checkpoint, data_dir: str | None, on_progress: Callable[[str, float], None]
+) -> Dataset:
+    """Return the dataset that a run was trained on; CheckpointError if it is unknown, or its text has changed."""
+    from quill.runs.resume import stored_settings
+
+    settings = stored_settings(out_dir)
+    if settings is None:
+        where = "has lost its config.yaml" if (out_dir / "checkpoints").is_dir() else "is not a run directory"
+        raise CheckpointError(f"{out_dir} {where}, so its text is not known: name the text with --dataset=…")
+    name, kind = settings["dataset"], settings["tokenizer"]
+    folder = settings["data_dir"] if data_dir is None else data_dir
+    dataset = open_run_text(out_dir, name, kind, folder, checkpoint.text_sha256, on_progress)
+    same = dataset.tokenizer.to_json() == checkpoint.tokenizer.to_json()
+    if checkpoint.text_sha256 is not None and dataset.sha256 != checkpoint.text_sha256:
+        raise changed(name, out_dir)
+    if not same and checkpoint.text_sha256 is None:
+        raise changed(name, out_dir)
+    if same:
+        return dataset
+    return open_run_text(out_dir, name, checkpoint.tokenizer, folder, checkpoint.text_sha256, on_progress)
+
+
+def changed(name: object, out_dir: Path) -> CheckpointError:
+    """Return the error for a text that is not the one that a run was trained on."""
+    title = name if isinstance(name, str) else show(name)
+    return CheckpointError(
+        f"{title} has changed since {out_dir} was trained: put the old text back, or measure on the new one "
+        f"with --dataset={title}"
+    )

@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     with PhaseDisplay() as display:
 
         def read_dataset() -> Dataset:
-            from quill.cli.evaluate import text_of_run
+            from quill.runs.run_text import text_of_run
 
             return text_of_run(folder, checkpoint, None, display)
 

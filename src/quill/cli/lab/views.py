@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quill.errors import CheckpointError, ConfigError
+from quill.errors import ConfigError
 
 if TYPE_CHECKING:
     from quill.data.dataset import Dataset
     from quill.lab.finding import Finding
     from quill.lab.subject import Subject
-
-TUNED_LENS_FILE = "tuned_lens.safetensors"
-LENS_WINDOWS = 256
 
 
 @dataclass
@@ -57,21 +54,15 @@ def logit_lens(look: Look) -> Finding:
 def tuned_lens(look: Look) -> Finding:
     """Return what each layer would predict by a tuned lens, which is trained at its first use."""
     from quill.lab.logit_lens import lens
-    from quill.lab.tuned_lens import load_tuned_lens, save_tuned_lens, train_tuned_lens
-    from quill.lab.windows import windows_of
+    from quill.lab.tuned_lens import NAME, find_tuned_lens
 
-    path = (look.folder if look.folder.is_dir() else look.folder.parent) / TUNED_LENS_FILE
-    try:
-        found = load_tuned_lens(path, look.subject.model)
-    except CheckpointError:  # it is not there, or belongs to an earlier checkpoint
-        tokens = look.read_dataset().train
-        windows = windows_of(tokens, min(look.subject.model.config.block_size, 256, len(tokens) // 2), LENS_WINDOWS)
+    def on_progress(share: float) -> None:
+        look.on_progress("training the tuned lens", share)
 
-        def on_progress(share: float) -> None:
-            look.on_progress("training the tuned lens", share)
-
-        found = train_tuned_lens(look.subject, windows, seed=look.options.seed, on_progress=on_progress)
-        save_tuned_lens(found, path)
+    folder = look.folder if look.folder.is_dir() else look.folder.parent
+    found = find_tuned_lens(
+        folder / NAME, look.subject, lambda: look.read_dataset().train, seed=look.options.seed, on_progress=on_progress
+    )  # fmt: skip
     return lens(look.subject, look.prompt, tuned=found)
 
 
@@ -104,7 +95,10 @@ def heads(look: Look) -> Finding:
     options = look.options
     windows_NT = text_windows(look.subject, look.validation_tokens(), options.windows)
     config = look.subject.model.config
-    costs = ablate_each(look.subject, windows_NT, every_head(config), method=options.method, seed=options.seed)
+    costs = ablate_each(
+        look.subject, windows_NT, every_head(config), method=options.method, seed=options.seed,
+        on_progress=lambda share: look.on_progress("measuring the loss without each head", share),
+    )  # fmt: skip
     return head_roles(look.subject, windows_NT, windows=options.windows, costs=costs, seed=options.seed)
 
 

@@ -9,7 +9,7 @@ Shapes: N windows, T time, P parts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -177,14 +177,23 @@ def ablate_each(
     method: Method = "zero",
     windows: int = WINDOWS,
     seed: int = 0,
+    on_progress: Callable[[float], object] | None = None,
 ) -> PartCosts:
-    """Measure the loss that each part is worth alone; by default every head and every feed-forward network."""
+    """Measure the loss that each part is worth alone; by default every head and every feed-forward network.
+
+    `on_progress` gets the share that is done, and may raise to stop.
+    """
     tokens_NT, config = text_windows(subject, text, windows), subject.model.config
     found = every_head(config) + every_feed_forward(config) if targets is None else targets_of(config, targets)
     if not found:
         raise ConfigError("no target is named: name at least one part to ablate")
     intact_N = losses_per_window(subject.model, tokens_NT)
-    ablated_PN = np.stack([losses_without(subject.model, [each], tokens_NT, method, seed) for each in found])
+    ablated = []
+    for each in found:
+        ablated.append(losses_without(subject.model, [each], tokens_NT, method, seed))
+        if on_progress is not None:
+            on_progress(len(ablated) / len(found))
+    ablated_PN = np.stack(ablated)
     costs = [paired_difference(ablated_N, intact_N, seed=seed) for ablated_N in ablated_PN]
     return PartCosts(found, method, intact_N, ablated_PN, costs, seed)
 
