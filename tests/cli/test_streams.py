@@ -86,7 +86,7 @@ def test_a_run_continues_when_the_reader_of_its_pipe_exits(here, tiny, environme
 
 
 @pytest.mark.long
-def test_a_run_whose_terminal_is_closed_saves_and_ends(here, tiny, changed, environment):  # R16
+def test_a_run_whose_terminal_is_closed_saves_and_ends(here, tiny, changed, environment, signals):  # R16
     import pty
 
     ours, theirs = pty.openpty()
