@@ -1,12 +1,14 @@
 """Which files are read: of a path, a folder, a glob or a list; and what is refused at once instead of being read."""
 
 import os
+import random
 import socket
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from quill.data.corpus import find_corpus
+from quill.data.corpus import find_corpus, find_sources
 from quill.data.dataset import prepare_dataset
 from quill.data.sources import name_of
 from quill.errors import CorpusError
@@ -254,3 +256,57 @@ def test_a_long_file_is_read_in_pieces_that_cut_characters_and_line_ends(monkeyp
         assert "invalid byte 0xF0 at offset 5" in refusal(save("cut.txt", "é红🙂".encode()[:-1]))
         assert "NUL byte at offset 5" in refusal(save("nul.txt", "é红\0".encode()))
         assert find_corpus("cut.txt", tokenizer="byte").text == "é红\udcf0\udc9f\udc99"
+
+
+# ---- folders of very many files
+
+
+def paths_in(*dataset: str) -> list[str]:
+    return [str(part.path) for part in find_sources(dataset).parts()]
+
+
+def test_the_files_of_a_folder_come_in_the_order_of_their_paths() -> None:
+    draw = random.Random(0)
+    for folder in ("a", "a.d", "a0", "a/b", "a/b-c", "a/b/c", "Z", "é"):
+        for name in draw.sample(["a", "a.b", "a-", "b", "b.a", "b0", "Z", "é", "\U0001f642"], 6):
+            save(f"book/{folder}/{name}.txt", "text")
+    save("elsewhere/x.txt", "text")
+    if os.name != "nt":
+        Path("book/a/bb").symlink_to("../../elsewhere")
+    every = [str(path) for path in Path("book").rglob("*.txt")] + [
+        str(path / "x.txt") for path in Path("book").rglob("bb")
+    ]
+    assert paths_in("book") == sorted(set(every), key=lambda path: Path(path).as_posix())
+
+
+def test_a_file_is_read_where_its_first_path_is_whatever_leads_to_it_again() -> None:
+    for name in ("a", "b", "c", "d"):
+        save(f"book/{name}.txt", name)
+    os.link("book/b.txt", "book/a2.txt")
+    assert paths_in("book/c.txt", "book", "book/*.txt") == [
+        os.path.join("book", name) for name in ("c.txt", "a.txt", "a2.txt", "d.txt")
+    ]
+    assert "7 files found twice and read once" in find_corpus(["book/c.txt", "book", "book/*.txt"]).note
+
+
+def test_a_file_of_a_large_folder_takes_little_memory() -> None:
+    for number in range(4000):
+        save(f"book/{number % 7}/story number {number}.txt", "text")
+    save("few/a.txt", "text")
+    find_sources("few")  # what is allocated once is not counted
+    phases: list[str] = []
+    tracemalloc.start()
+    sources = find_sources("book", on_progress=lambda what, share: phases.append(what))
+    current, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len([*sources.parts()]) == 4000
+    assert current < 40 * 4000 and peak < 200 * 4000  # bytes
+    assert "listing book: 4,000 files" in phases and "checking 4,000 files" in phases
+
+
+def test_a_folder_of_thousands_of_files_is_one_text() -> None:
+    for number in range(3000):
+        save(f"book/{number % 10}/{number:04}.txt", f"story {number}")
+    by_folder = sorted(range(3000), key=lambda number: (number % 10, number))
+    corpus = find_corpus("book")
+    assert corpus.files == 3000 and corpus.text == "\n\n".join(f"story {number}" for number in by_folder) + "\n"

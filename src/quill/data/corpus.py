@@ -63,7 +63,7 @@ def find_sources(
     paths = paths_of(dataset)
     seconds = 0.0 if offline else download_seconds
     named = {path: corpus for path in paths if (corpus := _named(path, seconds, on_progress))}
-    found = {path: find_files(_resolve_name(path), NAMES) for path in paths if path not in named}
+    found = {path: find_files(_resolve_name(path), NAMES, on_progress) for path in paths if path not in named}
     places = tuple(map(_resolve_name, paths))
     reader = Reader(list(found.values()), tokenizer == "byte", on_progress)
     return Sources(paths, named, found, places, reader)

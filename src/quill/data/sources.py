@@ -88,7 +88,7 @@ class Sources:
                 yield Part(text=self.named[path].text)
             else:
                 for file in self.found[path].paths:
-                    yield Part(path=file, optional=self.found[path].in_folder)
+                    yield Part(path=Path(file), optional=self.found[path].in_folder)
 
     def require_text(self, characters: int, *, blank: bool) -> None:
         """Raise CorpusError if the corpus has nothing but white space, or less than two characters."""

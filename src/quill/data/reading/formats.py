@@ -69,12 +69,14 @@ class NotTextError(CorpusError):
     """The file is not UTF-8 text."""
 
 
-def check_file(path: Path) -> os.stat_result:
+def check_file(path: str | Path) -> os.stat_result:
     """Return the status of a regular file, else raise CorpusError: reading a pipe or a device might never end."""
     try:
-        status = path.stat()
+        status = os.stat(path)
     except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error.strerror}: check the path and its permissions") from error
+    if stat.S_ISREG(status.st_mode):
+        return status
     for is_kind, name in _KINDS_OF_FILE.items():
         if is_kind(status.st_mode):
             raise CorpusError(f"{path} is {name}, not a file: save the text to a file first")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from quill.data.reading.compression import COMPRESSED, text_ending
 from quill.data.reading.formats import RECORD_ENDINGS, FileText, NotTextError, OnProgress, check_file, read_file
@@ -15,6 +19,8 @@ from quill.data.reading.text_files import PLAIN_ENDINGS, FoundFiles, describe_sk
 _COMPRESSED_TIMES, _PARQUET_TIMES = 16, 4
 """How much text may be in a byte of such a file: an estimate that is too high rather than too low."""
 
+_IDENTITY_BITS = 2**64 - 1
+
 
 class Reader:
     """Reads files one after another, each once; reports progress, and collects notes."""
@@ -22,36 +28,53 @@ class Reader:
     def __init__(self, found: Sequence[FoundFiles], any_bytes: bool, on_progress: OnProgress) -> None:
         self.any_bytes, self._on_progress = any_bytes, on_progress
         self._changes, self._skipped = set[str](), Counter[str]()
-        self._seen = set[tuple[int, int]]()  # device and inode of each file, which several paths may lead to
         self._total = self._done = self._repeated = 0
         self.most_text = 0
         """bytes of text that the files may hold"""
-        self._digest = hashlib.sha256()
-        for each in found:
-            self._skipped += each.skipped
-            each.paths[:] = [path for path in each.paths if self._is_new(path)]
+        self._digest, self._folder = hashlib.sha256(), os.getcwd()
+        self._check(found)
 
     @property
     def digest(self) -> str:
         """A digest of the paths, sizes and times of the files."""
         return self._digest.hexdigest()
 
-    def _is_new(self, path: Path) -> bool:
+    def _check(self, found: Sequence[FoundFiles]) -> None:
+        """Note what is known of the files before they are read, and remove those that an earlier path leads to."""
+        count = sum(len(each.paths) for each in found)
+        identities = array("Q"), array("Q")  # device and inode of each file
+        for number, path in enumerate(path for each in found for path in each.paths):
+            status = self._add(path)
+            for numbers, value in zip(identities, (status.st_dev, status.st_ino), strict=True):
+                numbers.append(value & _IDENTITY_BITS)
+            if number % 1000 == 999:
+                self._on_progress(f"checking {count:,} files", number / count)
+        repeated = _repeated(*(np.asarray(numbers) for numbers in identities))
+        start = 0
+        for each in found:
+            end = start + len(each.paths)
+            if here := {place - start for place in repeated if start <= place < end}:
+                for path in (path for place, path in enumerate(each.paths) if place in here):
+                    self._add(path, -1)
+                each.paths.drop(here)
+            start = end
+            self._skipped += each.skipped
+        self._repeated = len(repeated)
+
+    def _add(self, path: str, times: int = 1) -> os.stat_result:
+        """Add the size of a file to the totals, or subtract it (-1)."""
         status = check_file(path)
-        if (identity := (status.st_dev, status.st_ino)) in self._seen:
-            self._repeated += 1
-            return False
-        self._seen.add(identity)
-        self._total += status.st_size
-        compressed, parquet = path.suffix.lower() in COMPRESSED, path.suffix.lower() == ".parquet"
-        self.most_text += status.st_size * (_COMPRESSED_TIMES if compressed else _PARQUET_TIMES if parquet else 1)
-        described = f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n"
+        self._total += times * status.st_size
+        ending = os.path.splitext(path)[1].lower()
+        factor = _COMPRESSED_TIMES if ending in COMPRESSED else _PARQUET_TIMES if ending == ".parquet" else 1
+        self.most_text += times * status.st_size * factor
+        described = f"{os.path.join(self._folder, path)}\0{status.st_size}\0{status.st_mtime_ns}\n"
         self._digest.update(described.encode("utf-8", "surrogatepass"))
-        return True
+        return status
 
     def texts_of(self, found: FoundFiles) -> list[str]:
         """Return the text of each file, empty ones included."""
-        return [file.text for path in found.paths if (file := self.read(path, optional=found.in_folder))]
+        return [file.text for path in found.paths if (file := self.read(Path(path), optional=found.in_folder))]
 
     def read(self, path: Path, *, optional: bool) -> FileText | None:
         """Return the text of a file; None if it was left out, because it is `optional` and not text."""
@@ -104,3 +127,11 @@ class Reader:
         self._done = state.get("done", self._done)
         self._changes.update(state.get("changes", ()))
         self._skipped = Counter(state.get("skipped", self._skipped))
+
+
+def _repeated(devices_N: np.ndarray, inodes_N: np.ndarray) -> list[int]:
+    """Return the places of files that are at an earlier place too."""
+    order_N = np.lexsort((inodes_N, devices_N))  # keeps the order of equal ones
+    devices_N, inodes_N = devices_N[order_N], inodes_N[order_N]
+    same_N = (devices_N[1:] == devices_N[:-1]) & (inodes_N[1:] == inodes_N[:-1])
+    return sorted(order_N[1:][same_N].tolist())

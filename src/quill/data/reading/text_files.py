@@ -6,15 +6,19 @@ files, and files with an ending that is not known as text are left out, counted,
 
 from __future__ import annotations
 
+import bisect
 import glob
+import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
-from quill.data.reading.compression import text_ending
+from quill.data.reading.compression import COMPRESSED, text_ending
+from quill.data.reading.file_list import FileList
 from quill.errors import CorpusError
 from quill.files import expand_home
 from quill.validation import nearest
@@ -34,6 +38,7 @@ PLAIN_ENDINGS = frozenset(
 _RUN = {"config.yaml", "checkpoints"}
 _RUN_ENTRIES = {*_RUN, "metrics.jsonl", "samples.txt", "loss.png", "film.safetensors", "last", "best", "tensorboard"}
 _PREPARED = {"dataset.json", "train.bin", "val.bin"}
+_TELLING = _RUN | _PREPARED
 _PLURALS = {"run folder": "run folders", "file of a run": "files of runs"}
 
 
@@ -41,7 +46,7 @@ _PLURALS = {"run folder": "run folders", "file of a run": "files of runs"}
 class FoundFiles:
     """Files in an order that is the same on every machine, and how many others were left out, by ending."""
 
-    paths: list[Path]
+    paths: FileList
     skipped: Counter[str] = field(default_factory=Counter)
     in_folder: bool = False
     """whether the files come from a folder, where those of PLAIN_ENDINGS may turn out not to be text"""
@@ -55,10 +60,13 @@ class CorpusNotFoundError(CorpusError):
         self.reason = reason
 
 
-def find_files(dataset: str, names: tuple[str, ...]) -> FoundFiles:
+def find_files(
+    dataset: str, names: tuple[str, ...], on_progress: Callable[[str, float], None] = lambda what, share: None
+) -> FoundFiles:
     """Return the files behind a path, a folder or a glob. CorpusError if there are none.
 
-    `names` are the named corpora, which the message suggests for a mistyped path.
+    `names` are the named corpora, which the message suggests for a mistyped path. `on_progress` is called for each
+    folder, with a share of 0, because the number of folders is not known.
     """
     if not dataset:
         raise CorpusError(f"dataset='' names nothing: use {', '.join(names)}, or the path of a text")
@@ -70,9 +78,9 @@ def find_files(dataset: str, names: tuple[str, ...]) -> FoundFiles:
         )
     try:
         if path.is_dir():
-            return _files_in(path)
+            return _files_in(path, on_progress)
         if path.exists():
-            return FoundFiles([path])
+            return FoundFiles(FileList([str(path)]))
         if any(sign in dataset for sign in "*?["):
             return _files_of_glob(path, dataset)
     except OSError as error:
@@ -99,29 +107,48 @@ def _is_a_text(dataset: str) -> bool:
     return "\n" in dataset or len(dataset) > 1000 or max(map(len, parts)) > 255
 
 
-def _files_in(folder: Path) -> FoundFiles:
+def _files_in(folder: Path, on_progress: Callable[[str, float], None]) -> FoundFiles:
     """Return the text files in a folder and the folders below it."""
-    paths: list[Path] = []
-    skipped = Counter[str]()
-    for below, names in _walk(folder, skipped):
-        for path in (below / name for name in names):
-            ending = text_ending(path)
-            if ending in TEXT_ENDINGS or ending in PLAIN_ENDINGS:
-                paths.append(path)
-            else:
-                skipped[path.suffix.lower() or "without an ending"] += 1
+    paths, skipped = FileList(), Counter[str]()
+    for below, files, folders in _walk(folder, skipped):
+        texts = [name for name in files if _is_read(_ending(name))]
+        if len(texts) < len(files):
+            left_out = (name for name in files if not _is_read(_ending(name)))
+            skipped.update(Path(name).suffix.lower() or "without an ending" for name in left_out)
+        start = 0
+        for path in sorted(f"{name}/" for name in folders):  # the files of a folder come between those around it
+            end = bisect.bisect(texts, path, start)
+            paths.add(str(below), texts[start:end])
+            start = end
+        paths.add(str(below), texts[start:] if start else texts)
+        on_progress(f"listing {folder}: {len(paths):,} files", 0.0)
     if not paths:
         raise CorpusError(
             f"folder {folder} has no text files (it has {describe_skipped(skipped) or 'nothing at all'}): put .txt or "
             f".md files there, or name files of another ending with a glob such as '{folder}/**/*.csv'"
         )
-    return FoundFiles(sorted(paths, key=lambda path: path.relative_to(folder).as_posix()), skipped, in_folder=True)
+    paths.sort(str(folder))
+    return FoundFiles(paths, skipped, in_folder=True)
 
 
-def _walk(root: Path, skipped: Counter[str]) -> Iterator[tuple[Path, list[str]]]:
-    """Yield `root` and each folder below it with the names of its files, without hidden files and runs.
+def _ending(name: str) -> str:
+    """Return the end of a name that says what is in the file, in lower case: .txt, or .txt.gz."""
+    stem, ending = os.path.splitext(name.lower())
+    return os.path.splitext(stem)[1] + ending if ending in COMPRESSED else ending
 
-    Every folder is yielded once, however many links lead to it: with its own path if that is below `root` too.
+
+@lru_cache(maxsize=1000)
+def _is_read(ending: str) -> bool:
+    """Return whether files with this ending are read where they are found in a folder."""
+    text = text_ending(Path(f"name{ending}"))
+    return text in TEXT_ENDINGS or text in PLAIN_ENDINGS
+
+
+def _walk(root: Path, skipped: Counter[str]) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Yield `root` and each folder below it, with the sorted names of its files and the names of its folders.
+
+    Hidden files and runs are left out. Every folder is yielded once, however many links lead to it: with its own path
+    if that is below `root` too.
     """
     seen, folders, links = set[tuple[int, int]](), [root], list[Path]()
     while folders or links:
@@ -130,35 +157,40 @@ def _walk(root: Path, skipped: Counter[str]) -> Iterator[tuple[Path, list[str]]]
         if (identity := (status.st_dev, status.st_ino)) in seen:
             continue
         seen.add(identity)
+        files, below, linked = list[str](), list[str](), list[str]()
         with os.scandir(folder) as scan:
-            entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda entry: entry.name)
-        names = {entry.name for entry in entries}
-        if names >= _PREPARED:
+            for entry in scan:
+                if not entry.name.startswith("."):
+                    kind = files if not entry.is_dir() else linked if entry.is_symlink() else below
+                    kind.append(entry.name)
+        telling = _TELLING.intersection(files) | _TELLING.intersection(below + linked)
+        if telling >= _PREPARED:
             continue
-        if names >= _RUN:
+        if telling >= _RUN:
             if folder != root:
                 skipped["run folder"] += 1
                 continue
-            entries = [entry for entry in entries if entry.name not in _RUN_ENTRIES]
-        files = []
-        for entry in entries:
-            if entry.is_dir():
-                (links if entry.is_symlink() else folders).append(Path(entry.path))
-            else:
-                files.append(entry.name)
-        yield folder, files
+            files, below, linked = ([n for n in names if n not in _RUN_ENTRIES] for names in (files, below, linked))
+        folders += [folder / name for name in sorted(below)]
+        links += [folder / name for name in sorted(linked)]
+        files.sort()
+        yield folder, files, below + linked
 
 
 def _files_of_glob(pattern: Path, dataset: str) -> FoundFiles:
     """Return the files that match a pattern, with any ending."""
     skipped = Counter[str]()
     literal = Path(*[part for part in _until_magic(pattern.parts)])
-    paths = []
-    for path in sorted(set(_expand(pattern, skipped))):
-        if _belongs_to_a_run(path, literal):
-            skipped["file of a run"] += 1
-        elif not path.is_dir():
-            paths.append(path)
+    paths = FileList()
+    found = sorted(set(map(str, _expand(pattern, skipped))), key=lambda path: path.replace(os.sep, "\0"))
+    for folder, group in itertools.groupby(found, key=os.path.dirname):
+        names = list[str]()
+        for path in map(Path, group):
+            if _belongs_to_a_run(path, literal):
+                skipped["file of a run"] += 1
+            elif not path.is_dir():
+                names.append(path.name)
+        paths.add(folder, names)
     if paths:
         return FoundFiles(paths, skipped)
     beside = f" but {describe_skipped(skipped)}" if skipped else ""
@@ -183,7 +215,7 @@ def _expand(pattern: Path, skipped: Counter[str]) -> Iterator[Path]:
     rest = pattern.parts[at + 1 :] or ("*",)
     for root in glob.iglob(str(Path(*pattern.parts[:at]))):
         if os.path.isdir(root):
-            for folder, _ in _walk(Path(root), skipped):
+            for folder, _, _ in _walk(Path(root), skipped):
                 yield from _expand(Path(glob.escape(str(folder)), *rest), skipped)
 
 
