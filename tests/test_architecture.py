@@ -45,10 +45,13 @@ MAY_IMPORT = {
         "lab", "model", "tokenizers", "data", "checkpoints", "optim", "acceleration", "evaluation", "training",
         "engines", "generation", "planning",
     ],
-    "serving": ["generation", "lab", "checkpoints", "tracking.jsonl"],
+    "server": [
+        "generation", "engines", "model", "tokenizers", "checkpoints", "lab", "experiments", "tracking", "evaluation",
+        "data",
+    ],
     "cli": [
         "model", "tokenizers", "data", "checkpoints", "optim", "acceleration", "evaluation", "training", "engines",
-        "tracking", "generation", "planning", "lab", "experiments", "interop", "runs", "serving", "distributed",
+        "tracking", "generation", "planning", "lab", "experiments", "interop", "runs", "server", "distributed",
     ],
 }  # fmt: skip
 

@@ -75,3 +75,15 @@ def _lock(descriptor: int) -> bool:
     except OSError:
         return True
     return True
+
+
+def is_locked(out_dir: str | Path) -> bool:
+    """Return whether a process trains in this folder. Nothing is created or changed."""
+    try:
+        descriptor = os.open(Path(out_dir) / LOCK, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        return not _lock(descriptor)
+    finally:
+        os.close(descriptor)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from quill import process
-from quill.cli.streams import OUTPUT, standard_streams
+from quill.cli.parsing.streams import OUTPUT, standard_streams
 from quill.distributed.environment import is_first
 from quill.errors import ConfigError, QuillError
 from quill.validation import nearest, show
@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": ("quill.cli.evaluate", "measure a trained GPT: loss over a whole split, bits per character"),
     "estimate": ("quill.cli.estimate", "estimate a run before it starts: memory, time, parameters"),
     "info": ("quill.cli.info", "show what is in a run or a checkpoint"),
+    "serve": ("quill.cli.serve", "serve trained GPTs over HTTP: a page, and an API that OpenAI's clients speak"),
     "inspect": ("quill.cli.lab.inspect", "look inside a trained GPT: attention, lenses, attribution, ablation"),
     "experiment": (
         "quill.cli.lab.experiment",

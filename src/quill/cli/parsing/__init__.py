@@ -1,1 +1,1 @@
-"""The pieces of the command line's parser."""
+"""What all commands share: flags and their values, help pages, standard streams."""

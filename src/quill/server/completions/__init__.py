@@ -1,0 +1,1 @@
+"""The routes that generate text, in the format of OpenAI's completions."""

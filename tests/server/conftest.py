@@ -1,0 +1,52 @@
+"""Servers of the tests: one in this process, with PyTorch's engine, and one in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from quill.generation.language_model import LanguageModel, load
+from quill.server.app import create_app
+from quill.server.served_models import EngineSettings, ServedModels
+from quill.server.settings import ServerSettings
+
+
+@pytest.fixture(scope="session")
+def served(trained) -> ServedModels:
+    return ServedModels(trained.out, EngineSettings(device="cpu", engine="torch"))
+
+
+@pytest.fixture(scope="session")
+def client(served: ServedModels) -> Iterator[TestClient]:
+    """A client of the application in this process."""
+    app = create_app(served, ServerSettings(allowed_hosts=("testserver",)))
+    with TestClient(app) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def model(trained) -> LanguageModel:
+    """The model that the servers have."""
+    return load(trained.out, device="cpu", engine="torch")
+
+
+@pytest.fixture(scope="session")
+def address(trained) -> Iterator[str]:
+    """The address of a server in a process of its own, with the engine that `quill serve` chooses by itself."""
+    _ = load(trained.out, device="cpu").batch  # compiles the step, once for all tests
+    with start_server(str(trained.out), "--device=cpu") as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.terminate()
+        process.wait()
+
+
+def start_server(*words: str, **options: Any) -> subprocess.Popen[str]:
+    """Start `quill serve` at a free port; its first line on standard output is the address."""
+    command = [sys.executable, "-m", "quill", "serve", "--port=0", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", **options)
