@@ -58,7 +58,7 @@ def test_a_text_of_the_same_characters_is_not_mistaken_for_the_old_one(quill, re
     (here / "my.txt").write_text(text[half:] + text[:half], encoding="utf-8")
     quill("prepare", "my.txt")
     line = refused("evaluate", "out")
-    assert "my.txt has changed since out was trained" in line and "--dataset=my.txt" in line
+    assert "my.txt has changed since out was trained" in line and "with dataset=my.txt" in line
     assert "on my.txt" in quill("evaluate", "out", "--dataset=my.txt")[1]
 
 
@@ -74,7 +74,7 @@ def test_a_checkpoint_without_its_run_is_measured_on_a_text_that_is_named(quill,
     quill("evaluate", "out", "--dataset", here / "my.txt")  # prepares the text
     for path in ("out", next((here / "out" / "checkpoints").glob("step-*"))):
         line = refused("evaluate", path)
-        assert "--dataset=" in line
+        assert "as dataset=" in line
         code, _, error = quill("evaluate", path, "--dataset=my.txt")
         assert (code, error) == (0, "")
 

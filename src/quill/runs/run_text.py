@@ -78,7 +78,7 @@ def text_of_run(
     settings = stored_settings(out_dir)
     if settings is None:
         where = "has lost its config.yaml" if (out_dir / "checkpoints").is_dir() else "is not a run directory"
-        raise CheckpointError(f"{out_dir} {where}, so its text is not known: name the text with --dataset=…")
+        raise CheckpointError(f"{out_dir} {where}, so its text is not known: give the text as dataset=…")
     name, kind = settings["dataset"], settings["tokenizer"]
     folder = settings["data_dir"] if data_dir is None else data_dir
     dataset = open_run_text(out_dir, name, kind, folder, checkpoint.text_sha256, on_progress)
@@ -97,5 +97,5 @@ def changed(name: object, out_dir: Path) -> CheckpointError:
     title = name if isinstance(name, str) else show(name)
     return CheckpointError(
         f"{title} has changed since {out_dir} was trained: put the old text back, or measure on the new one "
-        f"with --dataset={title}"
+        f"with dataset={title}"
     )
