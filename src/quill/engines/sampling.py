@@ -151,6 +151,20 @@ def choose_tokens(logits_BV: Tensor, uniform_B: Tensor, rules: Rules, stages: St
     best_B = logits_BV.argmax(-1)
     if "draw" not in stages:
         return best_B
+    drawn_B = draw(apply_temperature_and_filters(logits_BV, rules, stages).softmax(-1), uniform_B)
+    return torch.where(rules.greedy_B1[:, 0], best_B, drawn_B)
+
+
+def choice_probabilities(logits_BV: Tensor, rules: Rules) -> Tensor:
+    """Return the probability that `choose_tokens` chooses each token, (B, V), for float32 logits."""
+    logits_BV = apply_penalties(logits_BV, rules)
+    best_BV = torch.nn.functional.one_hot(logits_BV.argmax(-1), logits_BV.shape[-1]).to(logits_BV.dtype)
+    drawn_BV = apply_temperature_and_filters(logits_BV, rules, ALL_STAGES).softmax(-1)
+    return torch.where(rules.greedy_B1, best_BV, drawn_BV)
+
+
+def apply_temperature_and_filters(logits_BV: Tensor, rules: Rules, stages: Stages) -> Tensor:
+    """Return logits divided by the temperature, with minus infinity for tokens that top-k, top-p or min-p removes."""
     if "temperature" in stages:
         # logits'_i = (logits_i - max_j logits_j) / temperature      Ackley, Hinton & Sejnowski 1985, section 2
         # Subtracting the maximum changes no probability, and avoids infinity - infinity at a tiny temperature.
@@ -163,8 +177,7 @@ def choose_tokens(logits_BV: Tensor, uniform_B: Tensor, rules: Rules, stages: St
         # In logits: logits_i >= max_j logits_j + ln(min_p).
         least_B1 = logits_BV.amax(-1, keepdim=True) + rules.log_min_p_B1
         logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -math.inf)
-    drawn_B = draw(logits_BV.softmax(-1), uniform_B)
-    return torch.where(rules.greedy_B1[:, 0], best_B, drawn_B)
+    return logits_BV
 
 
 def apply_penalties(logits_BV: Tensor, rules: Rules) -> Tensor:

@@ -16,6 +16,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from quill.errors import QuillError
+from quill.server import page
 from quill.server.completions.route import complete
 from quill.server.errors import ApiError, Errors, on_http_exception
 from quill.server.models import health, list_models, one_model
@@ -49,6 +50,7 @@ def create_app(served: ServedModels, settings: ServerSettings | None = None) -> 
             Route("/v1/models/{model_id:path}", one_model),
             Route("/v1/completions", complete, methods=["POST"]),
             Route("/v1/chat/completions", no_chat, methods=["POST"]),
+            Mount("/api", routes=page.routes(served)),
             Mount("/", files),
         ],
         middleware=[Middleware(Security, settings=settings, is_public=is_public), Middleware(Errors)],
