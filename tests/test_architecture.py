@@ -47,7 +47,7 @@ MAY_IMPORT = {
     ],
     "server": [
         "generation", "engines", "model", "tokenizers", "checkpoints", "lab", "experiments", "tracking", "evaluation",
-        "data",
+        "data", "runs",
     ],
     "cli": [
         "model", "tokenizers", "data", "checkpoints", "optim", "acceleration", "evaluation", "training", "engines",

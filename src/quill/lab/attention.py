@@ -114,6 +114,12 @@ def attention_maps(
     return AttentionMaps(kind, found.labels, maps)
 
 
+def packed_triangle(weights_XTS: np.ndarray) -> np.ndarray:
+    """Return packed_XN, uint8: 255 · √weight of the lower triangle, row by row. Small weights keep more precision."""
+    t, s = np.tril_indices(weights_XTS.shape[-1])
+    return np.round(255 * np.sqrt(weights_XTS[..., t, s])).astype(np.uint8)
+
+
 def weights_LHTS(found: Trace, n_layer: int) -> np.ndarray:
     """Return the attention weights of all layers of a trace of one text."""
     return np.stack([found[f"blocks.{layer}.attention.weights_HTS"] for layer in range(n_layer)])

@@ -23,6 +23,7 @@ from quill.files import expand_home
 from quill.generation.batch_generator import BatchGenerator
 from quill.generation.language_model import LanguageModel
 from quill.process import lock_freed_by_fork
+from quill.server.switched_models import MOST_KEPT, parts_in, whole_id, without_parts
 from quill.server.writer import Writer
 from quill.validation import show
 
@@ -109,6 +110,22 @@ class ServedModel:
         return model.batch
 
 
+class SwitchedModel(ServedModel):
+    """A model without some of its parts."""
+
+    def __init__(self, model_id: str, whole: ServedModel, off: tuple[str, ...]) -> None:
+        super().__init__(model_id, whole.folder, whole.saved_at * 10**9, whole.training, whole._how)
+        self.whole, self.off = whole, off
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint of the whole model with the weights of these parts at 0."""
+        with self._lock:
+            if self._checkpoint is None:
+                self._checkpoint = without_parts(self.whole.checkpoint, self.off)
+            return self._checkpoint
+
+
 class ServedModels:
     """All models of a server: one run, checkpoint or file, or every run in a folder. The newest is the default."""
 
@@ -116,6 +133,7 @@ class ServedModels:
         self._how = how or EngineSettings()
         self._path = expand_home(path) if path is not None else Path()
         self._models: dict[str, tuple[object, ServedModel]] = {}
+        self._switched: dict[str, SwitchedModel] = {}  # the one used last at the end
         self._lock = threading.Lock()
         if not self._folders():
             newest_run(self._path)  # an error that says what to do
@@ -130,6 +148,8 @@ class ServedModels:
         if not folders:
             raise CheckpointError(f"{self._path} no longer holds a trained model")
         model_id = next(iter(folders)) if model_id is None else model_id
+        if model_id not in folders and whole_id(model_id) in folders:
+            return self._without_parts(self.get(whole_id(model_id)), model_id)
         if model_id not in folders:
             raise UnknownModelError(f"there is no model {show(model_id)}: the models are {', '.join(folders)}")
         folder = folders[model_id]
@@ -146,10 +166,25 @@ class ServedModels:
             self._models[model_id] = stamp, model
             return model
 
+    def _without_parts(self, whole: ServedModel, model_id: str) -> SwitchedModel:
+        """Return a model with some parts switched off; those that were not used for a while are dropped."""
+        off = parts_in(model_id, whole.checkpoint.config)
+        model_id = f"{whole.id}~{','.join(off)}"
+        with self._lock:
+            model = self._switched.pop(model_id, None)
+            if model is None or model.whole is not whole:
+                if model is not None:  # the run has saved a newer checkpoint
+                    model.writer.retire()
+                model = SwitchedModel(model_id, whole, off)
+            self._switched[model_id] = model
+            while len(self._switched) > MOST_KEPT:
+                self._switched.pop(next(iter(self._switched))).writer.retire()
+            return model
+
     def loaded(self) -> list[ServedModel]:
         """Return the models that have been used."""
         with self._lock:
-            return [model for _, model in self._models.values()]
+            return [*(model for _, model in self._models.values()), *self._switched.values()]
 
     def stop(self) -> None:
         """End all texts that are generated. Call it in the event loop."""

@@ -190,17 +190,24 @@ def editing_weights(model: Model, targets: str | Target | Iterable[str | Target]
     The logits are those of zero ablation, in every engine that reads the weights inside the block. A position has no
     weights of its own and is a ConfigError.
     """
-    edits = [edit for target in targets_of(model.config, targets) for edit in weights_of(model, target)]
+    targets = targets_of(model.config, targets)
+    edits = [edit for target in targets for edit in weights_of(model, target)]
     kept = [(parameter, parameter.detach().clone()) for parameter in dict.fromkeys(each for each, _ in edits)]
     try:
-        with torch.no_grad():
-            for parameter, columns in edits:
-                parameter[..., columns] = 0
+        zero_weights(model, targets)
         yield
     finally:
         with torch.no_grad():
             for parameter, before in kept:
                 parameter.copy_(before)
+
+
+def zero_weights(model: Model, targets: str | Target | Iterable[str | Target]) -> None:
+    """Set the weights of the targets to 0 for good, as `editing_weights` does inside a block."""
+    edits = [edit for target in targets_of(model.config, targets) for edit in weights_of(model, target)]
+    with torch.no_grad():
+        for parameter, columns in edits:
+            parameter[..., columns] = 0
 
 
 def weights_of(model: Model, target: Target) -> list[tuple[nn.Parameter, slice]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from quill.errors import QuillError, first_line
+from quill.lab.attention import packed_triangle
 from quill.lab.film.format import (
     MOST_FRAMES,
     SAMPLE_TOKENS,
@@ -154,9 +155,8 @@ def make_frame(
         return None
     streams_RTD = torch.stack([kept[f"stream {layer}"] for layer in range(-1, L)])
     weights_BLHTS = torch.stack([kept[f"weights {layer}"] for layer in range(L)], 1).float().cpu().numpy()
-    t, s = np.tril_indices(T)
     arrays = read_lens(unembed(model, streams_RTD[:-1].to(model.head.weight.dtype)), logits_BTV[:1], tokens_T)
-    arrays["attention_LHN"] = np.round(255 * np.sqrt(weights_BLHTS[0][:, :, t, s]))
+    arrays["attention_LHN"] = packed_triangle(weights_BLHTS[0])
     arrays["induction_LH"] = induction(weights_BLHTS[1:], texts)
     arrays["sample_G"] = sample_tokens(model, prompt, SAMPLE_TOKENS, seed)
     return Frame(step, evaluation, **{name: arrays[name].astype(kind) for name, kind in TYPES.items()})

@@ -1,4 +1,4 @@
-"""The routes behind the page."""
+"""The routes behind the page: JSON in, what `quill.lab` and `quill.experiments` compute out."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
 def routes(served: ServedModels) -> list[Route]:
     """Return all routes of the page; the application puts them under /api."""
-    from quill.server.page import alternatives
+    from quill.server.page import alternatives, jobs, learn, look, switches, watch
+    from quill.server.page.laboratory import Laboratories
 
-    return alternatives.routes(served)
+    laboratories, found = Laboratories(), alternatives.routes(served)
+    for module in (look, switches, watch, learn, jobs):
+        found += module.routes(laboratories)
+    return found
