@@ -12,6 +12,7 @@ import pytest
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 MINIATURES = {
     "estimate.py": (["--only=laptop, batch 128", "--memory"], "Predicted and measured"),
+    "estimate_processes.py": (["--only=laptop, 2 processes", "--steps=3"], "Several processes, predicted and measured"),
     "generation.py": (["--runs=1", "--only=prefill,memory"], "memory: the weights of one token"),
     "time_to_loss.py": (["--dataset={text}", "--max_iters=4", "--eval_interval=2"], "Time to loss, 1 seed"),
     "tokenization.py": (["--runs=1", "--megabytes=0.01"], "Quill, characters"),
@@ -28,6 +29,6 @@ def test_a_benchmark_runs_in_miniature_and_prints_its_table(name: str, tmp_path:
     words = [sys.executable, str(BENCHMARKS / name), *(word.format(text=text) for word in arguments)]
     environment = {**os.environ, "PYTHONUTF8": "1"}
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", check=False)
-    # A busy machine may miss the 15 % that estimate.py allows, which is its exit code 1, with the table all the same.
-    assert done.returncode == 0 or (name == "estimate.py" and done.returncode == 1), done.stdout + done.stderr
+    # A busy machine may miss the 15 % allowed: then the exit code is 1, and the table is printed all the same.
+    assert done.returncode == 0 or (name.startswith("estimate") and done.returncode == 1), done.stdout + done.stderr
     assert expected in done.stdout

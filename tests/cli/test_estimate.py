@@ -125,7 +125,15 @@ def test_a_gpu_that_is_not_here_is_planned_for_by_its_name(quill, here, monkeypa
     table = dict(lines)
     assert table["device"].startswith("NVIDIA H100 SXM: 80.0 GB, 989 TFLOP/s (dense bfloat16)")
     assert table["micro-batch"] == "8 × 64 tokens in each process" and "datasheet" in table["source"]
-    for name in ("weights", "gradients", "optimizer state", "activations", "logits", "peak memory", "sent in a step"):
+    for name in (
+        "weights",
+        "gradients",
+        "optimizer state",
+        "activations",
+        "logits at the peak",
+        "peak memory",
+        "sent in a step",
+    ):
         assert re.match(r"\d", table[name]), name
     for name in ("on 1 GPU", "on 8 GPUs", "on 64 GPUs"):
         assert re.search(r"utilisation \d+%.* --batch_size=64 --gradient_accumulation_steps=1$", table[name]), name

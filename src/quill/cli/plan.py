@@ -13,8 +13,7 @@ from quill.files import expand_home
 from quill.model.config import ModelConfig
 from quill.planning.gpus import GPU
 from quill.planning.limits import count_weights
-from quill.planning.memory_budget import typical_overhead
-from quill.planning.parallel import Parallel, ProcessCost, part_of_run, process_cost
+from quill.planning.parallel import Parallel, ProcessCost, part_of_run, peak_of_process, process_cost
 from quill.planning.planned_run import PlannedRun
 from quill.planning.utilisation import ASSUMPTIONS, ExpectedStep, compiles, expect_step, largest_steps
 from quill.runs.session import resolve
@@ -46,11 +45,10 @@ def compute_plan(
     facts: dict[str, Any] = {"world_size": world_size, "parallel": parallel, "parameters": parameters}
     lines = describe_model(run, world_size, parallel, parameters)
     if gpu is None:
-        overhead = typical_overhead(run)
-        extra = overhead.process + round(overhead.fragmentation * (cost.activations + cost.logits))
-        facts |= {"process": dataclasses.asdict(cost), "peak_bytes": cost.peak + extra, "sent_bytes": cost.sent}
-        lines += [*describe_memory(cost), ("libraries and allocator", format_bytes(extra))]
-        lines += [("peak memory", f"{format_bytes(cost.peak + extra)} in each process")]
+        peak = peak_of_process(run, cost, world_size)
+        facts |= {"process": dataclasses.asdict(cost), "peak_bytes": peak, "sent_bytes": cost.sent}
+        lines += [*describe_memory(cost), ("libraries and allocator", format_bytes(peak - cost.peak))]
+        lines += [("peak memory", f"{format_bytes(peak)} in each process")]
         return facts, [*lines, *describe_traffic(cost)]
     step = expect_step(run, gpu, world_size, parallel)
     rows: list[tuple[int, ExpectedStep | None]] = []
@@ -123,7 +121,7 @@ def describe_memory(cost: ProcessCost) -> Lines:
         ("optimizer state", format_bytes(cost.optimizer)),
         *([("whole blocks", f"{format_bytes(cost.gathered)} while they compute")] if cost.gathered else []),
         ("activations", format_bytes(cost.activations)),
-        ("logits", format_bytes(cost.logits)),
+        ("logits at the peak", format_bytes(cost.logits)),
     ]
 
 

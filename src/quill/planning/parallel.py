@@ -16,12 +16,15 @@ from typing import Literal
 from quill.distributed.environment import require_divisible
 from quill.model.config import ModernConfig
 from quill.model.shapes import weight_shapes
+from quill.planning.memory_budget import typical_overhead
 from quill.planning.memory_trace import StepCost, trace_step
 from quill.planning.planned_run import PlannedRun
 from quill.training.config import has_ngram_updates
 
 Parallel = Literal["ddp", "fsdp"]
 FLOAT32 = 4  # bytes: weights, gradients and optimizer state
+GLOO = 65_000_000
+"""Bytes of torch.distributed and gloo in a process, fitted to benchmarks/estimate_processes.py."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class ProcessCost:
     activations: int
     """besides those of the logits"""
     logits: int
-    """logits, their softmax and their gradients"""
+    """what logits, softmax and their gradients add to the peak, which may come after they are freed"""
     sent_gradients: int
     """all-reduce (DDP) or reduce-scatter (FSDP) of gradients, and all-gather of the rows of sparse gradients"""
     sent_weights: int
@@ -107,6 +110,13 @@ def process_cost(run: PlannedRun, world_size: int, parallel: Parallel = "ddp") -
         sent_weights=round(sent[1]),
         sent_updates=round(sent[2]),
     )
+
+
+def peak_of_process(run: PlannedRun, cost: ProcessCost, world_size: int) -> int:
+    """Return the peak memory of a process on this machine: its tensors, its libraries, and the allocator's overhead."""
+    overhead = typical_overhead(run)
+    libraries = overhead.process + (GLOO if world_size > 1 else 0)
+    return cost.peak + libraries + round(overhead.fragmentation * (cost.activations + cost.logits))
 
 
 def group_bytes(run: PlannedRun) -> tuple[int, int]:

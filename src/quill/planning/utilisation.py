@@ -36,6 +36,7 @@ USABLE_MEMORY = 0.9
 ASSUMPTIONS = (
     "products at 79 % of the limit, memory traffic of a token as measured with 10.65 M parameters on an H200",
     "links at 70 % of their bandwidth; gradients are sent while the backward pass of the last micro-batch runs",
+    "kernels start in no time: a step that is too small to keep its GPU busy takes longer",
 )
 
 
