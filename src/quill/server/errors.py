@@ -77,6 +77,12 @@ def api_error(error: Exception) -> ApiError:
     return ApiError(500, "an error inside the server; its log has the traceback")
 
 
+def report_bug(error: Exception) -> None:
+    """Print the traceback of a bug to standard error; any other error is the client's to read."""
+    if not isinstance(error, ApiError | ServerStoppingError | QuillError):
+        traceback.print_exception(error, file=sys.stderr)
+
+
 def _field_named(message: str) -> str | None:
     """Return the field at the start of a message such as "top_p=2 cannot be used"."""
     name, equals, _ = message.partition("=")
@@ -110,9 +116,7 @@ class Errors:
         except DisconnectedError:
             return
         except Exception as error:
-            answer = api_error(error)
-            if answer.status == 500 and not isinstance(error, QuillError):
-                traceback.print_exception(error, file=sys.stderr)
+            report_bug(error)
             if has_started or scope["type"] != "http":
                 raise
-            await answer.response()(scope, receive, send)
+            await api_error(error).response()(scope, receive, send)

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import threading
-import traceback
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from quill.engines.request import BusyError, Request, TokenEvent
-from quill.errors import QuillError
 from quill.generation.batch_generator import BatchGenerator
-from quill.server.errors import ServerStoppingError
+from quill.server.errors import ServerStoppingError, report_bug
 
 T = TypeVar("T")
 RowEvents = list[tuple[int, TokenEvent]]
@@ -38,7 +35,7 @@ class Generation:
         self.open_rows = set(range(len(requests)))
         self.inbox: asyncio.Queue[RowEvents | Exception] = asyncio.Queue()
 
-    async def steps(self, ping_seconds: float | None = None) -> AsyncIterator[RowEvents]:
+    async def steps(self, ping_seconds: float | None = None) -> AsyncGenerator[RowEvents]:
         """Yield the events of each step until all texts have ended; an empty list after `ping_seconds` without any."""
         while self.open_rows:
             try:
@@ -190,7 +187,7 @@ class Writer:
                 self._ids[generation, row] = request_id
         except Exception as error:
             self._cancel(generation, range(len(generation.requests)))
-            _report(error)
+            report_bug(error)
             _send(generation.loop, generation.inbox.put_nowait, error)
 
     def _cancel(self, generation: Generation, rows: Sequence[int]) -> None:
@@ -210,7 +207,7 @@ class Writer:
                 if event.finish_reason is not None:
                     del self._open[event.request_id], self._ids[place]
         except Exception as error:  # the batch restarts by itself; what was running has failed
-            _report(error)
+            report_bug(error)
             for generation in {generation for generation, _ in self._open.values()}:
                 self._cancel(generation, range(len(generation.requests)))
                 _send(generation.loop, generation.inbox.put_nowait, error)
@@ -240,9 +237,3 @@ def _send(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arg
     """Call a function in the event loop; do nothing if the loop has ended."""
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(function, *arguments)
-
-
-def _report(error: Exception) -> None:
-    """Print the traceback of a bug to standard error; what a user can correct is the client's to read."""
-    if not isinstance(error, QuillError):
-        traceback.print_exception(error, file=sys.stderr)

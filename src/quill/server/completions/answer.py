@@ -6,14 +6,13 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from quill import __version__
 from quill.server.completions.fields import Plan
+from quill.server.completions.generate import FinishReason
 from quill.server.completions.text import Piece, RowText, logprobs_json
 from quill.server.served_models import ServedModel
-
-FinishReason = Literal["stop", "length"]
 
 
 @dataclass

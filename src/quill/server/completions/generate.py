@@ -1,0 +1,92 @@
+"""From a checked request to the pieces of its texts, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from quill.engines.request import Token
+from quill.generation.logprobs import prompt_tokens
+from quill.server.completions.fields import Plan
+from quill.server.completions.text import Opening, Piece, RowText, join
+from quill.server.served_models import ServedModel
+from quill.server.writer import Generation
+
+FinishReason = Literal["stop", "length"]
+
+
+class RowPiece(NamedTuple):
+    """What a step adds to the text of a row; the last one has a reason."""
+
+    row: int
+    piece: Piece
+    reason: FinishReason | None
+
+
+@dataclass(frozen=True)
+class Started:
+    """The texts of a request, which are being generated: close `generation` in any case."""
+
+    plan: Plan
+    generation: Generation
+    openings: Sequence[Opening]
+    """one for each prompt"""
+    rows: Sequence[RowText]
+
+    def opening(self, row: int) -> Opening:
+        """Return what the text of a row begins with."""
+        return self.openings[row // self.plan.best_of]
+
+
+async def start(model: ServedModel, plan: Plan) -> Started:
+    """Begin to generate the texts of a plan; BusyError if too many texts wait."""
+    generation = model.writer.start(plan.requests)
+    try:
+        openings = await openings_of(model, plan)
+        rows = [RowText(openings[row // plan.best_of], plan.stops) for row in range(len(plan.requests))]
+        return Started(plan, generation, openings, rows)
+    except BaseException:
+        generation.close()
+        raise
+
+
+async def openings_of(model: ServedModel, plan: Plan) -> list[Opening]:
+    """Return what the texts of each prompt begin with; log-probabilities of prompts are computed if requested."""
+    tokenizer, context = model.checkpoint.tokenizer, model.checkpoint.config.block_size
+    keeps_tokens = plan.logprobs is not None or plan.token_ids
+    openings = []
+    for prompt in plan.prompts:
+        if plan.echo and plan.logprobs is not None:
+            tokens = await model.writer.call(
+                lambda batch, prompt=prompt: prompt_tokens(prompt, context, plan.logprobs, batch.logits)
+            )
+        else:
+            tokens = [Token(token_id) for token_id in prompt]
+        openings.append(Opening(tokenizer, tokens, plan.echo, keeps_tokens))
+    return openings
+
+
+async def steps_of(started: Started, ping_seconds: float | None = None) -> AsyncGenerator[list[RowPiece]]:
+    """Yield what each step adds to each row; a row that has generated a stop string is ended.
+
+    An empty list is yielded when nothing has happened for `ping_seconds`.
+    """
+    generation = started.generation
+    async with aclosing(generation.steps(ping_seconds)) as steps:
+        async for events in steps:
+            added: dict[int, RowPiece] = {}
+            for row, event in events:
+                text = started.rows[row]
+                if text.stopped:  # a token of the same step, after the stop string
+                    continue
+                piece = text.feed(event.token) if event.token is not None else Piece()
+                if text.stopped:
+                    generation.end(row)
+                elif event.finish_reason is not None:
+                    piece = join([piece, text.flush()])
+                reason = "stop" if text.stopped else "length" if event.finish_reason else None
+                before = added[row].piece if row in added else Piece()
+                added[row] = RowPiece(row, join([before, piece]), reason)
+            yield list(added.values())
