@@ -51,8 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise MissingDependencyError(f"quill serve needs {', '.join(missing)}: pip install 'quill-gpt[serve]'")
     from quill.server.app import create_app
-    from quill.server.running import open_socket, run_app
-    from quill.server.security import is_loopback, is_wildcard
+    from quill.server.connection.running import open_socket, run_app
+    from quill.server.connection.security import is_loopback, is_wildcard
     from quill.server.served_models import EngineSettings, ServedModels
     from quill.server.settings import ServerSettings
 

@@ -18,11 +18,14 @@ from starlette.staticfiles import StaticFiles
 from quill.errors import QuillError
 from quill.server import page
 from quill.server.completions.route import complete
+from quill.server.connection.security import Security
 from quill.server.errors import ApiError, Errors, on_http_exception
+from quill.server.metrics import Metrics, metrics
 from quill.server.models import health, list_models, one_model
-from quill.server.security import Security
+from quill.server.openapi import openapi
 from quill.server.served_models import ServedModels
 from quill.server.settings import ServerSettings
+from quill.server.tokens import detokenize, tokenize, tokenizer_info
 
 STATIC = Path(__file__).with_name("static")
 
@@ -43,22 +46,31 @@ def create_app(served: ServedModels, settings: ServerSettings | None = None) -> 
         with contextlib.suppress(asyncio.CancelledError, QuillError):
             await app.state.loading
 
+    counted = Metrics()
     app = Starlette(
         routes=[
             Route("/health", health),
             Route("/v1/models", list_models),
             Route("/v1/models/{model_id:path}", one_model),
             Route("/v1/completions", complete, methods=["POST"]),
+            Route("/tokenize", tokenize, methods=["POST"]),
+            Route("/detokenize", detokenize, methods=["POST"]),
+            Route("/tokenizer_info", tokenizer_info),
+            Route("/metrics", metrics),
+            Route("/openapi.json", openapi),
             Route("/v1/chat/completions", no_chat, methods=["POST"]),
             Mount("/api", routes=page.routes(served)),
             Mount("/", files),
         ],
-        middleware=[Middleware(Security, settings=settings, is_public=is_public), Middleware(Errors)],
+        middleware=[
+            Middleware(Security, settings=settings, is_public=is_public),
+            Middleware(Errors, on_answer=counted.count_request),
+        ],
         exception_handlers={HTTPException: on_http_exception},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    app.state.served, app.state.settings = served, settings
+    app.state.served, app.state.settings, app.state.metrics = served, settings, counted
     return app
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quill.engines.request import BusyError
 from quill.errors import ConfigError, QuillError, TokenizerError
+from quill.server.settings import Limits
 
 
 class ApiError(Exception):
@@ -40,13 +41,17 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
-        """Return the HTTP response; a client that would try again in vain is told not to."""
+        """Return the HTTP response; a client that would try again in vain is told not to do that."""
+        return json_response(self.body(), self.status, self.response_headers())
+
+    def response_headers(self) -> dict[str, str]:
+        """Return the headers of the response."""
         headers = dict(self.headers)
         if self.status == 429:
             headers.setdefault("Retry-After", "1")
-        if self.status not in (429, 503):
+        if self.status not in (408, 429, 503):
             headers["x-should-retry"] = "false"
-        return json_response(self.body(), self.status, headers)
+        return headers
 
 
 class DisconnectedError(Exception):
@@ -60,6 +65,11 @@ class ServerStoppingError(Exception):
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Return a response with this content as JSON."""
     return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
+
+
+def headers_too_large(limits: Limits) -> ApiError:
+    """Return the error for a request whose first line and headers are too long."""
+    return ApiError(431, f"the request's headers are larger than {limits.header:,} bytes", code="headers_too_large")
 
 
 def api_error(error: Exception) -> ApiError:
@@ -98,25 +108,33 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 
 class Errors:
-    """ASGI middleware that answers a request that ended in an exception; the traceback of a bug is printed."""
+    """ASGI middleware that answers a request that ended in an exception; the traceback of a bug is printed.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    `on_answer(path, status)` is called with the path of the route for every answer.
+    """
+
+    def __init__(self, app: ASGIApp, on_answer: Callable[[str, int], object]) -> None:
+        self.app, self.on_answer = app, on_answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
         has_started = False
 
-        async def send_and_remember(message: Message) -> None:
+        async def send_and_count(message: Message) -> None:
             nonlocal has_started
-            has_started = True
+            if message["type"] == "http.response.start":
+                has_started = True
+                self.on_answer(getattr(scope.get("route"), "path", "") or "other", message["status"])
             await send(message)
 
         try:
-            await self.app(scope, receive, send_and_remember)
+            await self.app(scope, receive, send_and_count)
         except DisconnectedError:
             return
         except Exception as error:
             report_bug(error)
-            if has_started or scope["type"] != "http":
+            if has_started:
                 raise
-            await api_error(error).response()(scope, receive, send)
+            await api_error(error).response()(scope, receive, send_and_count)

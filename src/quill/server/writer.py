@@ -76,6 +76,8 @@ class Writer:
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._lock = threading.Lock()
         self._has_thread = self._retired = False
+        self.num_tokens = 0
+        """number of tokens that were generated"""
         self._generations: set[Generation] = set()  # used by the event loop only
         self._batch: BatchGenerator | None = None  # this and the next two are used by the thread only
         self._open: dict[int, tuple[Generation, int]] = {}
@@ -201,6 +203,7 @@ class Writer:
         generations: dict[Generation, RowEvents] = {}
         try:
             for event in self._get_batch().step():
+                self.num_tokens += event.token is not None
                 if (place := self._open.get(event.request_id)) is None:
                     continue
                 generations.setdefault(place[0], []).append((place[1], event))

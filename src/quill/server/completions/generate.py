@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 from quill.engines.request import Token
 from quill.generation.logprobs import prompt_tokens
 from quill.server.completions.fields import Plan
 from quill.server.completions.text import Opening, Piece, RowText, join
+from quill.server.metrics import Metrics
 from quill.server.served_models import ServedModel
 from quill.server.writer import Generation
 
@@ -34,19 +37,24 @@ class Started:
     openings: Sequence[Opening]
     """one for each prompt"""
     rows: Sequence[RowText]
+    on_first_token: Callable[[float], object]
+    """called with the seconds since the start when the first token is there"""
+    started_at: float
 
     def opening(self, row: int) -> Opening:
         """Return what the text of a row begins with."""
         return self.openings[row // self.plan.best_of]
 
 
-async def start(model: ServedModel, plan: Plan) -> Started:
+async def start(model: ServedModel, plan: Plan, metrics: Metrics) -> Started:
     """Begin to generate the texts of a plan; BusyError if too many texts wait."""
+    started_at = time.perf_counter()
     generation = model.writer.start(plan.requests)
     try:
         openings = await openings_of(model, plan)
         rows = [RowText(openings[row // plan.best_of], plan.stops) for row in range(len(plan.requests))]
-        return Started(plan, generation, openings, rows)
+        metrics.count_prompt(model.id, sum(map(len, plan.prompts)))
+        return Started(plan, generation, openings, rows, partial(metrics.observe_first_token, model.id), started_at)
     except BaseException:
         generation.close()
         raise
@@ -73,9 +81,12 @@ async def steps_of(started: Started, ping_seconds: float | None = None) -> Async
 
     An empty list is yielded when nothing has happened for `ping_seconds`.
     """
-    generation = started.generation
+    generation, is_first = started.generation, True
     async with aclosing(generation.steps(ping_seconds)) as steps:
         async for events in steps:
+            if events and is_first:
+                started.on_first_token(time.perf_counter() - started.started_at)
+                is_first = False
             added: dict[int, RowPiece] = {}
             for row, event in events:
                 text = started.rows[row]

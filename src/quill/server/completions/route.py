@@ -15,8 +15,9 @@ from quill.server.completions.fields import CompletionFields, plan_of
 from quill.server.completions.generate import FinishReason, Started, start, steps_of
 from quill.server.completions.stream import EventStream
 from quill.server.completions.text import join
-from quill.server.disconnect import unless_disconnected
+from quill.server.connection.disconnect import unless_disconnected
 from quill.server.errors import json_response
+from quill.server.metrics import Metrics
 from quill.server.models import find_model
 from quill.server.settings import Limits
 
@@ -32,9 +33,9 @@ async def complete(request: Request) -> Response:
     answer = Answer(model, plan)
     headers = {"x-quill-ignored": ", ".join(map(_quoted, ignored[:MOST_NAMED]))} if ignored else {}
     if not fields.stream:
-        content = await unless_disconnected(request.receive, whole_answer(answer))
+        content = await unless_disconnected(request.receive, whole_answer(answer, request.app.state.metrics))
         return json_response(content, headers=headers)
-    started = await unless_disconnected(request.receive, start(model, plan))
+    started = await unless_disconnected(request.receive, start(model, plan, request.app.state.metrics))
     options = fields.stream_options
     return EventStream(answer, started, bool(options and options.include_usage), headers)
 
@@ -43,9 +44,9 @@ def _quoted(name: str) -> str:
     return quote(name[:64], safe="")
 
 
-async def whole_answer(answer: Answer) -> dict[str, Any]:
+async def whole_answer(answer: Answer, metrics: Metrics) -> dict[str, Any]:
     """Return the JSON object with all texts."""
-    started = await start(answer.model, answer.plan)
+    started = await start(answer.model, answer.plan, metrics)
     with started.generation:
         rows = range(len(started.rows))
         pieces = [[started.opening(row).piece] for row in rows]

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from quill.server.completions.answer import Answer
 from quill.server.completions.generate import Started, steps_of
-from quill.server.disconnect import unless_disconnected
+from quill.server.connection.disconnect import unless_disconnected
 from quill.server.errors import api_error, report_bug
 
 PING_SECONDS = 15.0  # proxies close a connection that is silent for longer

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from quill.server.errors import ApiError
+from quill.server.errors import ApiError, headers_too_large
 from quill.server.settings import ServerSettings
 
 CONTENT_SECURITY_POLICY = (
@@ -61,7 +61,11 @@ class Security:
                     headers.setdefault(name, value)
             await send(message)
 
-        error = self.refusal(scope["method"], scope["path"], Headers(scope=scope))
+        size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(n) + len(v) for n, v in scope["headers"])
+        if size > self.settings.limits.header:
+            error = headers_too_large(self.settings.limits)
+        else:
+            error = self.refusal(scope["method"], scope["path"], Headers(scope=scope))
         app = self.app if error is None else error.response()
         await app(scope, receive, send_with_headers)
 

@@ -10,6 +10,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from quill.errors import ConfigError
+from quill.server.connection.protocol import protocol_with
 from quill.server.settings import ServerSettings
 
 SECONDS_TO_STOP = 1  # for open requests, after they were told to end
@@ -38,17 +39,16 @@ def run_app(
     settings: ServerSettings = app.state.settings
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=protocol_with(settings.limits),
         ws="none",
         loop="asyncio",
         lifespan="on",
-        log_level="warning",
+        log_level="error",
         access_log=False,
         proxy_headers=False,
         server_header=False,
         date_header=True,
         h11_max_incomplete_event_size=settings.limits.header,
-        limit_concurrency=settings.limits.connections,
         timeout_graceful_shutdown=SECONDS_TO_STOP,
     )
     _Server(config, app.state.served.stop, should_stop, on_start).run([opened])
