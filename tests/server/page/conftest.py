@@ -52,20 +52,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 @pytest.fixture
-def client(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+def lab_client(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     """A client of the page's routes, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     app = create_app(ServedModels(runs.folder / "runs"))
-    with TestClient(app, base_url="http://127.0.0.1") as client:
-        yield client
+    with TestClient(app, base_url="http://127.0.0.1") as lab_client:
+        yield lab_client
 
 
 @pytest.fixture
-def ask(client: TestClient) -> Callable[..., Any]:
+def ask(lab_client: TestClient) -> Callable[..., Any]:
     """Ask a question as the page does, and return the answer: JSON, or bytes."""
 
     def ask(path: str, **question: Any) -> Any:
-        response = client.post(f"/api{path}", json=question)
+        response = lab_client.post(f"/api{path}", json=question)
         assert response.status_code == 200, response.text
         return response.json() if response.headers["content-type"] == "application/json" else response.content
 

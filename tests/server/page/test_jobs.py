@@ -29,12 +29,12 @@ from quill.server.page import job_process
 from quill.server.page.learn import LESSONS, OWN_MODEL
 
 
-def finished(client):
+def finished(lab_client):
     """Return the status of the newest job once it has ended."""
     for thread in threading.enumerate():
         if thread.name == "job":
             thread.join()
-    return client.get("/api/jobs").json()
+    return lab_client.get("/api/jobs").json()
 
 
 def validation_tokens(model, runs):
@@ -43,11 +43,11 @@ def validation_tokens(model, runs):
 
 
 @pytest.mark.long
-def test_the_job_heads_measures_what_the_lab_measures(client, ask, runs):
-    assert client.get("/api/jobs").json() is None
+def test_the_job_heads_measures_what_the_lab_measures(lab_client, ask, runs):
+    assert lab_client.get("/api/jobs").json() is None
     assert ask("/look/heads") == {"measured": False}
     assert ask("/jobs", job="heads")["state"] == "running"
-    assert finished(client)["state"] == "done"
+    assert finished(lab_client)["state"] == "done"
     found = ask("/look/heads")
     model = quill.load(runs.classic, device="cpu")
     tokens = validation_tokens(model, runs)
@@ -63,31 +63,31 @@ def test_the_job_heads_measures_what_the_lab_measures(client, ask, runs):
 
 
 @pytest.mark.long
-def test_the_job_tuned_lens_leaves_one_in_the_run(client, ask, runs):
+def test_the_job_tuned_lens_leaves_one_in_the_run(lab_client, ask, runs):
     try:
         ask("/jobs", job="tuned-lens", model="modern")
-        assert finished(client)["state"] == "done"
+        assert finished(lab_client)["state"] == "done"
         assert ask("/look/lens", text="KING 3", tuned=True, model="modern")["tuned"] is True
     finally:
         (runs.modern / NAME).unlink()
 
 
 @pytest.mark.long
-def test_a_second_job_is_refused_and_a_cancelled_one_ends(client, ask, runs):
+def test_a_second_job_is_refused_and_a_cancelled_one_ends(lab_client, ask, runs):
     ask("/jobs", job="experiment", experiment="ladder")
-    response = client.post("/api/jobs", json={"job": "heads"})
+    response = lab_client.post("/api/jobs", json={"job": "heads"})
     assert response.status_code == 409 and "running" in response.json()["error"]["message"]
     assert ask("/jobs/cancel")["state"] == "cancelled"
-    assert finished(client)["state"] == "cancelled"
-    assert client.get("/api/learn/ladder").status_code == 404
+    assert finished(lab_client)["state"] == "cancelled"
+    assert lab_client.get("/api/learn/ladder").status_code == 404
     assert ask("/jobs", job="tuned-lens")["number"] == 2
     assert ask("/jobs/cancel")["state"] == "cancelled"
 
 
 @pytest.mark.long
-def test_a_job_that_fails_says_why(client, ask, runs):
+def test_a_job_that_fails_says_why(lab_client, ask, runs):
     ask("/jobs", job="experiment", experiment="communication", quick=True)
-    status = finished(client)
+    status = finished(lab_client)
     assert status["state"] == "failed" and "too short" in status["what"]
 
 
@@ -112,16 +112,16 @@ def stored(tmp_path: Path) -> dict[str, Any]:
     return result.numbers()
 
 
-def test_the_lessons_show_the_stored_result_of_an_experiment(client, stored):
-    overview = client.get("/api/learn").json()
+def test_the_lessons_show_the_stored_result_of_an_experiment(lab_client, stored):
+    overview = lab_client.get("/api/learn").json()
     found = {each["name"]: each for lesson in overview for each in lesson["experiments"]}
     assert found["induction"]["verdict"] == stored["verdict"] == "supported"
     assert found["induction"]["claim"] == "The claim." and found["ladder"]["verdict"] is None
-    found = client.get("/api/learn/induction").json()
+    found = lab_client.get("/api/learn/induction").json()
     for name in ("effects", "controls", "control", "measure", "opposite", "settings", "seed"):
         assert found[name] == stored[name]
-    assert client.get("/api/learn/induction/picture").content.startswith(b"\x89PNG")
-    assert client.get("/api/learn/ladder").status_code == 404
+    assert lab_client.get("/api/learn/induction/picture").content.startswith(b"\x89PNG")
+    assert lab_client.get("/api/learn/ladder").status_code == 404
 
 
 @pytest.mark.long
@@ -154,14 +154,14 @@ def test_every_experiment_is_in_one_of_the_eight_lessons():
 
 @pytest.mark.parametrize("name", ["nothing", "..", "ladder%2f..%2fheads", "%2e%2e%2fetc"])
 @pytest.mark.parametrize("ending", ["", "/picture"])
-def test_only_experiments_have_results(client, name, ending):
-    assert client.get(f"/api/learn/{name}{ending}").status_code == 404
+def test_only_experiments_have_results(lab_client, name, ending):
+    assert lab_client.get(f"/api/learn/{name}{ending}").status_code == 404
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"verdict": "supported"}', "{" * 100_000])
-def test_a_damaged_result_counts_as_none(client, tmp_path, text):
+def test_a_damaged_result_counts_as_none(lab_client, tmp_path, text):
     folder = tmp_path / "experiments" / "ladder"
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(text, encoding="utf-8")
-    assert client.get("/api/learn/ladder").status_code == 404
-    assert client.get("/api/learn").status_code == 200
+    assert lab_client.get("/api/learn/ladder").status_code == 404
+    assert lab_client.get("/api/learn").status_code == 200

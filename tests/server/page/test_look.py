@@ -129,13 +129,13 @@ def test_a_model_names_its_parts(ask):
         ("/jobs", {"job": "experiment", "experiment": "../.."}, "one of ladder"),
     ],
 )
-def test_a_question_that_cannot_be_answered_is_a_400_that_says_why(client, path, question, says):
-    response = client.post(f"/api{path}", json=question)
+def test_a_question_that_cannot_be_answered_is_a_400_that_says_why(lab_client, path, question, says):
+    response = lab_client.post(f"/api{path}", json=question)
     assert response.status_code == 400, response.text
     assert says in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"null", b"[1]", b"\xff", b"[" * 10_000])
-def test_a_body_that_is_no_question_is_a_400(client, body):
+def test_a_body_that_is_no_question_is_a_400(lab_client, body):
     headers = {"content-type": "application/json"}
-    assert client.post("/api/look/attention", content=body, headers=headers).status_code == 400
+    assert lab_client.post("/api/look/attention", content=body, headers=headers).status_code == 400

@@ -81,10 +81,10 @@ def test_a_server_keeps_a_few_models_with_parts_switched_off(runs):
     assert "classic~head:0.0" not in served.ids()
 
 
-def test_completions_take_the_id_of_a_model_with_parts_switched_off(client):
+def test_completions_take_the_id_of_a_model_with_parts_switched_off(lab_client):
     body = {"prompt": "KING 3", "max_tokens": 8, "temperature": 0}
-    whole = client.post("/v1/completions", json={**body, "model": "classic"}).json()
-    found = client.post("/v1/completions", json={**body, "model": "classic~block:0,block:1"}).json()
+    whole = lab_client.post("/v1/completions", json={**body, "model": "classic"}).json()
+    found = lab_client.post("/v1/completions", json={**body, "model": "classic~block:0,block:1"}).json()
     assert found["choices"][0]["text"] != whole["choices"][0]["text"]
-    response = client.post("/v1/completions", json={**body, "model": "classic~head:7.0"})
+    response = lab_client.post("/v1/completions", json={**body, "model": "classic~head:7.0"})
     assert response.status_code == 400 and "layer" in response.json()["error"]["message"]
