@@ -129,7 +129,7 @@ def test_no_two_files_import_each_other_directly_or_through_others() -> None:
 
 
 def test_the_import_tests_find_every_kind_of_import() -> None:
-    assert {"model.config", "data.dataset", "checkpoints.run_folder"} <= imports_of("training.loop")
+    assert {"model.config", "data.mixed_dataset", "checkpoints.run_folder"} <= imports_of("training.loop")
     assert not may_import("model.gpt", "training.loop") and not may_import("errors", "device")
     assert not may_import("tracking.terminal", "training.loop") and not may_import("runs.start", "cli.main")
 

@@ -90,6 +90,19 @@ def test_two_processes_have_the_losses_of_one_and_twice_the_same_bits(
     assert again == two and state_of(tmp_path / "again") == state_of(tmp_path / "two")
 
 
+def test_two_processes_train_on_a_mixture_as_one_does(tmp_path: Path) -> None:
+    for name, text in (("a", "to be or not to be\n"), ("b", "Ärger, Öl, Übung\n")):
+        (tmp_path / f"{name}.txt").write_text(text * 200, encoding="utf-8")
+    flags = ["train", "--dataset=a.txt:0.7,b.txt:0.3", *(flag for flag in TINY[1:] if "dataset" not in flag), *CLASSIC]
+    for out, processes in (("one", 1), ("two", 2)):
+        done = quill(tmp_path, *flags, f"--out_dir={out}", "--max_iters=50", processes=processes)
+        assert done.returncode == 0, done.stderr
+    one, two = events(tmp_path / "one"), events(tmp_path / "two")
+    assert losses(two) == pytest.approx(losses(one), abs=1e-5, rel=0) and len(losses(one)) == 2 * 50 + 2 * 3
+    first, second = ([e["val_losses"] for e in each if e["event"] == "evaluation"] for each in (one, two))
+    assert [pytest.approx(each, abs=1e-5) for each in first] == second
+
+
 def test_a_run_of_three_processes_resumes_to_the_bits_of_one_that_was_not_stopped(tmp_path: Path) -> None:
     flags = [flag.replace("batch_size=4", "batch_size=6") for flag in TINY]
     flags += [*MODERN, "--dropout=0.2", "--lr_decay_iters=50"]

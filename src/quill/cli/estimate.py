@@ -118,11 +118,14 @@ def find_vocabulary(settings: dict[str, Any]) -> tuple[int, int | None, str]:
     """
     from quill.data.corpus import CorpusNotFoundError, find_corpus
     from quill.data.dataset import dataset_folder, open_dataset
+    from quill.data.mixture import find_mixture
     from quill.data.sources import name_of, paths_of, title_of
     from quill.errors import CorpusError
     from quill.tokenizers.load import build_tokenizer
 
     dataset, kind = settings["dataset"], settings["tokenizer"]
+    if mixture := find_mixture(dataset):
+        dataset = [*mixture.paths]  # shares change neither the vocabulary nor the size
     try:
         prepared = open_dataset(dataset_folder(name_of(dataset), kind, settings["data_dir"]))
         return prepared.tokenizer.vocab_size, len(prepared.val), f"prepared tokens of {prepared.title}"

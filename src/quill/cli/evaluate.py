@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from quill.checkpoints.format import Checkpoint
-    from quill.data.dataset import Dataset
+    from quill.data.mixed_dataset import AnyDataset
     from quill.data.reading.formats import OnProgress
     from quill.engines.base import Engine
 
@@ -83,23 +83,26 @@ def run(arguments: argparse.Namespace) -> int:
             "bits_per_character": result.bits_per_character,
             "tokens": result.tokens,
             "step": checkpoint.step,
+            **({f"{arguments.split}_losses": result.losses} if result.losses else {}),
         }
         print(json.dumps(facts))
         return 0
     split = {"val": "validation", "train": "training"}[arguments.split]
     title = dataset.title or dataset.name
     print(f"{split} loss      {result.loss:.4f} nats per token, over all {result.tokens:,} tokens of the {split} split")
+    for name, loss in result.losses.items():
+        print(f"  of {name:15}  {loss:.4f}")
     print(f"bits per character   {result.bits_per_character:.4f}")
     print(f"measured             {checkpoint.path}, step {checkpoint.step}, on {title}")
     return 0
 
 
-def other_text(name: str, checkpoint: Checkpoint, data_dir: str | None, on_progress: OnProgress) -> Dataset:
+def other_text(name: str, checkpoint: Checkpoint, data_dir: str | None, on_progress: OnProgress) -> AnyDataset:
     """Return the dataset of another text, with the checkpoint's tokenizer."""
-    from quill.data.dataset import prepare_dataset
+    from quill.data.mixed_dataset import prepare_any
 
     folder = data_dir or "data"
-    return prepare_dataset(name, tokenizer=checkpoint.tokenizer, data_dir=folder, on_progress=on_progress)
+    return prepare_any(name, tokenizer=checkpoint.tokenizer, data_dir=folder, on_progress=on_progress)
 
 
 def scorer(engine: Engine) -> Callable[[Tensor], Tensor]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from quill.cli.arguments import Parser
-    from quill.data.dataset import Dataset
+    from quill.data.mixed_dataset import AnyDataset
 
 
 def add_arguments(parser: Parser) -> None:
@@ -17,7 +17,8 @@ def add_arguments(parser: Parser) -> None:
         "--dataset",
         type=str,
         default="shakespeare",
-        help="shakespeare, tinystories, pydoc, or the path of your own text: a file, a folder or a glob",
+        help="shakespeare, tinystories, pydoc, or the path of your own text: a file, a folder, a glob, or a mixture "
+        "(a.txt:0.7,b/:0.3)",
     )
     parser.add_argument(
         "--tokenizer",
@@ -31,13 +32,13 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prepare the tokens, and print facts about them."""
-    from quill.data.dataset import prepare_dataset
+    from quill.data.mixed_dataset import prepare_any
     from quill.process import keep_freed_memory
     from quill.tracking.phase_display import PhaseDisplay
 
     keep_freed_memory()
     with PhaseDisplay() as display:
-        dataset = prepare_dataset(
+        dataset = prepare_any(
             arguments.dataset, tokenizer=arguments.tokenizer, data_dir=arguments.data_dir, force=arguments.force,
             on_progress=display,
         )  # fmt: skip
@@ -45,17 +46,25 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def summary(dataset: Dataset) -> str:
+def summary(dataset: AnyDataset) -> str:
     """Return the facts about prepared tokens, one a line."""
+    from quill.data.mixed_dataset import MixedDataset
+
     tokenizer = dataset.tokenizer
     characters = getattr(tokenizer, "characters", "")
+    parts = dataset.sources if isinstance(dataset, MixedDataset) else (dataset,)
+    notes = dataset.notes if isinstance(dataset, MixedDataset) else [dataset.note]
     shown = f": {characters[:80]!r}{'…' if len(characters) > 80 else ''}" if characters else ""
     return "\n".join(
         [
-            f"corpus      {dataset.note}",
+            *_rows("corpus", notes),
             f"vocabulary  {tokenizer.vocab_size:,} tokens ({tokenizer.kind}){shown}",
             f"training    {len(dataset.train):,} tokens",
             f"validation  {len(dataset.val):,} tokens",
-            f"files       {dataset.folder}",
+            *_rows("files", [str(part.folder) for part in parts]),
         ]
     )
+
+
+def _rows(name: str, values: list[str]) -> list[str]:
+    return [f"{'' if number else name:12}{value}" for number, value in enumerate(values)]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from quill.data.mixture import find_mixture
 from quill.data.reading.formats import OnProgress
 from quill.data.reading.reader import Reader
 from quill.data.reading.text_files import FoundFiles
@@ -104,7 +105,7 @@ class Sources:
     def facts(self, read: dict[str, Any]) -> dict[str, Any]:
         """Return name, title, source, sha256, note and files of the corpus, from what is known after reading it."""
         title, texts = self.title, read["texts"]
-        size = f"{read['characters']:,} characters" + (f" in {texts} files" if texts > 1 else "")
+        size = f"{read['characters']:,} characters" + (f" in {texts:,} files" if texts > 1 else "")
         return {
             "name": name_of(self.paths),
             "title": title,
@@ -125,6 +126,8 @@ def paths_of(dataset: PathLike | Sequence[PathLike]) -> tuple[str, ...]:
     paths = tuple(os.fspath(each) for each in given)
     if not paths or not all(isinstance(path, str) and path.strip() for path in paths):
         raise CorpusError(f"dataset={show(dataset)} names nothing: use {', '.join(NAMES)}, or the path of a text")
+    if any(map(find_mixture, paths)):
+        raise CorpusError(f"{show(dataset)} is a mixture, which only training and its evaluation take: name one text")
     return paths
 
 

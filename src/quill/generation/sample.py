@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from quill.data.dataset import Dataset
+    from quill.data.mixed_dataset import AnyDataset
     from quill.model.build import Model
     from quill.tokenizers.base import Tokenizer
 
@@ -16,7 +16,7 @@ def default_prompt(tokenizer: Tokenizer) -> str:
     return "\n" if not tokenizer.unknown_characters("\n") else tokenizer.decode([0])
 
 
-def sample_function(dataset: Dataset, length: int, seed: int) -> Callable[[Model], Iterator[str]] | None:
+def sample_function(dataset: AnyDataset, length: int, seed: int) -> Callable[[Model], Iterator[str]] | None:
     """Return a function that generates `length` tokens with a model, in pieces; None for a length of 0.
 
     Prompt, seed and temperature are the same at each call, so that samples of one run can be compared.

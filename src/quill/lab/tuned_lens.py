@@ -28,7 +28,7 @@ from quill.files import draft_of
 from quill.lab.residual import differentiable_unembed
 from quill.lab.subject import Subject
 from quill.lab.trace import record
-from quill.lab.windows import windows_of
+from quill.lab.windows import Tokens, windows_of
 from quill.model.build import Model
 
 FORMAT = "quill tuned lens 1"
@@ -69,7 +69,7 @@ def hash_of(model: Model) -> str:
 def find_tuned_lens(
     path: Path,
     subject: Subject,
-    training_tokens: Callable[[], np.ndarray],
+    training_tokens: Callable[[], Tokens],
     *,
     seed: int = 0,
     on_progress: Callable[[float], None] | None = None,

@@ -5,6 +5,8 @@ Shapes: N windows, T time, B batch, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,7 +17,19 @@ from quill.lab.subject import inference
 from quill.model.build import Model
 
 
-def windows_of(tokens: np.ndarray, length: int, count: int) -> Tensor:
+class Tokens(Protocol):
+    """An array of tokens, or what can be sliced like one."""
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        ...
+
+    def __getitem__(self, key: slice, /) -> Any:
+        """Return some of the tokens as an array."""
+        ...
+
+
+def windows_of(tokens: Tokens, length: int, count: int) -> Tensor:
     """Return tokens_NT, int64: at most `count` windows of `length` tokens, evenly spaced, without overlap.
 
     A text shorter than one window is a CorpusError.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from quill.generation.sample import default_prompt
 
 if TYPE_CHECKING:
-    from quill.data.dataset import Dataset
+    from quill.data.mixed_dataset import AnyDataset
     from quill.model.build import Model
     from quill.model.config import ModelConfig
     from quill.training.loop import Watch
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def film_watch(
-    out_dir: Path, config: ModelConfig, dataset: Dataset, seed: int, resume: bool, warn: Callable[[str], None]
+    out_dir: Path, config: ModelConfig, dataset: AnyDataset, seed: int, resume: bool, warn: Callable[[str], None]
 ) -> Watch:
     """Return a function that adds the frames of a run to film.safetensors in its folder."""
     from quill.lab.film.format import NAME, Evaluation

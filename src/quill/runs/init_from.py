@@ -60,8 +60,11 @@ def tokenizer_for(settings: Settings, text: str | None, resume: bool) -> str | T
     if settings["vocab"] == "same":
         return tokenizer
     from quill.data.corpus import find_corpus
+    from quill.data.mixture import find_mixture
 
-    corpus = text if text is not None else find_corpus(settings["dataset"], tokenizer=tokenizer.kind).text
+    mixture = find_mixture(settings["dataset"])
+    dataset = [*mixture.paths] if mixture else settings["dataset"]
+    corpus = text if text is not None else find_corpus(dataset, tokenizer=tokenizer.kind).text
     return tokenizer.extend(corpus)
 
 

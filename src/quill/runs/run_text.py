@@ -16,7 +16,7 @@ from quill.validation import show
 
 if TYPE_CHECKING:
     from quill.checkpoints.format import Checkpoint
-    from quill.data.dataset import Dataset
+    from quill.data.mixed_dataset import AnyDataset
 
 
 def text_sha256_of(out_dir: Path) -> str | None:
@@ -33,7 +33,7 @@ def open_run_text(
     data_dir: str | Path,
     sha256: str | None,
     on_progress: Callable[[str, float], None],
-) -> Dataset:
+) -> AnyDataset:
     """Return the dataset of the text that a run's config.yaml names; CorpusNotFoundError if it cannot be found.
 
     Relative paths are resolved from the current folder, and then from the parent of out_dir, where such a run was
@@ -42,11 +42,12 @@ def open_run_text(
     same text are used.
     """
     from quill.data.corpus import CorpusNotFoundError
-    from quill.data.dataset import prepare_dataset
+    from quill.data.mixed_dataset import prepare_any
+    from quill.data.mixture import Mixture, find_mixture
     from quill.data.sources import NAMES, paths_of
 
-    def prepare(paths: str | list[str], folder: str | Path) -> Dataset:
-        return prepare_dataset(paths, tokenizer=tokenizer, data_dir=folder, sha256=sha256, on_progress=on_progress)
+    def prepare(paths: str | list[str] | Mixture, folder: str | Path) -> AnyDataset:
+        return prepare_any(paths, tokenizer=tokenizer, data_dir=folder, sha256=sha256, on_progress=on_progress)
 
     found, missing = None, None
     try:
@@ -56,9 +57,14 @@ def open_run_text(
     if found is not None and sha256 in (None, found.sha256):
         return found
     beside = expand_home(out_dir).absolute().parent
-    paths = [path if path in NAMES else str(beside / expand_home(path)) for path in paths_of(dataset)]
+
+    def move(path: str) -> str:
+        return path if path in NAMES else str(beside / expand_home(path))
+
+    mixture = find_mixture(dataset)
+    moved = mixture.moved(move) if mixture else [*map(move, paths_of(dataset))]
     try:
-        other = prepare(paths, beside / expand_home(data_dir))
+        other = prepare(moved, beside / expand_home(data_dir))
     except CorpusNotFoundError:
         other = None
     if other is not None and (found is None or other.sha256 == sha256):
@@ -71,7 +77,7 @@ def open_run_text(
 
 def text_of_run(
     out_dir: Path, checkpoint: Checkpoint, data_dir: str | None, on_progress: Callable[[str, float], None]
-) -> Dataset:
+) -> AnyDataset:
     """Return the dataset that a run was trained on; CheckpointError if it is unknown, or its text has changed."""
     from quill.runs.resume import stored_settings
 

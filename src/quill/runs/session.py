@@ -26,20 +26,21 @@ from quill.runs.settings import RunSettings, Settings, build_configs
 from quill.training.events import TrainResult
 
 if TYPE_CHECKING:
-    from quill.data.dataset import Dataset
+    from quill.data.mixed_dataset import AnyDataset
     from quill.training.context import RunContext
     from quill.training.events import Event
 
 
 def open_text(
     settings: Settings, text: str | None, observers: Observers, *, resume: bool = False, named: bool = True
-) -> Dataset:
+) -> AnyDataset:
     """Return the dataset to train on; prepare it if it is not on disk.
 
     The text of a resumed run is searched for in several folders, unless the caller `named` it. A missing device is
     reported first, because preparing a long text takes a while.
     """
     from quill.data.dataset import prepare_dataset
+    from quill.data.mixed_dataset import prepare_any
     from quill.runs.init_from import tokenizer_for
     from quill.runs.run_text import open_run_text, text_sha256_of
 
@@ -51,7 +52,7 @@ def open_text(
     if resume and not named:
         sha256 = text_sha256_of(out_dir)
         return open_run_text(out_dir, run.dataset, tokenizer, run.data_dir, sha256, observers.preparing)
-    return prepare_dataset(run.dataset, tokenizer=tokenizer, data_dir=run.data_dir, on_progress=observers.preparing)
+    return prepare_any(run.dataset, tokenizer=tokenizer, data_dir=run.data_dir, on_progress=observers.preparing)
 
 
 def resolve(run: RunSettings, group: Group = ALONE) -> RunContext:
@@ -71,7 +72,7 @@ def resolve(run: RunSettings, group: Group = ALONE) -> RunContext:
 
 def train_with(
     settings: Settings,
-    dataset: Dataset,
+    dataset: AnyDataset,
     observers: Observers,
     *,
     resume: bool = False,
@@ -142,7 +143,7 @@ def tell_others(
     settings: Settings,
     resume: bool = False,
     planned: bool = False,
-    dataset: Dataset | None = None,
+    dataset: AnyDataset | None = None,
     result: TrainResult | None = None,
 ) -> None:
     """Tell the processes in `train_along` what to train and whether steps are replanned, or how the run has ended."""
@@ -161,7 +162,7 @@ def tell_others(
     )
 
 
-def identity(dataset: Dataset) -> dict[str, str]:
+def identity(dataset: AnyDataset) -> dict[str, str]:
     """Return the SHA-256 of a dataset's text and of its tokenizer."""
     tokenizer = json.dumps(dataset.tokenizer.to_json(), sort_keys=True)
     return {"text": dataset.sha256, "tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest()}

@@ -23,7 +23,8 @@ class RunSettings:
     """The invocation of a run: which text, where, on what. TrainConfig is its recipe."""
 
     dataset: str | list[str] = "shakespeare"
-    """text to train on: shakespeare, tinystories, pydoc, or paths of your own text (files, folders, globs)"""
+    """text to train on: shakespeare, tinystories, pydoc, or paths of your own text (files, folders, globs); or a
+    mixture of them, each with its share of the windows (a.txt:0.7,b/:0.3)"""
     tokenizer: Literal["char", "byte"] = "char"
     """how text becomes tokens: char (its own characters) or byte (any text, any language)"""
     data_dir: str = "data"

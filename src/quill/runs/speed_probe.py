@@ -13,7 +13,7 @@ from quill.runs.session import resolve
 from quill.runs.settings import Settings, build_configs
 
 if TYPE_CHECKING:
-    from quill.data.dataset import Dataset
+    from quill.data.mixed_dataset import AnyDataset
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Speed:
     evaluation: float
 
 
-def probe_speed(settings: Settings, dataset: Dataset, probe_seconds: float, *, evaluate: bool = True) -> Speed:
+def probe_speed(settings: Settings, dataset: AnyDataset, probe_seconds: float, *, evaluate: bool = True) -> Speed:
     """Return the seconds of a step, and with `evaluate` of an evaluation, measured for about `probe_seconds`.
 
     The steps are those of the run itself (training/setup.py). The global RNG state is left untouched.

@@ -29,7 +29,7 @@ from quill.training.events import TrainResult
 from quill.validation import plain_number, require
 
 if TYPE_CHECKING:
-    from quill.data.dataset import Dataset
+    from quill.data.mixed_dataset import AnyDataset
     from quill.generation.language_model import LanguageModel
     from quill.training.events import Event
 
@@ -169,7 +169,7 @@ def run_for_minutes(
     *,
     overwrite: bool = False,
     text: str | None = None,
-    dataset: Dataset | None = None,
+    dataset: AnyDataset | None = None,
     late: float = LATE,
     mark: str = "",
     group: Group = ALONE,

@@ -15,7 +15,7 @@ from quill.runs.speed_probe import Speed, probe_speed
 from quill.units import format_duration
 
 if TYPE_CHECKING:
-    from quill.data.dataset import Dataset
+    from quill.data.mixed_dataset import AnyDataset
 
 MARGIN = 0.97  # of the time: the last stretch may be slower than the one before it
 EVALUATIONS = 6
@@ -82,7 +82,7 @@ class TimeBudget:
 
 
 def fit_to_minutes(
-    dataset: Dataset, minutes: float, asked: Mapping[str, Any], *, evaluations: int = EVALUATIONS
+    dataset: AnyDataset, minutes: float, asked: Mapping[str, Any], *, evaluations: int = EVALUATIONS
 ) -> tuple[Settings, Speed]:
     """Return the settings of a run of `minutes` on this text and machine, and the speed measured with them.
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from quill.tracking.jsonl import events_until
 from quill.tracking.live_region import LiveRegion
-from quill.tracking.run_status import RunStatus, format_end, format_start, printable
+from quill.tracking.run_status import RunStatus, format_end, format_losses, format_start, printable
 from quill.tracking.terminal_plot import QUIET, TRAINING, VALIDATION, draw_curve
 from quill.units import format_time_left
 
@@ -42,6 +42,7 @@ class LiveDisplay:
         self._ended: threading.Event | None = None  # of the thread that draws
         self._event_at = clock()
         self._sample: Event = {}
+        self._each = ""  # the losses of the texts of a mixture
         self._training: list[tuple[int, float]] = []
         self._validation: list[tuple[int, float]] = []
 
@@ -99,13 +100,14 @@ class LiveDisplay:
             self._training.append((event["step"], _number(event["train_loss"])))
         elif event["event"] == "evaluation":
             self._validation.append((event["step"], _number(event["val_loss"])))
+            self._each = format_losses(event)
         elif event["event"] == "sample":
             self._sample = event
 
     def frame(self) -> list[Text]:
         """Return the lines of the picture: fewer than the rows of the terminal, and narrower than its columns."""
         width, height = min(self._console.width - 1, WIDEST), self._console.height - 1
-        lines = [self._progress(width), self._numbers(width)]
+        lines = [self._progress(width), self._numbers(width), *([Text(self._each)] if self._each else [])]
         sample = max(0, min(SAMPLE_LINES, height - len(lines) - 2))
         below = sample + 2 if sample else 0
         if (rows := min(CURVE_LINES, height - len(lines) - below)) >= FEWEST_CURVE_LINES:

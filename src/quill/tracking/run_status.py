@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from quill.units import format_count, format_duration
@@ -85,6 +86,13 @@ def format_start(event: Event) -> list[str]:
         f"run      {event['max_iters']:,} steps of {event['tokens_per_step']:,} tokens, in {event['out_dir']}{resumed}",
     ]
     return [f"corpus   {event['corpus_note']}", *lines] if event.get("corpus_note") else lines
+
+
+def format_losses(event: Event) -> str:
+    """Return the validation loss of each text of a mixture, in one line; nothing for a single text."""
+    losses = event.get("val_losses") or {}
+    each = (f"{name} {math.nan if loss is None else loss:.3f}" for name, loss in losses.items())
+    return f"validation loss of each text: {', '.join(each)}" if losses else ""
 
 
 def format_end(event: Event, estimate: str = "") -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, TextIO, cast
 
 from quill.tracking.phase_display import moves_cursor
-from quill.tracking.run_status import RunStatus, format_end, format_start, printable
+from quill.tracking.run_status import RunStatus, format_end, format_losses, format_start, printable
 from quill.units import format_time_left
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ class PlainDisplay:
             best = "   best so far" if event["best"] else ""
             losses = f"training loss {event['train_loss']:.3f}   validation loss {event['val_loss']:.3f}"
             self._print(f"{self._step(event)}   {losses}{self._status.estimate}{best}")
+            if each := format_losses(event):
+                self._print(f"    {each}")
         elif kind == "sample":
             self._print(*(f"    | {line}" for line in printable(event["text"]).splitlines()[:SAMPLE_LINES]))
         elif kind == "warning":

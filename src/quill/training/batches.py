@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quill.data.windows import DataOrder, sample_batch, window_starts
+from quill.data.mixed_tokens import Tokens
+from quill.data.windows import DataOrder, batch_starts, sample_batch
 from quill.device import available_memory
 from quill.distributed.environment import ONE_PROCESS, Ranks, part_of
 from quill.model.config import ModelConfig
@@ -43,7 +44,7 @@ def plan_batches(model_config: ModelConfig, config: TrainConfig) -> BatchPlan:
 class HostBatches:
     """Batches cut from memory-mapped tokens by the CPU. Each of several processes cuts its part of every batch."""
 
-    def __init__(self, tokens: np.ndarray, plan: BatchPlan, device: torch.device, ranks: Ranks = ONE_PROCESS):
+    def __init__(self, tokens: Tokens, plan: BatchPlan, device: torch.device, ranks: Ranks = ONE_PROCESS):
         self.tokens, self.plan, self.device = tokens, plan, device
         self.part = part_of(plan.batch_size, ranks)
 
@@ -60,15 +61,15 @@ class DeviceBatches:
     step can be replayed for every later step.
     """
 
-    def __init__(self, tokens: np.ndarray, plan: BatchPlan, device: torch.device):
-        self.count, self.plan = len(tokens), plan
+    def __init__(self, tokens: Tokens, plan: BatchPlan, device: torch.device):
+        self.tokens, self.plan = tokens, plan
         self.tokens_N = torch.from_numpy(np.asarray(tokens).astype(stored_dtype(tokens))).to(device)
         self.offsets_T = torch.arange(plan.block_size + 1, device=device)
         self.starts_B = torch.zeros(plan.batch_size, dtype=torch.int64, device=device)
 
     def set_step(self, step: int) -> None:
         """Make the next `cut` return the batch of this step."""
-        starts_B = torch.from_numpy(window_starts(self.count, step=step, **vars(self.plan)))
+        starts_B = torch.from_numpy(batch_starts(self.tokens, step=step, **vars(self.plan)))
         if self.starts_B.is_cuda:
             starts_B = (
                 starts_B.pin_memory()
@@ -81,11 +82,11 @@ class DeviceBatches:
         return windows_BT[:, :-1].contiguous(), windows_BT[:, 1:].contiguous()
 
 
-def stored_dtype(tokens: np.ndarray) -> np.dtype:
+def stored_dtype(tokens: Tokens) -> np.dtype:
     """Return the dtype of tokens on a device: uint8 if they fit, else int32 (PyTorch lacks operations for uint16)."""
     return np.dtype(np.uint8 if tokens.dtype == np.uint8 else np.int32)
 
 
-def text_fits(tokens: np.ndarray, device: torch.device) -> bool:
+def text_fits(tokens: Tokens, device: torch.device) -> bool:
     """Return whether the training tokens fit into this device's memory and leave enough for the model."""
     return len(tokens) * stored_dtype(tokens).itemsize <= LARGEST_SHARE * available_memory(device)

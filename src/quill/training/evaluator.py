@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from quill.data.dataset import Dataset
+from quill.data.mixed_dataset import AnyDataset
+from quill.data.mixed_tokens import Tokens
 from quill.distributed.group import ALONE, Group
 from quill.errors import TrainingError
-from quill.evaluation.split_loss import evaluate_split
+from quill.evaluation.split_loss import Evaluation, evaluate_split
 from quill.model.build import Model
 from quill.training.events import Report
 from quill.training.state import Progress
@@ -33,7 +34,7 @@ class Evaluator:
     A validation split of up to `max_windows` windows is scored whole. The training loss is estimated on as many tokens.
     """
 
-    dataset: Dataset
+    dataset: AnyDataset
     batch_size: int
     max_windows: int
     dtype: torch.dtype
@@ -69,6 +70,7 @@ class Evaluator:
                 "whole_split": validation.whole_split,
                 "best": best,
                 "seconds": seconds(),
+                **({"val_losses": validation.losses} if validation.losses else {}),
             }
         )
         if message := overfitting_warning(progress):
@@ -77,7 +79,7 @@ class Evaluator:
             self.report({"event": "sample", "step": progress.step, "text": text})
         return best
 
-    def _score(self, model: Model, tokens, max_windows: int):
+    def _score(self, model: Model, tokens: Tokens, max_windows: int) -> Evaluation:
         return evaluate_split(
             model,
             tokens,

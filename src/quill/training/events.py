@@ -14,7 +14,7 @@ from quill.device import describe_device
 from quill.training.config import TrainConfig, tokens_per_step
 
 if TYPE_CHECKING:
-    from quill.data.dataset import Dataset
+    from quill.data.mixed_dataset import AnyDataset
     from quill.model.build import Model
     from quill.training.context import RunContext
 
@@ -41,7 +41,7 @@ class TrainResult:
 
 
 def describe_start(
-    model: Model, config: TrainConfig, context: RunContext, dataset: Dataset, step: int, compiled: bool
+    model: Model, config: TrainConfig, context: RunContext, dataset: AnyDataset, step: int, compiled: bool
 ) -> Event:
     """Return the `start` event of a run: what is trained, on what, and how."""
     processes = context.group.ranks.world_size

@@ -18,11 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from quill.acceleration.cuda_graph import GraphCapture
+from quill.data.mixed_tokens import Tokens
 from quill.errors import first_line
 from quill.optim.optimizer import put_learning_rates_on_device
 from quill.training.batches import BatchPlan, DeviceBatches, text_fits
@@ -35,7 +35,7 @@ Result = tuple[Tensor, Tensor]
 WARM_UP_STEPS = 3  # eager steps before the capture: libraries choose kernels, and optimizer state gets its memory
 
 
-def can_be_captured(context: RunContext, tokens: np.ndarray) -> bool:
+def can_be_captured(context: RunContext, tokens: Tokens) -> bool:
     """Return whether steps of this run on these tokens can be captured as a CUDA graph."""
     return suits_a_graph(context) and text_fits(tokens, context.device)
 
@@ -48,7 +48,7 @@ def suits_a_graph(context: RunContext) -> bool:
 
 
 def captured_step(
-    step: TrainStep, tokens: np.ndarray, plan: BatchPlan, graphs: GraphCapture, warn: Callable[[str], None]
+    step: TrainStep, tokens: Tokens, plan: BatchPlan, graphs: GraphCapture, warn: Callable[[str], None]
 ) -> CapturedStep:
     """Return the step as a CUDA graph that is captured after some warm-up steps."""
     device = graphs.device

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from quill.checkpoints.run_folder import find_checkpoint, holds_run, make_last_best, save_checkpoint
-from quill.data.dataset import Dataset
+from quill.data.mixed_dataset import AnyDataset
 from quill.errors import ConfigError, TrainingError
 from quill.model.build import Model
 from quill.model.config import ModelConfig
@@ -41,7 +41,7 @@ def train(
     model_config: ModelConfig,
     config: TrainConfig,
     context: RunContext,
-    dataset: Dataset,
+    dataset: AnyDataset,
     *,
     report: Report = lambda event: None,
     sample: Sample | None = None,

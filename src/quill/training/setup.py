@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -15,6 +14,7 @@ from quill.acceleration.apply import apply_acceleration
 from quill.acceleration.compile import compile_choice, compile_model
 from quill.acceleration.cuda_graph import CudaGraphCapture
 from quill.acceleration.data_parallel import data_parallel
+from quill.data.mixed_tokens import Tokens
 from quill.model.build import Model, build_model
 from quill.model.config import ModelConfig
 from quill.optim.optimizer import Optimizer
@@ -101,7 +101,7 @@ def train_step(
 
 def build_step(
     session: Session,
-    tokens: np.ndarray,
+    tokens: Tokens,
     config: TrainConfig,
     context: RunContext,
     warn: Callable[[str], None],

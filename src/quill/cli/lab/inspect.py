@@ -13,7 +13,7 @@ from quill.validation import require
 
 if TYPE_CHECKING:
     from quill.cli.arguments import Parser
-    from quill.data.dataset import Dataset
+    from quill.data.mixed_dataset import AnyDataset
 
 OPENING = 64
 """Tokens of the validation split that are looked at where no prompt is given."""
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         require_folder(target)
     with PhaseDisplay() as display:
 
-        def read_dataset() -> Dataset:
+        def read_dataset() -> AnyDataset:
             from quill.runs.run_text import text_of_run
 
             return text_of_run(folder, checkpoint, None, display)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from quill.errors import ConfigError
 
 if TYPE_CHECKING:
-    from quill.data.dataset import Dataset
+    from quill.data.mixed_dataset import AnyDataset
     from quill.lab.finding import Finding
     from quill.lab.subject import Subject
 
@@ -25,7 +25,7 @@ class Look:
     prompt: str
     options: Any
     """the flags: layer, head, position, token, versus, target, method, seed"""
-    read_dataset: Callable[[], Dataset]
+    read_dataset: Callable[[], AnyDataset]
     """returns the text of the run, prepared"""
     on_progress: Callable[[str, float], object]
 

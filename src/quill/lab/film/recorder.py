@@ -30,6 +30,7 @@ from quill.lab.film.format import (
 from quill.lab.residual import unembed
 from quill.lab.roles.patterns import Score, induction_pattern
 from quill.lab.trace import record
+from quill.lab.windows import Tokens
 from quill.model.build import Model
 from quill.model.cache import KVCache
 from quill.model.config import ModelConfig
@@ -71,7 +72,7 @@ class FilmRecorder:
         file: Path,
         config: ModelConfig,
         tokenizer: Tokenizer,
-        val_tokens: np.ndarray,
+        val_tokens: Tokens,
         prompt: np.ndarray,
         *,
         seed: int = 0,
