@@ -4,6 +4,8 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -13,7 +15,9 @@ import pytest
 
 from quill.data import corpus as module
 from quill.data.corpus import CorpusNotFoundError, find_corpus
+from quill.data.dataset import prepare_dataset
 from quill.data.download import RemoteFile
+from quill.data.reading import hub as hub_module
 from quill.data.sources import name_of
 from quill.errors import CorpusError, MissingDependencyError
 from quill.tokenizers.byte import ByteTokenizer
@@ -40,7 +44,7 @@ def save_parquet(name: str, columns: dict[str, list]) -> str:
     return name
 
 
-def refusal(dataset: str, **how: str) -> str:
+def refusal(dataset: str, **how: object) -> str:
     """Return the one line with which a dataset is refused."""
     with pytest.raises(CorpusError) as caught:
         find_corpus(dataset, **how)  # type: ignore[arg-type]
@@ -265,12 +269,58 @@ def test_shakespeare_is_taken_from_the_data_folder_only_if_it_is_shakespeare(mon
 
 @pytest.mark.parametrize("place", ["data", "cache"])
 def test_tinystories_is_read_from_local_files(place: str) -> None:
-    assert "roneneldan/TinyStories" in refusal("tinystories")
+    assert "roneneldan/TinyStories" in refusal("tinystories", offline=True)
     save(f"{place}/TinyStories-train.txt", "Once upon a time")
     assert find_corpus("tinystories").text == "Once upon a time"
     save_parquet(f"{place}/tinystories/train.parquet", {"text": ["One day", "The end"]})
     corpus = find_corpus("tinystories")
     assert corpus.text == "One day\n\nThe end\n" and corpus.name == "tinystories"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A local folder with the schema of TinyStories, which the datasets library loads as it loads a repository."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
+    monkeypatch.setattr(hub_module, "REPOSITORY", str(tmp_path / "hub"))
+    save_parquet("hub/train-00000-of-00002.parquet", {"text": ["One day", "The end"], "id": [1, 2]})
+    save_parquet("hub/train-00001-of-00002.parquet", {"text": ["Lily ran"], "id": [3]})
+    save_parquet("hub/validation-00000-of-00001.parquet", {"text": ["A red ball"], "id": [4]})
+    return tmp_path / "hub"
+
+
+def test_tinystories_is_loaded_by_the_datasets_library_once(hub: Path, tmp_path: Path) -> None:
+    phases: list[tuple[str, float]] = []
+    corpus = find_corpus("tinystories", on_progress=lambda *phase: phases.append(phase))
+    assert corpus.text == "One day\n\nThe end\n\nLily ran\n\nA red ball\n" and corpus.name == "tinystories"
+    assert ("downloading TinyStories, train: 3 stories", 1.0) in phases
+    shutil.rmtree(hub)
+    assert find_corpus("tinystories", offline=True).sha256 == corpus.sha256
+    assert sorted(path.name for path in (tmp_path / "cache").rglob("*.*")) == ["train.parquet", "validation.parquet"]
+
+
+def test_prepared_tinystories_is_not_downloaded_again(hub: Path, tmp_path: Path) -> None:
+    prepared = prepare_dataset("tinystories", tokenizer="byte")
+    shutil.rmtree(tmp_path / "cache")
+    again = prepare_dataset("tinystories", tokenizer="byte")
+    assert again.sha256 == prepared.sha256 and not (tmp_path / "cache/tinystories").exists()
+
+
+def test_what_the_library_cannot_load_is_one_line(hub: Path, tmp_path: Path) -> None:
+    shutil.rmtree(hub)
+    save_parquet("hub/train.parquet", {"story": ["One day"]})
+    assert "downloading it failed (the datasets library: " in refusal("tinystories")
+    assert not [*(tmp_path / "cache").rglob("*")]
+
+
+def test_tinystories_without_a_network_or_the_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # it does not listen
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        assert "and downloading it failed (no connection: " in refusal("tinystories")
+    monkeypatch.setattr(hub_module.importlib.util, "find_spec", lambda name: None)
+    assert "not installed: pip install 'quill-gpt[datasets]'" in refusal("tinystories")
 
 
 @pytest.mark.parametrize(

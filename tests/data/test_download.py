@@ -13,7 +13,7 @@ import pytest
 
 from quill.data import corpus as corpus_module
 from quill.data.corpus import CorpusNotFoundError, find_corpus, find_demo_corpus
-from quill.data.download import RemoteFile
+from quill.data.download import RemoteFile, require_answer
 from quill.errors import CorpusError
 from quill.files import write_atomically
 
@@ -56,6 +56,15 @@ class Answers(BaseHTTPRequestHandler):
                     self.wfile.write(b"x")
             except OSError:  # the client has gone, as it should
                 pass
+
+    def do_HEAD(self) -> None:
+        if self.path == "/silent":
+            self.release.wait(SOON)
+        elif self.path == "/good":
+            self.send_response(200)
+            self.end_headers()
+        else:
+            self.send_error(404)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -101,6 +110,13 @@ def test_a_slow_transfer_ends_at_the_deadline(path: str, remote: Callable[[str],
     with pytest.raises(CorpusError, match=r"within 0\.3 s"):
         remote(path).fetch(QUICK)
     assert time.monotonic() - start < SOON
+
+
+def test_a_server_is_asked_whether_it_answers_at_all(remote: Callable[[str], RemoteFile]) -> None:
+    require_answer(remote("good").address, SOON)
+    for path, reason in (("missing", "404"), ("silent", r"within 0\.3 s")):
+        with pytest.raises(CorpusError, match=reason):
+            require_answer(remote(path).address, SOON if path == "missing" else QUICK)
 
 
 def test_the_share_that_has_arrived_is_reported_while_it_arrives(remote: Callable[[str], RemoteFile]) -> None:  # U16

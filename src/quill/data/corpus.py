@@ -1,8 +1,9 @@
 """Find the text to train on: a corpus with a name, or any text of the user's.
 
 Three corpora have names: `shakespeare` (Tiny Shakespeare, 1.1 MB: from QUILL_DATA_DIR, the cache, or downloaded),
-`tinystories` (local files) and `pydoc` (the help text inside every Python, which needs no network). Everything else is
-a path: a file, a folder or a glob. Several names and paths in a list are one corpus, in the order of the list.
+`tinystories` (2 GB: the same, but downloaded by the `datasets` library where that is installed) and `pydoc` (the help
+text inside every Python, which needs no network). Everything else is a path: a file, a folder or a glob. Several names
+and paths in a list are one corpus, in the order of the list.
 
 Reference: https://github.com/karpathy/char-rnn (Tiny Shakespeare); Eldan & Li, "TinyStories" (arXiv 2305.07759).
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from quill.data.download import RemoteFile
 from quill.data.reading.formats import OnProgress, join_texts, read_bytes
+from quill.data.reading.hub import REPOSITORY, fetch_tinystories
 from quill.data.reading.reader import Reader
 from quill.data.reading.text_files import CorpusNotFoundError, find_files
 from quill.data.sources import NAMES, Corpus, PathLike, Sources, digest_of, paths_of
@@ -63,8 +65,9 @@ def find_sources(
     paths = paths_of(dataset)
     seconds = 0.0 if offline else download_seconds
     named = {path: corpus for path in paths if (corpus := _named(path, seconds, on_progress))}
-    found = {path: find_files(_resolve_name(path), NAMES, on_progress) for path in paths if path not in named}
-    places = tuple(map(_resolve_name, paths))
+    resolved = {path: _tinystories(seconds, on_progress) if path == "tinystories" else path for path in paths}
+    found = {path: find_files(resolved[path], NAMES, on_progress) for path in paths if path not in named}
+    places = tuple(resolved[path] for path in paths)
     reader = Reader(list(found.values()), tokenizer == "byte", on_progress)
     return Sources(paths, named, found, places, reader)
 
@@ -143,20 +146,29 @@ def _pydoc() -> Corpus:
     return Corpus("pydoc", "built in", text, hashlib.sha256(text.encode()).hexdigest(), note, title="pydoc")
 
 
-def _tinystories() -> str:
+def _tinystories(download_seconds: float, on_progress: OnProgress) -> str:
+    """Return the path of TinyStories; it is downloaded if it is not here."""
     folders = [expand_home(os.environ["QUILL_DATA_DIR"])] if os.environ.get("QUILL_DATA_DIR") else []
     for folder in (*folders, cache_folder()):
-        if (folder / "tinystories").is_dir():
-            return str(folder / "tinystories")
+        if (found := folder / "tinystories").is_dir() and not all(map(_is_prepared, found.iterdir())):
+            return str(found)
         if any(folder.glob("TinyStories*")):
             return str(Path(glob.escape(str(folder))) / "TinyStories*")
-    raise CorpusNotFoundError(
-        f"TinyStories is neither in QUILL_DATA_DIR nor in the cache ({cache_folder()})",
-        "download .txt or .parquet files of it from https://huggingface.co/datasets/roneneldan/TinyStories "
-        "into a folder 'tinystories' inside the folder that QUILL_DATA_DIR names",
+    reason = f"TinyStories is neither in QUILL_DATA_DIR nor in the cache ({cache_folder()})"
+    advice = (
+        f"download .txt or .parquet files of it from https://huggingface.co/datasets/{REPOSITORY} into a folder "
+        "'tinystories' inside the folder that QUILL_DATA_DIR names"
     )
+    if download_seconds <= 0:
+        raise CorpusNotFoundError(f"{reason}, and downloading is off", advice)
+    folder = cache_folder() / "tinystories"
+    try:
+        fetch_tinystories(folder, download_seconds, on_progress)
+    except CorpusError as error:
+        raise CorpusNotFoundError(f"{reason}, and downloading it failed ({error})", advice) from error
+    return str(folder)
 
 
-def _resolve_name(path: str) -> str:
-    """Return the path of the local TinyStories for that name, and any other path as it is."""
-    return _tinystories() if path == "tinystories" else path
+def _is_prepared(path: Path) -> bool:
+    """Return whether a path is a folder of prepared tokens, which may have the name of its corpus."""
+    return path.name.startswith(".") or (path / "dataset.json").is_file()

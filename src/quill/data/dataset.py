@@ -114,7 +114,9 @@ def prepare_dataset(
         if prepared and dataset == "shakespeare" and prepared.sha256 == SHAKESPEARE.sha256:
             return prepared  # this text never changes, so there is no need to look for it again
         try:
-            sources = find_sources(dataset, tokenizer=_kind_of(tokenizer), on_progress=on_progress)
+            offline = prepared is not None and dataset == "tinystories"  # do not download gigabytes again
+            kind = _kind_of(tokenizer)
+            sources = find_sources(dataset, tokenizer=kind, offline=offline, on_progress=on_progress)
         except CorpusNotFoundError:
             if prepared is None and not force:
                 prepared = _open_by_name(dataset, tokenizer, data_dir, on_progress)

@@ -1,4 +1,4 @@
-"""Download one known file within a deadline; its SHA-256 is checked.
+"""Download one known file within a deadline; its SHA-256 is checked. Ask whether a server answers.
 
 The deadline is for the whole transfer, name resolution included. No timeout of a socket covers that, so the transfer
 runs in a thread of its own, which is abandoned when time is up.
@@ -84,6 +84,27 @@ class RemoteFile:
                     break
                 pieces.append(piece)
                 received += len(piece)
+
+
+def require_answer(address: str, seconds: float) -> None:
+    """Raise CorpusError with the reason unless the server of an address answers within `seconds`."""
+    outcome: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(address, method="HEAD")
+            urllib.request.urlopen(request, timeout=seconds).close()
+            outcome.put(None)
+        except Exception as error:
+            outcome.put(error)
+
+    threading.Thread(target=ask, name=f"ask {address}", daemon=True).start()
+    try:
+        error = outcome.get(timeout=max(0.0, seconds))
+    except queue.Empty:
+        error = TimeoutError()
+    if error is not None:
+        raise CorpusError(_reason(error, seconds)) from error
 
 
 def _reason(error: Exception, seconds: float) -> str:
