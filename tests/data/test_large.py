@@ -217,6 +217,7 @@ def test_a_killed_command_is_continued_by_the_next_one(
 
 
 @unix
+@pytest.mark.usefixtures("signals")
 def test_ctrl_c_leaves_what_can_be_continued_and_says_interrupted(environment: dict[str, str]) -> None:
     write_big()
     command = [sys.executable, "-c", WAIT, "encoding"]
