@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from quill.errors import QuillError, first_line
 
 if TYPE_CHECKING:
-    from quill.data.dataset import Dataset
+    from quill.data.mixed_dataset import AnyDataset
     from quill.lab.subject import Subject
 
 WINDOWS = 32
@@ -62,6 +62,8 @@ def end_with_input() -> None:
 
 def measure_heads(task: dict[str, Any], on_progress: OnProgress) -> None:
     """Write role and cost of each head into a file."""
+    import numpy as np
+
     from quill.files import write_atomically
     from quill.lab.ablation.cost import ablate_each, text_windows
     from quill.lab.ablation.targets import every_head
@@ -70,7 +72,7 @@ def measure_heads(task: dict[str, Any], on_progress: OnProgress) -> None:
 
     subject, dataset = opened(task, on_progress)
     config = subject.model.config
-    windows_NT = text_windows(subject, dataset.val, WINDOWS)
+    windows_NT = text_windows(subject, np.asarray(dataset.val), WINDOWS)
     costs = ablate_each(
         subject, windows_NT, every_head(config),
         on_progress=lambda share: on_progress("measuring the loss without each head", share),
@@ -113,11 +115,12 @@ def run_experiment(task: dict[str, Any], on_progress: OnProgress) -> None:
 
 def text_named_by(run: Path) -> tuple[str, str] | None:
     """Return the text of a run and the folder of its prepared tokens, if its config.yaml names a single text."""
+    from quill.data.mixture import find_mixture
     from quill.data.sources import NAMES
     from quill.runs.resume import stored_settings
 
     settings = stored_settings(run)
-    if settings is None or not isinstance(settings["dataset"], str):
+    if settings is None or not isinstance(settings["dataset"], str) or find_mixture(settings["dataset"]):
         return None
     name, data_dir = settings["dataset"], settings["data_dir"]
     if name in NAMES or Path(name).exists() or not (run.parent / name).exists():
@@ -125,7 +128,7 @@ def text_named_by(run: Path) -> tuple[str, str] | None:
     return str(run.parent / name), str(run.parent / data_dir)
 
 
-def opened(task: dict[str, Any], on_progress: OnProgress) -> tuple[Subject, Dataset]:
+def opened(task: dict[str, Any], on_progress: OnProgress) -> tuple[Subject, AnyDataset]:
     """Return a model and the text that it was trained on."""
     from quill.checkpoints.run_folder import load_checkpoint
     from quill.lab.subject import ModelAndTokenizer

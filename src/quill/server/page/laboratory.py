@@ -22,7 +22,7 @@ from quill.server.switched_models import whole_id
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quill.data.dataset import Dataset
+    from quill.data.mixed_dataset import AnyDataset
     from quill.server.served_models import ServedModel
 
 Answer = TypeVar("Answer")
@@ -59,7 +59,7 @@ class Laboratory:
         """
         if self._windows is None or self._windows_of != served.hash:  # the run may have a newer checkpoint
             model = served.language_model
-            tokens_NT = text_windows(model, dataset_of(served).val, WINDOWS)
+            tokens_NT = text_windows(model, np.asarray(dataset_of(served).val), WINDOWS)
             self._windows_of = served.hash
             self._windows = tokens_NT, losses_per_window(model.model, tokens_NT)
         return self._windows
@@ -76,7 +76,7 @@ class Laboratories:
         return self._by_id.setdefault(whole_id(served.id), Laboratory())
 
 
-def dataset_of(served: ServedModel) -> Dataset:
+def dataset_of(served: ServedModel) -> AnyDataset:
     """Return the text that a model was trained on; CorpusError or CheckpointError if it cannot be found."""
     checkpoint = served.language_model.checkpoint
     assert checkpoint is not None  # served models are loaded from files
