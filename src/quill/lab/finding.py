@@ -49,8 +49,11 @@ class Finding(ABC):
 
     def png(self) -> bytes:
         """Return the picture as a PNG file."""
-        buffer = io.BytesIO()
-        self.figure().savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        buffer, figure = io.BytesIO(), self.figure()
+        figure.set_dpi(DOTS_PER_INCH)
+        FigureCanvasAgg(figure).print_png(buffer)  # savefig draws twice where there is a layout engine
         return buffer.getvalue()
 
     def to_json(self) -> str:

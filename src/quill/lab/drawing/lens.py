@@ -40,6 +40,7 @@ def draw_lens(
                 axes.text(
                     at, row, visible(best), ha="center", va="center", fontsize=9,
                     color="black" if shown_RT[row, at] > 0.55 else "white", fontweight="bold" if right else "normal",
+                    in_layout=False,
                 )  # fmt: skip
         names = [*readings]
         names[-1] = f"{names[-1]} (the model)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,9 @@ from quill.lab.drawing.style import MAGNITUDE, WIDTH, label_tokens, new_figure, 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+MOST_CELLS = 880
+"""Cells from the left to the right of a grid of maps: as many as the picture has pixels."""
 
 
 def draw_map(map_TS: np.ndarray, labels: Sequence[str], title: str, value: str = "share of the row") -> Figure:
@@ -30,7 +34,8 @@ def draw_map(map_TS: np.ndarray, labels: Sequence[str], title: str, value: str =
 def draw_map_grid(maps: Mapping[str, np.ndarray], labels: Sequence[str], title: str) -> Figure:
     """Return small maps in a grid: a row for each layer where the names are "layer.head".
 
-    All of them are one image, because an axes for each takes a second. Each map has its own scale.
+    All of them are one image, because an axes for each takes a second. Each map has its own scale. Where a map has more
+    cells than the picture has pixels, each pixel shows the largest of its cells.
     """
     names = list(maps)
     rows: dict[str, list[str]] = {}
@@ -40,7 +45,9 @@ def draw_map_grid(maps: Mapping[str, np.ndarray], labels: Sequence[str], title: 
     if columns == 1:  # one map a layer: wrap them
         columns = min(4, len(names))
         rows = {str(i): names[i : i + columns] for i in range(0, len(names), columns)}
-    T = len(labels)
+    side = math.ceil(columns * len(labels) / MOST_CELLS)
+    maps = {name: largest_of_squares(map_TS, side) for name, map_TS in maps.items()}
+    T = len(maps[names[0]])
     gap, head = max(2, T // 16), max(3, T // 6)
     width, height = T + gap, T + head
     colours = colour_table()
@@ -61,8 +68,8 @@ def draw_map_grid(maps: Mapping[str, np.ndarray], labels: Sequence[str], title: 
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
-        start = "".join(map(visible, labels[:24])) + ("…" if T > 24 else "")
-        axes.set_title(f"{title}: “{start}”, {T} tokens")
+        start = "".join(map(visible, labels[:24])) + ("…" if len(labels) > 24 else "")
+        axes.set_title(f"{title}: “{start}”, {len(labels)} tokens")
         axes.set_xlabel(f"token that is read →   ({'layer.head' if '.' in names[0] else 'layer'} above each map)")
         axes.set_ylabel("← token that reads")
     return figure
@@ -74,6 +81,12 @@ def show_map(axes: Axes, map_TS: np.ndarray):
 
     shown_TS = np.ma.masked_array(map_TS, np.triu(np.ones(map_TS.shape, bool), 1))
     return axes.imshow(shown_TS, cmap=MAGNITUDE, norm=PowerNorm(0.5, 0, max(float(map_TS.max()), 1e-9)), aspect="equal")
+
+
+def largest_of_squares(map_TS: np.ndarray, side: int) -> np.ndarray:
+    """Return the largest value in each square of `side` x `side` cells; squares at the edges may be cut off."""
+    starts = np.arange(0, len(map_TS), side)
+    return np.maximum.reduceat(np.maximum.reduceat(map_TS, starts, 0), starts, 1) if side > 1 else map_TS
 
 
 def colour_table() -> np.ndarray:
