@@ -84,6 +84,18 @@ def test_no_number_is_cut_at_any_width(events, frame, width):
     assert ("validation 2.500 (estimate)" in numbers) == (width > 27)
 
 
+@pytest.mark.parametrize("width", range(20, 81))
+def test_the_losses_of_the_texts_of_a_mixture_are_named_as_far_as_they_fit(events, frame, width):
+    losses = {"val_losses": {"a.txt": 2.0, "letters/": None, "long/**/*.md": 3.25}}
+    told = [*events.run[:4], events.evaluation(50, 2.5) | losses]
+    shown = frame(told, width)[2]
+    names = ["a.txt 2.000", "a.txt 2.000, letters/ nan", "a.txt 2.000, letters/ nan, long/**/*.md 3.250"]
+    lines = [f"each text: {name}{f' and {2 - n} more' if n < 2 else ''}" for n, name in enumerate(names)]
+    fitting = [line for line in lines if len(line) < width]
+    assert shown == fitting[-1] if fitting else "each text" not in shown
+    assert len(frame(told, width, 3)) == 2
+
+
 def test_before_the_first_loss_a_spinner_turns(events, frame):
     """U16."""
     seen = {frame([events.start], now=now)[1] for now in (0.0, 0.25, 0.5)}

@@ -19,6 +19,7 @@ from quill.acceleration.cuda_graph import CudaGraphCapture
 from quill.checkpoints.format import read_tensors
 from quill.checkpoints.run_folder import find_checkpoint
 from quill.data.dataset import Dataset, prepare_dataset
+from quill.data.mixed_dataset import AnyDataset, prepare_any
 from quill.model.build import build_model
 from quill.model.config import GPTConfig, ModelConfig, ModernConfig
 from quill.optim.optimizer import put_learning_rates_on_device
@@ -56,7 +57,7 @@ class Rerun:
         return again
 
 
-def shape_of(kind: str, dataset: Dataset) -> ModelConfig:
+def shape_of(kind: str, dataset: AnyDataset) -> ModelConfig:
     size = {"block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 16, "dropout": 0.2}
     return (GPTConfig if kind == "classic" else ModernConfig)(dataset.tokenizer.vocab_size, **size)  # type: ignore[arg-type]
 
@@ -90,14 +91,17 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert not different, different
 
 
-@pytest.mark.parametrize("letters", ["few", "many"])
+@pytest.mark.parametrize("letters", ["few", "many", "mixture"])
 def test_batches_cut_on_the_device_are_those_of_the_cpu(
-    letters: str, dataset: Dataset, recipe: Recipe, tmp_path: Any
+    letters: str, dataset: AnyDataset, recipe: Recipe, tmp_path: Any
 ) -> None:
     if letters == "many":  # more characters than a byte can count
         (tmp_path / "many.txt").write_text("".join(map(chr, range(0x4E00, 0x4E00 + 400))) * 9, encoding="utf-8")
         dataset = prepare_dataset(str(tmp_path / "many.txt"), data_dir=tmp_path)
         assert dataset.tokenizer.vocab_size == 400
+    if letters == "mixture":
+        (tmp_path / "more.txt").write_text("Ärger, Öl, Übung " * 90, encoding="utf-8")
+        dataset = prepare_any(f"pydoc:2,{tmp_path / 'more.txt'}:1", data_dir=tmp_path)
     plan = plan_batches(shape_of("classic", dataset), recipe(gradient_accumulation_steps=3).config)
     text, host = DeviceBatches(dataset.train, plan, CPU), HostBatches(dataset.train, plan, CPU)
     place = text.starts_B.data_ptr()

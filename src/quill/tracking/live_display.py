@@ -42,7 +42,7 @@ class LiveDisplay:
         self._ended: threading.Event | None = None  # of the thread that draws
         self._event_at = clock()
         self._sample: Event = {}
-        self._each = ""  # the losses of the texts of a mixture
+        self._evaluation: Event = {}
         self._training: list[tuple[int, float]] = []
         self._validation: list[tuple[int, float]] = []
 
@@ -100,14 +100,15 @@ class LiveDisplay:
             self._training.append((event["step"], _number(event["train_loss"])))
         elif event["event"] == "evaluation":
             self._validation.append((event["step"], _number(event["val_loss"])))
-            self._each = format_losses(event)
+            self._evaluation = event
         elif event["event"] == "sample":
             self._sample = event
 
     def frame(self) -> list[Text]:
         """Return the lines of the picture: fewer than the rows of the terminal, and narrower than its columns."""
         width, height = min(self._console.width - 1, WIDEST), self._console.height - 1
-        lines = [self._progress(width), self._numbers(width), *([Text(self._each)] if self._each else [])]
+        each = format_losses(self._evaluation, width)
+        lines = [self._progress(width), self._numbers(width), *([Text(each)] if each and height > 3 else [])]
         sample = max(0, min(SAMPLE_LINES, height - len(lines) - 2))
         below = sample + 2 if sample else 0
         if (rows := min(CURVE_LINES, height - len(lines) - below)) >= FEWEST_CURVE_LINES:

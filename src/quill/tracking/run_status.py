@@ -88,11 +88,18 @@ def format_start(event: Event) -> list[str]:
     return [f"corpus   {event['corpus_note']}", *lines] if event.get("corpus_note") else lines
 
 
-def format_losses(event: Event) -> str:
-    """Return the validation loss of each text of a mixture, in one line; nothing for a single text."""
+def format_losses(event: Event, width: int = 10**6) -> str:
+    """Return the validation loss of each text of a mixture, in one line; nothing for a single text.
+
+    As many texts are named as fit into `width`.
+    """
     losses = event.get("val_losses") or {}
-    each = (f"{name} {math.nan if loss is None else loss:.3f}" for name, loss in losses.items())
-    return f"validation loss of each text: {', '.join(each)}" if losses else ""
+    each = [f"{name} {math.nan if loss is None else loss:.3f}" for name, loss in losses.items()]
+    for count in range(len(each), 0, -1):
+        more = f" and {len(each) - count} more" if count < len(each) else ""
+        if len(line := f"each text: {', '.join(each[:count])}{more}") <= width:
+            return line
+    return ""
 
 
 def format_end(event: Event, estimate: str = "") -> str:

@@ -62,7 +62,7 @@ class PlainDisplay:
             losses = f"training loss {event['train_loss']:.3f}   validation loss {event['val_loss']:.3f}"
             self._print(f"{self._step(event)}   {losses}{self._status.estimate}{best}")
             if each := format_losses(event):
-                self._print(f"    {each}")
+                self._print(f"    validation loss of {each}")
         elif kind == "sample":
             self._print(*(f"    | {line}" for line in printable(event["text"]).splitlines()[:SAMPLE_LINES]))
         elif kind == "warning":
