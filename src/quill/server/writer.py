@@ -58,8 +58,8 @@ class Generation:
 
     def close(self) -> None:
         """End all texts before the next step."""
-        self.open_rows.clear()
         self.writer.close(self)
+        self.open_rows.clear()
 
     def __enter__(self) -> Generation:
         return self
@@ -133,8 +133,8 @@ class Writer:
 
     def close(self, generation: Generation) -> None:
         """End all texts of a generation before the next step."""
-        if generation in self._generations:
-            self._generations.discard(generation)
+        self._generations.discard(generation)
+        if generation.open_rows:
             self._command(lambda: self._cancel(generation, range(len(generation.requests))))
 
     def stop(self) -> None:
@@ -144,13 +144,10 @@ class Writer:
         self.retire()
 
     def retire(self) -> None:
-        """End the thread and free the memory of the batch as soon as no text is open. May be called in any thread."""
-
-        def retire() -> None:
+        """End the thread and free the memory of the batch whenever no text is open. May be called in any thread."""
+        with self._lock:
             self._retired = True
-
-        if self._has_thread:
-            self._command(retire)
+            self._commands.put(lambda: None)  # wakes the thread, if it waits
 
     def _command(self, run: Callable[[], None]) -> None:
         with self._lock:
@@ -171,7 +168,7 @@ class Writer:
     def _has_ended(self) -> bool:
         with self._lock:  # so that no command is left behind
             if self._retired and not self._open and self._commands.empty():
-                self._has_thread = self._retired = False
+                self._has_thread = False
                 self._batch = None
             return not self._has_thread
 

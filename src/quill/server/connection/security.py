@@ -84,7 +84,7 @@ class Security:
         key = self.settings.key
         if key is not None and not self.is_public(path):
             scheme, _, given = headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
+            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), key.encode()):
                 challenge = {"WWW-Authenticate": "Bearer"}
                 message = "this server needs its key in the header Authorization: Bearer KEY"
                 return ApiError(401, message, code="invalid_api_key", headers=challenge)
