@@ -3,63 +3,45 @@
 from __future__ import annotations
 
 import shutil
-import threading
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import uvicorn
-from playwright.sync_api import Browser, Page, sync_playwright
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.responses import JSONResponse
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from playwright.sync_api import Browser, BrowserContext, Dialog, Page, expect, sync_playwright
 
-import quill
+from quill.cli.main import main
 
-STATIC = Path(quill.__file__).parent / "server" / "static"
+expect.set_options(timeout=60_000)  # a busy machine takes long to load a model
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+EVIL = "<img src=x onerror=alert(1)>"
+"""The name of a run that is markup."""
 
 
-class Policy:
-    """ASGI middleware that adds the Content-Security-Policy to every response."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_policy(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"].append((b"content-security-policy", POLICY.encode()))
-            await send(message)
-
-        await self.app(scope, receive, send_with_policy)
+@pytest.fixture(scope="session")
+def runs(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two tiny runs: `letters`, of characters, and one of bytes whose name is markup."""
+    folder = tmp_path_factory.mktemp("page") / "runs"
+    shutil.copytree(trained.out, folder / "letters")
+    flags = [flag for flag in trained.flags if not flag.startswith("--out_dir")]
+    assert main(["train", *flags, "--tokenizer=byte", f"--out_dir={folder / EVIL}"]) == 0
+    return folder
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """The address of a server that has the page and one model."""
-    models = {"object": "list", "data": [{"id": "tiny", "object": "model"}]}
-    routes = [
-        Route("/v1/models", lambda request: JSONResponse(models)),
-        Mount("/", StaticFiles(directory=STATIC, html=True)),
-    ]
-    app = Starlette(routes=routes, middleware=[Middleware(Policy)])
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+def address(runs: Path) -> Iterator[str]:
+    """The address of `quill serve` for these runs, in a process of its own."""
+    words = [sys.executable, "-m", "quill", "serve", str(runs), "--port=0", "--engine=torch"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, encoding="utf-8") as server:
+        assert server.stdout is not None
+        address = server.stdout.readline().strip().rstrip("/")
+        assert address.startswith("http://localhost:")
+        yield address
+        server.terminate()
 
 
 @pytest.fixture(scope="module")
@@ -73,25 +55,56 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+OpenPage = Callable[..., Page]
+
+
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A new page. The test fails if it logs an error, violates the policy, or requests more than loopback."""
-    context = browser.new_context(viewport={"width": 1200, "height": 900})
+def problems() -> Iterator[list[str]]:
+    """What the pages of a test did that they must not do; the test fails if it is not empty at its end."""
     problems: list[str] = []
-    context.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-    context.on("weberror", lambda error: problems.append(str(error.error)))
-    context.on("request", lambda request: problems.append(request.url) if not is_local(request.url) else None)
-    context.add_init_script(
-        "addEventListener('securitypolicyviolation', (event) =>"
-        " console.error('policy violation', event.violatedDirective, event.blockedURI))"
-    )
-    page = context.new_page()
-    yield page
-    context.close()
+    yield problems
     assert problems == []
+
+
+@pytest.fixture
+def new_page(browser: Browser, problems: list[str]) -> Iterator[OpenPage]:
+    """Open pages with options such as `color_scheme`.
+
+    A problem is an error in the console or a script, a violation of the policy, a dialog, or a request beyond loopback.
+    """
+    contexts = []
+
+    def dismiss(dialog: Dialog) -> None:
+        problems.append(dialog.message)
+        dialog.dismiss()
+
+    def watched(context: BrowserContext) -> BrowserContext:
+        context.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        context.on("weberror", lambda error: problems.append(str(error.error)))
+        context.on("dialog", dismiss)
+        context.on("request", lambda request: problems.append(request.url) if not is_local(request.url) else None)
+        context.add_init_script(
+            "addEventListener('securitypolicyviolation', (event) =>"
+            " console.error('policy violation', event.violatedDirective, event.blockedURI))"
+        )
+        contexts.append(context)
+        return context
+
+    def open_page(**options: Any) -> Page:
+        return watched(browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **options})).new_page()
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def page(new_page: OpenPage) -> Page:
+    """A new page with the usual options."""
+    return new_page()
 
 
 def is_local(address: str) -> bool:
     """Return whether a request to this address stays on this machine."""
     parts = urlsplit(address)
-    return parts.scheme in ("data", "blob") or parts.hostname == "127.0.0.1"
+    return parts.scheme in ("data", "blob") or parts.hostname in ("localhost", "127.0.0.1")

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 import quill
 
@@ -37,9 +39,9 @@ def test_the_page_has_no_inline_script_or_style() -> None:
 
 
 @pytest.mark.long
-def test_the_page_shows_the_model_and_its_tabs(page: Page, address: str) -> None:
-    page.goto(address)
-    expect(page.get_by_role("banner")).to_contain_text("tiny")
+def test_the_page_shows_the_chosen_model_and_its_tabs(page: Page, address: str) -> None:
+    page.goto(f"{address}/#write?model=letters")
+    expect(page.get_by_label("Model")).to_have_value("letters")
     current = page.get_by_role("navigation").locator("[aria-current=page]")
     expect(current).to_have_text("Write")
 
@@ -48,6 +50,15 @@ def test_the_page_shows_the_model_and_its_tabs(page: Page, address: str) -> None
 def test_a_key_in_the_address_is_sent_to_the_server_and_leaves_the_address(page: Page, address: str) -> None:
     with page.expect_request("**/v1/models") as request:
         page.goto(f"{address}/#key=secret")
-    expect(page.get_by_role("banner")).to_contain_text("tiny")
+    expect(page.get_by_label("Model")).to_be_visible()
     assert request.value.headers["authorization"] == "Bearer secret"
     assert "secret" not in page.url
+
+
+@pytest.mark.long
+def test_the_benchmark_of_the_page_runs_and_prints_its_table(browser: Browser, runs: Path) -> None:
+    benchmark = Path(__file__).parents[3] / "benchmarks" / "page.py"
+    words = [sys.executable, str(benchmark), f"--run={runs / 'letters'}", "--runs=1"]
+    done = subprocess.run(words, capture_output=True, text=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr
+    assert "first paint" in done.stdout

@@ -11,8 +11,8 @@ from quill.engines.request import Request, SamplingConfig
 from quill.generation.alternatives import alternatives
 from quill.generation.language_model import LanguageModel
 
-RULES = {"temperature": 0.7, "top_k": 9, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.2}
-PENALTIES = {"presence_penalty": 0.3, "frequency_penalty": 0.1}
+RULES: dict[str, Any] = {"temperature": 0.7, "top_k": 9, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.2}
+PENALTIES: dict[str, Any] = {"presence_penalty": 0.3, "frequency_penalty": 0.1}
 
 
 def ask(client: TestClient, **question: Any) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def test_the_answer_is_that_of_the_model_and_the_rules_for_every_token(
 ) -> None:
     prompt, generated = model.tokenizer.encode("KIN").tolist(), model.tokenizer.encode("G 1").tolist()
     answer = ask(client, prompt=prompt, generated=generated, **RULES, **PENALTIES)
-    config = SamplingConfig(**RULES, **PENALTIES)  # pyright: ignore[reportArgumentType]
+    config = SamplingConfig(**RULES, **PENALTIES)
     logits_V = model.logits("KING 1")[-1].numpy()
     expected = alternatives(logits_V, Request(tuple(prompt), 1, config), generated)
     found = {each["id"]: each for each in answer["alternatives"]}

@@ -64,7 +64,7 @@ function App() {
   const model = models && (models.find(({ id }) => id === chosen) ?? models[0]);
   return html`
     <header class="top">
-      <a class="name" href="#${TABS[0][0]}">Quill</a>
+      <h1 class="name">Quill</h1>
       <nav aria-label="Parts of the page">
         ${TABS.map(([name, title]) => html`
           <a href="#${name}${queries[name] ? "?" + queries[name] : ""}" aria-current=${name === tab ? "page" : null}>${title}</a>`)}

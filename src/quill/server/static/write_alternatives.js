@@ -1,0 +1,86 @@
+// The panel of alternatives: what else could have come at a position, before and after the sampling rules.
+
+import { getJson } from "./api.js";
+import { html, useEffect, useState } from "./html.js";
+import { asFields } from "./write_settings.js";
+import { markOf, nameOf, percent, surprise, tokensOf } from "./write_document.js";
+
+const SHOWN = 12;
+
+/** Return the alternatives at a position, from the server, with the settings of now; null until they are known. */
+function useAlternatives(model, document, cells, position, settings) {
+  const [found, setFound] = useState({ answer: null, error: "" });
+  const { max_tokens, ...rules } = settings;
+  const key = JSON.stringify([position, rules, document.seed, document.promptTokens, cells[position].ids]);
+  useEffect(() => {
+    const abort = new AbortController();
+    const tokens = tokensOf(cells.slice(0, position));
+    const body = {
+      model: model.id,
+      prompt: tokens.slice(0, document.promptTokens),
+      generated: tokens.slice(document.promptTokens),
+      ...asFields(rules),
+    };
+    getJson("/api/alternatives", { body, signal: abort.signal }).then(
+      (answer) => setFound({ answer, error: "" }),
+      (error) => error.name === "AbortError" || setFound({ answer: null, error: error.message }),
+    );
+    return () => abort.abort();
+  }, [key]);
+  return found;
+}
+
+export function Alternatives({ model, document, cells, position, settings, branch, close }) {
+  const cell = cells[position];
+  return html`
+    <section class="card alternatives" aria-label="Alternatives" onKeyDown=${(event) => event.key === "Escape" && close()}>
+      <div class="row spread">
+        <h2>Instead of <kbd>${markOf(cell.text)}</kbd></h2>
+        <button type="button" class="quiet" onClick=${close} aria-label="Close the alternatives">✕</button>
+      </div>
+      ${position === 0
+        ? html`<p class="soft">Nothing comes before the first character, so the model has no prediction for it.</p>`
+        : html`<${Table} ...${{ model, document, cells, position, settings, branch }} />`}
+    </section>`;
+}
+
+function Table({ model, document, cells, position, settings, branch }) {
+  const { answer, error } = useAlternatives(model, document, cells, position, settings);
+  const [all, setAll] = useState(false);
+  if (error) return html`<p class="notice" role="alert">${error}</p>`;
+  if (!answer) return html`<p class="soft">…</p>`;
+  const chosen = answer.alternatives.findIndex(({ id }) => id === cells[position].ids[0]);
+  const shown = answer.alternatives.filter((_, index) => all || index < SHOWN || index === chosen);
+  const hidden = answer.alternatives.length - shown.length;
+  return html`
+    <p class="small soft" role="status">${summary(answer.alternatives[chosen], chosen)} Choose another to continue from there.</p>
+    ${answer.cropped && html`<p class="small soft">The model reads ${answer.read} tokens at once, so these values are
+      computed from the ${answer.read} before this one. While it wrote, it had seen more.</p>`}
+    <table>
+      <thead>
+        <tr><th scope="col">Character</th><th scope="col">Model</th><th scope="col">With rules</th></tr>
+      </thead>
+      <tbody>
+        ${shown.map((each) => html`
+          <tr key=${each.id} class=${[each.after === 0 && "removed", each === answer.alternatives[chosen] && "chosen"].filter(Boolean).join(" ")}>
+            <th scope="row">
+              <button type="button" onClick=${() => branch(position, each)}
+                aria-label=${`Continue with ${nameOf(each.text)}${each === answer.alternatives[chosen] ? ", the one in the text" : ""}`}>${markOf(each.text)}</button>
+              <span class="bars" aria-hidden="true">
+                <span class="bar" style=${{ width: `${each.before * 100}%` }}></span>
+                <span class="bar after" style=${{ width: `${each.after * 100}%` }}></span>
+              </span>
+            </th>
+            <td>${percent(each.before)}</td>
+            <td>${each.after === 0 ? html`<span title="removed by the rules">–<span class="hidden-text">removed</span></span>` : percent(each.after)}</td>
+          </tr>`)}
+      </tbody>
+    </table>
+    ${hidden > 0 && html`<button type="button" class="quiet" onClick=${() => setAll(true)}>Show ${hidden} more</button>`}`;
+}
+
+function summary(chosen, rank) {
+  if (!chosen) return "";
+  const bits = surprise(Math.log(chosen.before)).toFixed(1);
+  return `The model gave it ${percent(chosen.before)}: place ${rank + 1}, ${bits} bits of surprise.`;
+}
