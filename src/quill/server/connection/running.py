@@ -27,7 +27,7 @@ def open_socket(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         opened.close()
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"cannot listen at {host}, port {port}: {reason}; choose another --port or --host") from None
+        raise ConfigError(f"cannot listen at {host}, port {port}: {reason}; choose another port or host") from None
     opened.setblocking(False)
     return opened
 

@@ -75,7 +75,7 @@ class Security:
         if not self.knows(host):
             return ApiError(
                 403,
-                f"the host {host[:100]!r} is not this server: use localhost, or start it with --allowed_host=NAME",
+                f"the host {host[:100]!r} is not this server: use localhost, or quill serve --allowed_host=NAME",
                 code="host_not_allowed",
             )
         origin = headers.get("origin")
