@@ -83,7 +83,7 @@ def main() -> int:
 def contestants(arguments: Namespace, *, compiled: bool, bfloat16: bool) -> list[str]:
     """Return the contestants in the order of their turns.
 
-    `bfloat16` adds Quill with its products in that format, which is other arithmetic.
+    `bfloat16` adds each of them, and the limit, with products in that format: on a CPU, which uses float32 otherwise.
     """
     names = ["Quill"]
     if arguments.nanogpt:
@@ -92,7 +92,8 @@ def contestants(arguments: Namespace, *, compiled: bool, bfloat16: bool) -> list
         names.append("transformers")
     if compiled:
         names += [f"{name}, compiled" for name in names]
-    return [*names, *["Quill, bfloat16"] * bfloat16, "Quill, gradient checkpointing", LIMIT]
+    in_bfloat16 = [f"{name}, bfloat16" for name in (*names, LIMIT) if bfloat16 and ", " not in name]
+    return [*names, *in_bfloat16, "Quill, gradient checkpointing", LIMIT]
 
 
 def turn(name: str, arguments: Namespace) -> Callable[[], Figures]:
@@ -109,11 +110,13 @@ def start_worker(name: str, arguments: Namespace) -> dict[str, Any]:
 
 def report(results: dict[str, dict[str, Summary]], facts: dict[str, Any], batch_size: int) -> None:
     """Print speed and memory, with Quill's as multiples of each other contestant's."""
-    ours, limit = results["Quill"], results[LIMIT]["flops_per_second"].median
+    ours = results["Quill"]
+    limits = {name: figures["flops_per_second"].median for name, figures in results.items() if name.startswith(LIMIT)}
     speeds, memories = [], []
     for name, figures in results.items():
-        if name == LIMIT:
+        if name in limits:
             continue
+        limit = limits[f"{LIMIT}, bfloat16" if name.endswith(", bfloat16") else LIMIT]
         speed, peak = figures["tokens_per_second"], figures["peak_megabytes"]
         ratio = ours["tokens_per_second"].median / speed.median
         flops = speed.median * facts["flops_per_token"]
@@ -122,7 +125,7 @@ def report(results: dict[str, dict[str, Summary]], facts: dict[str, Any], batch_
         ratio = ours["peak_megabytes"].median / peak.median
         own = peak.median - figures["megabytes_before"].median
         memories.append([name, str(peak), f"{own:,.0f}", f"{ratio:.2f}", int(figures["parameters"].median)])
-    speeds.append([f"{LIMIT}, 4096³", "", "", f"{limit / 1e9:,.0f}", "100%", ""])
+    speeds += [[f"{name}, 4096³", "", "", f"{limit / 1e9:,.0f}", "100%", ""] for name, limit in limits.items()]
     what = f"batch {batch_size} × 256, {facts['device']}, {facts['dtype']}"
     columns = ["contestant", "tokens/s: median (range)", "Quill is × as fast", "GFLOP/s", "of the limit"]
     uniform = f"first loss (ln V = {math.log(facts['vocab_size']):.3f})"
@@ -147,6 +150,7 @@ def work(arguments: Namespace) -> dict[str, Any]:
     dtype = resolve_dtype(arguments.dtype, device)
     vocab_size = open_dataset(arguments.folder).tokenizer.vocab_size
     name, _, variant = arguments.worker.partition(", ")
+    dtype = torch.bfloat16 if variant == "bfloat16" else dtype
     if name == "facts":
         return {
             "device": describe_device(device),
