@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
+import urllib.request
 from dataclasses import replace
 
 import pytest
@@ -34,12 +37,20 @@ def test_the_demo_trains_generates_evaluates_and_prints_commands_to_try(quill, s
     assert {p.name for p in small_demo.iterdir()} == {"my.txt", "out-demo"}
     assert (small_demo / "out-demo" / "loss.png").is_file()
     named = [line.split("#")[0] for line in out.split("Try next:\n")[1].splitlines()]
-    assert len(named) == 3
-    for line in named:
+    assert len(named) == 4 and named[-1].split() == ["quill", "serve", "out-demo"]
+    for line in named[:-1]:
         program, *argv = shlex.split(line)
         assert program == "quill"
         quick = ["--max_iters=1", "--eval_iters=1", "--sample_tokens=0"] if argv[0] == "train" else []
         assert quill(*argv, *quick)[0] == 0
+    command = [sys.executable, "-m", *shlex.split(named[-1]), "--port=0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8") as server:
+        try:
+            assert server.stdout is not None
+            with urllib.request.urlopen(server.stdout.readline().strip()) as page:
+                assert "<title>Quill</title>" in page.read().decode()
+        finally:
+            server.terminate()
 
 
 @pytest.mark.long

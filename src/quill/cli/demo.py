@@ -110,7 +110,7 @@ def print_scores(out_dir: Path, device: str, dataset: Dataset) -> None:
 
 
 def print_next(out_dir: Path, dataset: Dataset) -> None:
-    """Print three commands worth trying, ready to be pasted."""
+    """Print four commands worth trying, ready to be pasted; the last opens the page on the model."""
     folder = train.quote(out_dir)
     prompt = PROMPTS.get(dataset.name, "The ")
     commands = [
@@ -120,6 +120,7 @@ def print_next(out_dir: Path, dataset: Dataset) -> None:
             "trains on your own text, my.txt",
         ),
         (f"quill info {folder}", "shows what is in the run"),
+        (f"quill serve {folder}", "serves a page to write with the model"),
     ]
     width = max(len(command) for command, _ in commands)
     print("\nTry next:")
