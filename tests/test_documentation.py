@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import urllib.request
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -86,6 +87,17 @@ def run(words: list[str], folder: Path) -> str:
     return done.stdout
 
 
+def serve(words: list[str], folder: Path) -> None:
+    """Start a server at a free port, load its page, and stop it."""
+    with subprocess.Popen([*words, "--port=0"], cwd=folder, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            with urllib.request.urlopen(server.stdout.readline().strip()) as page:
+                assert page.status == 200
+        finally:
+            server.terminate()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/how_it_works.md", "docs/results.md"])
 def test_every_command_of_a_page_runs_in_the_order_of_the_page(page: str, folder: Path) -> None:
@@ -100,7 +112,9 @@ def test_every_command_of_a_page_runs_in_the_order_of_the_page(page: str, folder
         for run_folder in folder.glob("out*") if len(parts) > 1 else ():
             shutil.rmtree(run_folder)
         for command in commands(part):
-            if not command.startswith(NOT_RUN):
+            if command.startswith("quill serve"):
+                serve(arguments(command, shakespeare), folder)
+            elif not command.startswith(NOT_RUN):
                 run(arguments(command, shakespeare), folder)
         for block in blocks(part, "python"):
             block = re.sub(r"minutes=\d+", "minutes=0.01", re.sub(r"max_iters=\d+", "max_iters=2", block))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import openai
 import pytest
@@ -82,3 +86,18 @@ def test_curl_completes_a_text(address: str, fast_model: LanguageModel) -> None:
     lines = curl(f"{address}v1/completions", "-H", header, "-d", body[:-1] + ', "stream": true}').splitlines()
     pieces = [json.loads(line[6:])["choices"][0]["text"] for line in lines if line.startswith("data: {")]
     assert "".join(pieces) == text and lines[-2:] == ["data: [DONE]", ""]
+
+
+def test_the_examples_of_the_documentation_print_a_text(address: str, fast_model: LanguageModel) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    page = page.replace("http://localhost:8000/", address)
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    text = fast_model.generate("KING", max_new_tokens=40, seed=1, temperature=0.8)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8", check=True)
+    assert done.stdout == f"{text}\n"
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    (command,) = re.findall(r"^curl .*", page, re.MULTILINE)
+    done = subprocess.run(shlex.split(command), capture_output=True, encoding="utf-8", check=True)
+    text = fast_model.generate("KING", max_new_tokens=40, seed=1, temperature=1.0)
+    assert json.loads(done.stdout)["choices"][0]["text"] == text
