@@ -1,7 +1,10 @@
 """Data parallelism: every process has the whole model and a part of each batch, and gradients are averaged.
 
 PyTorch's DistributedDataParallel exchanges gradients while the backward pass still computes others (Li et al. 2020,
-"PyTorch Distributed: Experiences on Accelerating Data Parallel Training"). Sparse gradients of n-gram tables too.
+"PyTorch Distributed: Experiences on Accelerating Data Parallel Training"). Sparse gradients, those of
+n-gram tables, are averaged after the backward pass. They are ready last anyway; and where DistributedDataParallel
+exchanged them, a process crashed once in some thousand steps, because the memory of a thread of gloo had been
+overwritten (PyTorch 2.13).
 """
 
 from __future__ import annotations
@@ -9,12 +12,13 @@ from __future__ import annotations
 import warnings
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 
 def data_parallel(model: nn.Module, example_BT: Tensor) -> DistributedDataParallel:
-    """Return the model as a function whose backward pass averages gradients over all processes.
+    """Return the model as a function whose backward pass averages dense gradients over all processes.
 
     The backward pass of an example is run at once, for two reasons. A weight that gets no gradient must be known before
     the first step. And after its first backward pass PyTorch rearranges the buckets in which gradients are summed. This
@@ -25,6 +29,8 @@ def data_parallel(model: nn.Module, example_BT: Tensor) -> DistributedDataParall
     with torch.random.fork_rng(devices=devices):
         model(example_BT).float().sum().backward()
         unused = any(each.grad is None for each in model.parameters() if each.requires_grad)
+        sparse = [name for name, each in model.named_parameters() if each.grad is not None and each.grad.is_sparse]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, sparse)
         model.zero_grad(set_to_none=True)
         with warnings.catch_warnings():  # the argument has another name from PyTorch 2.13 on
             warnings.simplefilter("ignore", FutureWarning)
@@ -34,3 +40,11 @@ def data_parallel(model: nn.Module, example_BT: Tensor) -> DistributedDataParall
         parallel(example_BT).float().sum().backward()
     model.zero_grad(set_to_none=True)
     return parallel
+
+
+def average_sparse_gradients(model: nn.Module) -> None:
+    """Average the sparse gradients over all processes, in place; each of them has one for the same weights."""
+    for parameter in model.parameters():
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= dist.get_world_size()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from quill.acceleration.apply import apply_acceleration
 from quill.acceleration.compile import compile_choice, compile_model
 from quill.acceleration.cuda_graph import CudaGraphCapture
-from quill.acceleration.data_parallel import data_parallel
+from quill.acceleration.data_parallel import average_sparse_gradients, data_parallel
 from quill.data.mixed_tokens import Tokens
 from quill.model.build import Model, build_model
 from quill.model.config import ModelConfig
@@ -85,6 +86,7 @@ def train_step(
     check: Callable[[], None] = lambda: None,
 ) -> TrainStep:
     """Return the optimizer step of a recipe; `forward` is the session's model, compiled or not."""
+    several = isinstance(forward, DistributedDataParallel)
     return TrainStep(
         session.model,
         forward,
@@ -95,7 +97,8 @@ def train_step(
         accumulation_steps=config.gradient_accumulation_steps,
         max_norm=config.grad_clip,
         check=check,
-        unsynchronized=forward.no_sync if isinstance(forward, DistributedDataParallel) else contextlib.nullcontext,
+        unsynchronized=forward.no_sync if several else contextlib.nullcontext,
+        exchange=partial(average_sparse_gradients, forward) if several else lambda: None,
     )
 
 

@@ -36,6 +36,8 @@ class TrainStep:
     """called between micro-batches; raises to abandon the step"""
     unsynchronized: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
     """the context of every micro-batch but the last: gradients are exchanged between processes once a step"""
+    exchange: Callable[[], None] = lambda: None
+    """called after the last micro-batch: averages the gradients that its backward pass has not averaged"""
 
     def __call__(self, inputs_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Update the weights by one batch, all its micro-batches; return loss and gradient norm, on the device."""
@@ -56,6 +58,7 @@ class TrainStep:
                 micro_loss = micro_loss / self.accumulation_steps  # the sum is then the large batch's mean
                 self.scaler.scale(micro_loss).backward()
             loss += micro_loss.detach()
+        self.exchange()
         return loss
 
     def update(self) -> Tensor:
