@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from starlette.routing import Route
 
-from quill.errors import CheckpointError
+from quill.errors import CheckpointError, CorpusError
 from quill.files import cache_folder
 from quill.generation.options import encode_prompt
 from quill.lab.attention import attention_maps, packed_triangle
@@ -26,6 +26,7 @@ from quill.lab.logit_lens import Lens, lens
 from quill.lab.subject import Subject, check_position
 from quill.lab.tuned_lens import NAME, TunedLens, load_tuned_lens
 from quill.model.config import architecture_of
+from quill.server.page.laboratory import dataset_of
 from quill.server.page.questions import Question, ask
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 MOST_TOKENS = 512
 """Tokens that are looked at: attention is quadratic in their number."""
+EXAMPLE = 64
+"""Tokens of the text that is suggested to look at."""
 
 
 class TextQuestion(Question, frozen=True, kw_only=True):
@@ -93,6 +96,7 @@ def about_model(laboratory: Laboratory, model: ServedModel, question: Question) 
         "config": asdict(config),
         "parameters": subject.model.count_parameters(),
         "context": min(config.block_size, MOST_TOKENS),
+        "example": example_of(model),
         "parts": {
             "heads": [[f"head:{layer}.{head}" for head in range(config.n_head)] for layer in layers],
             "attention": [f"attention:{layer}" for layer in layers],
@@ -101,6 +105,15 @@ def about_model(laboratory: Laboratory, model: ServedModel, question: Question) 
             "ngrams": ["ngrams"] if getattr(config, "ngram_sizes", []) else [],
         },
     }
+
+
+def example_of(model: ServedModel) -> str:
+    """Return the beginning of the run's validation split; a line break if the text is not there any more."""
+    try:
+        tokens = dataset_of(model).val[: min(EXAMPLE, model.checkpoint.config.block_size)]
+        return model.checkpoint.tokenizer.decode(tokens)
+    except (CheckpointError, CorpusError):
+        return "\n"
 
 
 def attention(laboratory: Laboratory, model: ServedModel, question: AttentionQuestion) -> dict[str, Any]:

@@ -1,0 +1,48 @@
+// Questions to the routes behind the page.
+
+import { getJson } from "./api.js";
+import { useEffect, useRef, useState } from "./html.js";
+
+/**
+ * Return { data, error, waiting }: the answer to a POST of `body`, asked again when it or `again` changes; null asks
+ * nothing.
+ *
+ * The last answer stays while the next one is awaited, so that the page does not flicker.
+ */
+export function useAnswer(path, body, again = 0) {
+  const [state, setState] = useState({ data: null, error: "", waiting: false });
+  const key = body && JSON.stringify(body);
+  useEffect(() => {
+    if (!body) return setState({ data: null, error: "", waiting: false });
+    const abort = new AbortController();
+    setState((before) => ({ ...before, waiting: true }));
+    getJson(path, { body, signal: abort.signal }).then(
+      (data) => setState({ data, error: "", waiting: false }),
+      (reason) => reason.name !== "AbortError" && setState({ data: null, error: reason.message, waiting: false }),
+    );
+    return () => abort.abort();
+  }, [path, key, again]);
+  return state;
+}
+
+/** Return a value that follows `value` after it has not changed for some milliseconds. */
+export function useSettled(value, milliseconds) {
+  const [settled, setSettled] = useState(value);
+  useEffect(() => {
+    const timer = setTimeout(() => setSettled(value), milliseconds);
+    return () => clearTimeout(timer);
+  }, [value, milliseconds]);
+  return settled;
+}
+
+/** Call `function` every so many milliseconds while `active`, the first time at once. */
+export function useEvery(milliseconds, active, action) {
+  const latest = useRef(action);
+  latest.current = action;
+  useEffect(() => {
+    if (!active) return;
+    latest.current();
+    const timer = setInterval(() => latest.current(), milliseconds);
+    return () => clearInterval(timer);
+  }, [milliseconds, active]);
+}
