@@ -3,22 +3,24 @@
 import { getJson } from "./api.js";
 import { useEffect, useRef, useState } from "./html.js";
 
+const NOTHING = { data: null, error: "", waiting: false, asked: null };
+
 /**
- * Return { data, error, waiting }: the answer to a POST of `body`, asked again when it or `again` changes; null asks
+ * Return { data, error, waiting, asked }: the answer to a POST of `body`, asked again when it or `again` changes; null asks
  * nothing.
  *
- * The last answer stays while the next one is awaited, so that the page does not flicker.
+ * The last answer stays while the next one is awaited, so that the page does not flicker; `asked` is its body.
  */
 export function useAnswer(path, body, again = 0) {
-  const [state, setState] = useState({ data: null, error: "", waiting: false });
+  const [state, setState] = useState(NOTHING);
   const key = body && JSON.stringify(body);
   useEffect(() => {
-    if (!body) return setState({ data: null, error: "", waiting: false });
+    if (!body) return setState(NOTHING);
     const abort = new AbortController();
     setState((before) => ({ ...before, waiting: true }));
     getJson(path, { body, signal: abort.signal }).then(
-      (data) => setState({ data, error: "", waiting: false }),
-      (reason) => reason.name !== "AbortError" && setState({ data: null, error: reason.message, waiting: false }),
+      (data) => setState({ data, error: "", waiting: false, asked: body }),
+      (reason) => reason.name !== "AbortError" && setState({ ...NOTHING, error: reason.message }),
     );
     return () => abort.abort();
   }, [path, key, again]);

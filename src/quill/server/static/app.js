@@ -1,8 +1,8 @@
 // The page: header, tabs, and which model is shown.
 //
-// A tab is a module in this folder whose default export is a Preact component. To add one, add its line to TABS.
+// A tab is a module whose default export is a Preact component. To add one, add its line to TABS.
 // The module is loaded when the tab is opened first; from then on its component stays mounted, hidden while another
-// tab is open. Its styles are a file of its own: `await addStyles("<name>.css")`. Properties:
+// tab is open. Its styles are a file of its own: `await addStyles("<folder>/<name>.css")`. Properties:
 //
 //   model     the shown model, an entry of /v1/models
 //   models    all of them
@@ -16,7 +16,7 @@ import { Component, html, render, useEffect, useState } from "./html.js";
 
 const TABS = [
   ["write", "Write", () => import("./write.js")],
-  ["look", "Look", () => import("./look.js")],
+  ["look", "Look", () => import("./look/look.js")],
 ];
 
 /** Return the tab and its parameters that the address names; the first tab if it names none. */

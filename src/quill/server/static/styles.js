@@ -1,6 +1,6 @@
 // Style sheets of tabs.
 
-/** Add a style sheet of this folder to the page, once, and wait until it is there. */
+/** Add a style sheet, named from this folder, to the page, once, and wait until it is there. */
 export function addStyles(name) {
   const href = new URL(name, import.meta.url).href;
   if ([...document.styleSheets].some((sheet) => sheet.href === href)) return Promise.resolve();

@@ -1,9 +1,9 @@
 // Switches for the parts of the model, the loss that those cost which are off, and a text written without them.
 
-import { events } from "./api.js";
-import { useAnswer } from "./answers.js";
-import { html, useEffect, useRef, useState } from "./html.js";
-import { signed } from "./look_heads.js";
+import { events } from "../api.js";
+import { useAnswer } from "../answers.js";
+import { html, useEffect, useRef, useState } from "../html.js";
+import { signed } from "./heads.js";
 
 /** Return the id of a model without some parts: the server makes it when it is asked for. */
 export function switchedId(model, off) {

@@ -1,17 +1,17 @@
 // The Look tab: what the model computes for a text, head by head and layer by layer, and what happens without a part.
 
-import { useAnswer, useSettled } from "./answers.js";
-import { html, useEffect, useMemo, useState } from "./html.js";
-import { Attribution, NextToken } from "./look_explain.js";
-import { Arcs } from "./look_arcs.js";
-import { Head } from "./look_head.js";
-import { Heads } from "./look_heads.js";
-import { Lens } from "./look_lens.js";
-import { Switches, switchedId } from "./look_switches.js";
+import { useAnswer, useSettled } from "../answers.js";
+import { html, useEffect, useMemo, useState } from "../html.js";
+import { Attribution, NextToken } from "./explain.js";
+import { Arcs } from "./arcs.js";
+import { Head } from "./head.js";
+import { Heads } from "./heads.js";
+import { Lens } from "./lens.js";
+import { Switches, switchedId } from "./switches.js";
 import { bytesOf } from "./maps.js";
-import { addStyles } from "./styles.js";
+import { addStyles } from "../styles.js";
 
-await addStyles("look.css");
+await addStyles("look/look.css");
 
 export default function Look({ model, text: written, query, setQuery }) {
   const about = useAnswer("/api/look/model", { model: model.id });
@@ -37,6 +37,8 @@ export default function Look({ model, text: written, query, setQuery }) {
   const question = text && { model: switchedId(model, off), text };
   const attention = useAnswer("/api/look/attention", question && { ...question, kind });
   const found = attention.data;
+  // While a new text is awaited, all views still ask about the shown one, whose positions they name.
+  const shown = attention.asked && { model: attention.asked.model, text: attention.asked.text };
   const bytes = useMemo(() => found && bytesOf(found.packed), [found]);
   const length = found?.tokens.length ?? 0;
   const position = Math.max(0, Math.min(token, length - 1));
@@ -55,11 +57,11 @@ export default function Look({ model, text: written, query, setQuery }) {
       </section>
       ${cursor && html`
         <${Heads} model=${model} found=${found} bytes=${bytes} head=${head} setHead=${setHead} />
-        <${Head} question=${{ ...question, kind }} found=${found} bytes=${bytes} head=${head} setKind=${setKind} ...${cursor} />
+        <${Head} question=${attention.asked} found=${found} bytes=${bytes} head=${head} setKind=${setKind} ...${cursor} />
         <${Arcs} found=${found} bytes=${bytes} head=${head} ...${cursor} />
-        <${Lens} model=${model} question=${question} ...${cursor} />
-        <${NextToken} question=${question} ...${cursor} />
-        <${Attribution} question=${question} ...${cursor} />`}
+        <${Lens} model=${model} question=${shown} ...${cursor} />
+        <${NextToken} question=${shown} ...${cursor} />
+        <${Attribution} question=${shown} ...${cursor} />`}
       ${about.data && html`<${Switches} model=${model} about=${about.data} off=${off} setOff=${setOff} text=${text} />`}
     </div>`;
 }

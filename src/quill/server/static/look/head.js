@@ -1,7 +1,7 @@
 // One head, large: its attention as a picture, and as a table for one token.
 
-import { useAnswer, useSettled } from "./answers.js";
-import { html, useLayoutEffect, useRef, useState } from "./html.js";
+import { useAnswer, useSettled } from "../answers.js";
+import { html, useLayoutEffect, useRef, useState } from "../html.js";
 import { drawMap, mapOf, visible } from "./maps.js";
 
 const MOST_ROWS = 12;

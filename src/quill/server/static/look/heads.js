@@ -1,8 +1,8 @@
 // All heads at once: their attention as small maps, with the role of each and the loss that it is worth.
 
-import { useAnswer } from "./answers.js";
-import { html, useEffect, useLayoutEffect, useRef, useState } from "./html.js";
-import { Job } from "./jobs.js";
+import { useAnswer } from "../answers.js";
+import { html, useEffect, useLayoutEffect, useRef, useState } from "../html.js";
+import { Job } from "../jobs.js";
 import { drawMap, mapOf } from "./maps.js";
 
 export function Heads({ model, found, bytes, head, setHead }) {

@@ -1,6 +1,6 @@
 // The text in a line, with an arc to each token that the chosen one looks at.
 
-import { html, useEffect, useRef } from "./html.js";
+import { html, useEffect, useRef } from "../html.js";
 import { mapOf, rowOf, visible } from "./maps.js";
 
 const HEIGHT = 110;

@@ -1,8 +1,8 @@
 // The prediction at one token: probabilities at a temperature, and what each part of the model adds to one of them.
 
-import { useAnswer, useSettled } from "./answers.js";
-import { html, useState } from "./html.js";
-import { signed } from "./look_heads.js";
+import { useAnswer, useSettled } from "../answers.js";
+import { html, useState } from "../html.js";
+import { signed } from "./heads.js";
 import { visible } from "./maps.js";
 
 const MOST_BARS = 12;
@@ -17,7 +17,7 @@ export function NextToken({ question, tokens, position }) {
   return html`
     <section class="card next" aria-label="The next token">
       <h2>After <span class="token">${visible(tokens[position])}</span></h2>
-      <label>Temperature <output>${temperature.toFixed(2)}</output>
+      <label>Temperature <span class="value">${temperature.toFixed(2)}</span>
         <input type="range" min="0" max="2" step="0.05" value=${temperature} onInput=${(event) => setTemperature(Number(event.currentTarget.value))} />
       </label>
       ${error && html`<p class="notice" role="alert">${error}</p>`}

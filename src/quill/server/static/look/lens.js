@@ -1,8 +1,8 @@
 // What each layer would predict: the logit lens and the tuned lens, as a table of layers × tokens.
 
-import { useAnswer } from "./answers.js";
-import { html, useEffect, useMemo, useRef, useState } from "./html.js";
-import { Job } from "./jobs.js";
+import { useAnswer } from "../answers.js";
+import { html, useEffect, useMemo, useRef, useState } from "../html.js";
+import { Job } from "../jobs.js";
 import { visible } from "./maps.js";
 
 export function Lens({ model, question, tokens, position, setPosition }) {
