@@ -17,6 +17,7 @@ import { Component, html, render, useEffect, useState } from "./html.js";
 const TABS = [
   ["write", "Write", () => import("./write.js")],
   ["look", "Look", () => import("./look/look.js")],
+  ["watch", "Watch", () => import("./watch/watch.js")],
 ];
 
 /** Return the tab and its parameters that the address names; the first tab if it names none. */
