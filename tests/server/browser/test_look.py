@@ -12,11 +12,12 @@ from urllib.parse import urlencode
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Request, expect
+from write_tab import choose, slide, text_of, write
 
 import quill
 
-from .conftest import EVIL
+from .conftest import EVIL, OpenPage
 
 pytestmark = pytest.mark.long
 
@@ -53,9 +54,17 @@ def look(page: Page, lab_address: str) -> Page:
     page.set_default_timeout(60_000)
     expect.set_options(timeout=60_000)
     page.goto(f"{lab_address}#look")
+    expect(page.get_by_label("Text to look at")).not_to_have_value("")  # the example
     page.get_by_label("Text to look at").fill("KING 3: now is")
     expect(page.get_by_role("group", name="Predictions of all layers")).to_contain_text("block 1")
     return page
+
+
+def model_of(request: Request) -> str:
+    """Return the id of the model that a request names."""
+    body = request.post_data_json
+    assert isinstance(body, dict)
+    return body["model"]
 
 
 def picture(page: Page) -> str:
@@ -155,3 +164,28 @@ def test_markup_in_a_text_stays_text(page: Page, address: str) -> None:
     expect(page.get_by_role("group", name="Predictions of all layers")).to_contain_text("block 0")
     assert page.locator(".look img, .look script").count() == 0
     assert page.locator(".lens-grid thead").inner_text().split()[-1] == ">"
+
+
+def test_the_write_tab_writes_without_the_parts_that_are_off_and_its_link_does_too(
+    look: Page, new_page: OpenPage
+) -> None:
+    look.get_by_role("checkbox", name="Block 0").uncheck()
+    look.get_by_role("link", name="Write").click()
+    expect(look.get_by_text("Switched off in the Look tab: block:0.")).to_be_visible()
+    slide(look, "Length", 30)
+    with look.expect_request(lambda request: request.url.endswith("/v1/completions")) as request:
+        text = write(look, "KING ")
+    assert model_of(request.value) == "out~block:0"
+    with look.expect_request(lambda request: request.url.endswith("/api/alternatives")) as request:
+        choose(look, 10)
+    assert model_of(request.value) == "out~block:0"
+    other = new_page()
+    other.goto(look.url)
+    assert text_of(other) == text
+    expect(other.get_by_role("alert")).to_have_count(0)
+    other.get_by_role("button", name="All on").click()
+    with other.expect_request(lambda request: request.url.endswith("/v1/completions")) as request:
+        write(other, "KING ")
+    assert model_of(request.value) == "out"
+    other.get_by_role("link", name="Look").click()
+    expect(other.get_by_text("All parts are on.")).to_be_visible()

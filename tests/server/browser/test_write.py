@@ -134,6 +134,34 @@ def test_a_character_of_several_bytes_is_one_character(page: Page, address: str)
     expect(page.get_by_text("Instead of :")).to_be_visible()
 
 
+def test_stop_ends_a_text_which_can_then_be_continued(page: Page, address: str) -> None:
+    page.goto(f"{address}/#write?model=letters")
+    slide(page, "Length", 2000)
+    page.get_by_label("Prompt").fill("KING ")
+    page.get_by_role("button", name="Write", exact=True).click()
+    expect(cells(page).nth(20)).to_be_attached()
+    page.get_by_role("button", name="Stop").click()
+    stopped = text_of(page)
+    assert 20 < len(stopped) < 2000
+    slide(page, "Length", 10)
+    page.get_by_role("button", name="Continue", exact=True).click()
+    expect(cells(page)).to_have_count(len(stopped) + 10)
+    assert text_of(page).startswith(stopped)
+
+
+def test_a_link_can_name_tokens_that_are_no_text(page: Page, address: str) -> None:
+    half = "🪶".encode()[:2]  # the byte tokenizer's ids are the bytes
+    page.goto(f"{address}/#write?model={quote(EVIL)}&tokens={half[0]}.{half[1]}&max_tokens=5&seed=3")
+    text = text_of(page)
+    assert text.startswith("\ufffd\ufffd")
+    body = {"model": EVIL, "prompt": list(half), "max_tokens": 5, "seed": 3, "return_token_ids": True}
+    written = post(address, "/v1/completions", body)["choices"][0]["token_ids"]
+    assert settings_in(page)["tokens"] == f"{half[0]}.{half[1]}"
+    choose(page, 2)
+    shown = page.locator(".alternatives tr.chosen button").inner_text()
+    assert shown == chr(written[0]) or written[0] in (9, 10, 13, 32) or written[0] > 127
+
+
 @pytest.mark.parametrize("prompt", ["<script>alert(1)</script>", EVIL, "</textarea><svg onload=alert(1)>"])
 def test_markup_in_a_prompt_or_the_name_of_a_run_stays_text(page: Page, address: str, prompt: str) -> None:
     page.goto(f"{address}/#write?model={quote(EVIL)}")

@@ -80,3 +80,8 @@ async function errorMessage(response) {
     return `The server answered ${response.status} ${response.statusText}.`;
   }
 }
+
+/** Return the id of a model without some parts: the server makes it when it is asked for. */
+export function switchedId(model, off) {
+  return off.length ? `${model.id}~${off.join(",")}` : model.id;
+}

@@ -8,6 +8,8 @@
 //   models    all of them
 //   query     the parameters of this tab in the address, URLSearchParams: #write?prompt=Once → prompt=Once
 //   setQuery  (URLSearchParams) => void: replace them, without a step in the browser's history
+//   off       the parts of the model that are switched off, such as ["head:0.3"]
+//   setOff    (parts) => void
 //   text      the text that the Write tab shows, for tabs that look at it
 //   setText   (string) => void
 
@@ -19,6 +21,8 @@ const TABS = [
   ["look", "Look", () => import("./look/look.js")],
   ["watch", "Watch", () => import("./watch/watch.js")],
 ];
+
+const NONE = [];
 
 /** Return the tab and its parameters that the address names; the first tab if it names none. */
 function readAddress() {
@@ -33,6 +37,7 @@ function App() {
   const [models, setModels] = useState(null);
   const [chosen, setChosen] = useState("");
   const [tabs, setTabs] = useState({});
+  const [switched, setSwitched] = useState({});
   const [text, setText] = useState("");
   const [error, setError] = useState("");
 
@@ -64,6 +69,7 @@ function App() {
     setQueries((others) => ({ ...others, [name]: String(query) }));
   };
   const model = models && (models.find(({ id }) => id === chosen) ?? models[0]);
+  const setOff = (parts) => setSwitched((others) => ({ ...others, [model.id]: parts }));
   return html`
     <header class="top">
       <h1 class="name">Quill</h1>
@@ -79,6 +85,7 @@ function App() {
         <section key=${name + model.id} class="tab" aria-label=${title} hidden=${name !== tab}>
           <${Guarded}>
             <${tabs[name]} model=${model} models=${models} text=${text} setText=${setText}
+              off=${switched[model.id] ?? NONE} setOff=${setOff}
               query=${new URLSearchParams(queries[name] ?? "")} setQuery=${setQuery(name)} />
           <//>
         </section>`)}

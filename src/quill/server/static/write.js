@@ -10,7 +10,7 @@ import { useWriter } from "./write_writer.js";
 
 await addStyles("write.css");
 
-export default function Write({ model, query, setQuery, setText }) {
+export default function Write({ model, query, setQuery, setText, off, setOff }) {
   const [prompt, setPrompt] = useState("\n");
   const [settings, setSettings] = useState(START);
   const [seed, setSeed] = useState(newSeed);
@@ -39,9 +39,9 @@ export default function Write({ model, query, setQuery, setText }) {
   const write = (event) => {
     event.preventDefault();
     setActive(null);
-    start((used) => writer.write(prompt, settings, used));
+    start((used) => writer.write(prompt, settings, used, off));
   };
-  const branch = (position, alternative) => start((used) => writer.branch(position, alternative, settings, used));
+  const branch = (position, alternative) => start((used) => writer.branch(position, alternative, settings, used, off));
   const undo = () => {
     setActive(null);
     writer.undo();
@@ -64,7 +64,8 @@ export default function Write({ model, query, setQuery, setText }) {
     setFresh(false);
     setExpected(asked.weights);
     setActive(null);
-    writer.write(asked.prompt, asked.settings, asked.seed);
+    setOff(asked.off);
+    writer.write(asked.prompt, asked.settings, asked.seed, asked.off);
   }, [String(query)]);
 
   return html`
@@ -82,6 +83,7 @@ export default function Write({ model, query, setQuery, setText }) {
           <button type="button" disabled=${!writer.canUndo} onClick=${undo}>Undo</button>
           <${CopyLink} disabled=${running || !document} />
         </div>
+        ${off.length > 0 && html`<${SwitchedOff} off=${off} setOff=${setOff} />`}
       </form>
       ${error && html`<p class="notice" role="alert">${error}</p>`}
       ${expected && document?.weights && expected !== document.weights && html`<${OtherWeights} expected=${expected} found=${document.weights} />`}
@@ -100,6 +102,11 @@ export default function Write({ model, query, setQuery, setText }) {
         <${About} model=${model} />
       </div>
     </div>`;
+}
+
+function SwitchedOff({ off, setOff }) {
+  return html`<p class="small soft">Switched off in the Look tab: ${off.join(", ")}.
+    <button type="button" class="quiet" onClick=${() => setOff([])}>All on</button></p>`;
 }
 
 function CopyLink({ disabled }) {
@@ -134,9 +141,10 @@ function About({ model }) {
 }
 
 /** Return what an address needs so that this text can be written again. */
-function linkOf(model, { prompt, settings, seed, weights }) {
+function linkOf(model, { prompt, off, settings, seed, weights }) {
   const asked = typeof prompt === "string" ? { prompt } : { tokens: prompt.join(".") };
-  return new URLSearchParams({ ...asked, ...settings, seed, model: model.id, weights });
+  const switched = off.length ? { off: off.join(",") } : {};
+  return new URLSearchParams({ ...asked, ...settings, ...switched, seed, model: model.id, weights });
 }
 
 /** Return the request in an address, or null. */
@@ -144,5 +152,6 @@ function requestOf(query) {
   const tokens = query.get("tokens");
   const prompt = tokens ? tokens.split(".").map(Number) : query.get("prompt");
   if (!prompt) return null;
-  return { prompt, settings: settingsOf(query), seed: Number(query.get("seed") ?? 0), weights: query.get("weights") ?? "" };
+  const off = (query.get("off") ?? "").split(",").filter(Boolean);
+  return { prompt, off, settings: settingsOf(query), seed: Number(query.get("seed") ?? 0), weights: query.get("weights") ?? "" };
 }

@@ -1,6 +1,6 @@
 // The panel of alternatives: what else could have come at a position, before and after the sampling rules.
 
-import { getJson } from "./api.js";
+import { getJson, switchedId } from "./api.js";
 import { html, useEffect, useState } from "./html.js";
 import { asFields } from "./write_settings.js";
 import { markOf, nameOf, percent, surprise, tokensOf } from "./write_document.js";
@@ -11,12 +11,12 @@ const SHOWN = 12;
 function useAlternatives(model, document, cells, position, settings) {
   const [found, setFound] = useState({ answer: null, error: "" });
   const { max_tokens, ...rules } = settings;
-  const key = JSON.stringify([position, rules, document.seed, document.promptTokens, cells[position].ids]);
+  const key = JSON.stringify([position, rules, document.off, document.seed, document.promptTokens, cells[position].ids]);
   useEffect(() => {
     const abort = new AbortController();
     const tokens = tokensOf(cells.slice(0, position));
     const body = {
-      model: model.id,
+      model: switchedId(model, document.off),
       prompt: tokens.slice(0, document.promptTokens),
       generated: tokens.slice(document.promptTokens),
       ...asFields(rules),

@@ -9,10 +9,11 @@ const BLOCK = 64;
  * Return an empty document for a request.
  *
  * `prompt` is what the server is asked to continue, text or token ids. `cells` are characters that are known already,
- * and `tokens` are their ids. `settings`, `seed` and `weights` (the hash) complete what decides the text.
+ * and `tokens` are their ids. `off` are the parts that are switched off. `settings`, `seed` and `weights` (the hash)
+ * complete what decides the text.
  */
-export function newDocument({ prompt, settings, seed, weights, cells = [] }) {
-  return { prompt, settings, seed, weights, blocks: inBlocks(cells), promptTokens: cells.flatMap(({ ids }) => ids).length, end: null };
+export function newDocument({ prompt, off, settings, seed, weights, cells = [] }) {
+  return { prompt, off, settings, seed, weights, blocks: inBlocks(cells), promptTokens: cells.flatMap(({ ids }) => ids).length, end: null };
 }
 
 function inBlocks(cells) {

@@ -1,6 +1,6 @@
 // Writing: requests to the server, the document that grows with the answer, and the documents before it for undo.
 
-import { events, getJson } from "./api.js";
+import { events, getJson, switchedId } from "./api.js";
 import { useEffect, useRef, useState } from "./html.js";
 import { asFields } from "./write_settings.js";
 import { CellReader, append, cellsOf, newDocument, textOf, tokensOf } from "./write_document.js";
@@ -45,8 +45,8 @@ export function useWriter(model, ended) {
     ...state,
     canUndo: past.current.length > 0,
     stop: () => abort.current?.abort(),
-    /** Write a new text. */
-    write: async (prompt, settings, seed) => {
+    /** Write a new text, without the parts in `off`. */
+    write: async (prompt, settings, seed, off) => {
       let cells = [];
       try {
         cells = await promptCells(model, prompt);
@@ -54,16 +54,16 @@ export function useWriter(model, ended) {
         setState((before) => ({ ...before, error: reason.message }));
         return;
       }
-      await run(newDocument({ prompt, settings, seed, cells }));
+      await run(newDocument({ prompt, off, settings, seed, cells }));
     },
     /** Continue after the cell before `position`, with an alternative or none, as a new request. */
-    branch: async (position, alternative, settings, seed) => {
+    branch: async (position, alternative, settings, seed, off) => {
       const cells = cellsOf(current.current).slice(0, position);
       if (alternative) cells.push({ text: alternative.text, ids: [alternative.id], logprob: Math.log(alternative.before), generated: true });
       const text = textOf(cells);
       const tokens = tokensOf(cells);
       const sameTokens = String((await tokenize(model, text)).tokens) === String(tokens);
-      await run(newDocument({ prompt: sameTokens ? text : tokens, settings, seed, cells }));
+      await run(newDocument({ prompt: sameTokens ? text : tokens, off, settings, seed, cells }));
     },
     undo: () => {
       if (!past.current.length) return;
@@ -81,7 +81,7 @@ export function useWriter(model, ended) {
 /** Yield the document after each event of its answer. */
 async function* answers(model, document, signal) {
   const body = {
-    model: model.id,
+    model: switchedId(model, document.off),
     prompt: document.prompt,
     ...asFields(document.settings),
     seed: document.seed,

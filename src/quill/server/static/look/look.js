@@ -1,26 +1,30 @@
 // The Look tab: what the model computes for a text, head by head and layer by layer, and what happens without a part.
 
 import { useAnswer, useSettled } from "../answers.js";
+import { switchedId } from "../api.js";
 import { html, useEffect, useMemo, useState } from "../html.js";
 import { Attribution, NextToken } from "./explain.js";
 import { Arcs } from "./arcs.js";
 import { Head } from "./head.js";
 import { Heads } from "./heads.js";
 import { Lens } from "./lens.js";
-import { Switches, switchedId } from "./switches.js";
+import { Switches } from "./switches.js";
 import { bytesOf } from "./maps.js";
 import { addStyles } from "../styles.js";
 
 await addStyles("look/look.css");
 
-export default function Look({ model, text: written, query, setQuery }) {
+export default function Look({ model, text: written, query, setQuery, off, setOff }) {
   const about = useAnswer("/api/look/model", { model: model.id });
   const [typed, setTyped] = useState(query.get("text") ?? written);
   const [head, setHead] = useState(query.get("head") ?? "0.0");
   const [kind, setKind] = useState("weights");
   const [token, setToken] = useState(Infinity);
-  const [off, setOff] = useState(() => (query.get("off") ?? "").split(",").filter(Boolean));
 
+  useEffect(() => {
+    const asked = query.get("off");
+    if (asked) setOff(asked.split(","));
+  }, []);
   useEffect(() => {
     if (written) setTyped(written);
   }, [written]);
@@ -31,7 +35,7 @@ export default function Look({ model, text: written, query, setQuery }) {
     const parameters = new URLSearchParams({ head });
     if (off.length) parameters.set("off", off.join(","));
     setQuery(parameters);
-  }, [head, off]);
+  }, [head, String(off)]);
 
   const text = useSettled(typed, 250);
   const question = text && { model: switchedId(model, off), text };

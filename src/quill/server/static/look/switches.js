@@ -1,14 +1,9 @@
 // Switches for the parts of the model, the loss that those cost which are off, and a text written without them.
 
-import { events } from "../api.js";
+import { events, switchedId } from "../api.js";
 import { useAnswer } from "../answers.js";
 import { html, useEffect, useRef, useState } from "../html.js";
 import { signed } from "./heads.js";
-
-/** Return the id of a model without some parts: the server makes it when it is asked for. */
-export function switchedId(model, off) {
-  return off.length ? `${model.id}~${off.join(",")}` : model.id;
-}
 
 export function Switches({ model, about, off, setOff, text }) {
   const { data: cost } = useAnswer("/api/switches/cost", off.length ? { model: model.id, off } : null);
@@ -41,6 +36,7 @@ export function Switches({ model, about, off, setOff, text }) {
         </div>
         <${Writing} model=${model} off=${off} text=${text} />
       </div>
+      <p class="soft small">The Write tab writes with the same parts.</p>
       <p role="status">${off.length ? (cost ? describe(cost) : "Measuring the loss…") : "All parts are on."}</p>
     </section>`;
 }
