@@ -20,6 +20,7 @@ const TABS = [
   ["write", "Write", () => import("./write.js")],
   ["look", "Look", () => import("./look/look.js")],
   ["watch", "Watch", () => import("./watch/watch.js")],
+  ["learn", "Learn", () => import("./learn/learn.js")],
 ];
 
 const NONE = [];
