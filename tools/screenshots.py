@@ -43,10 +43,20 @@ def write(page: Page, address: str) -> None:
     expect(page.get_by_role("table")).to_be_visible()
 
 
+def watch(page: Page, address: str) -> None:
+    """A run with a film, at a moment in the middle of its training."""
+    page.goto(f"{address}#watch")
+    slider = page.get_by_role("slider", name="Training time")
+    expect(slider).to_be_visible(timeout=120_000)
+    expect(page.get_by_role("listitem").filter(has_text="pairs counted")).to_be_visible(timeout=120_000)
+    slider.fill(str(int(slider.get_attribute("max") or 0) // 2))
+
+
 SHOTS = {
     "write": Shot(write),
     "write-dark": Shot(write, scheme="dark"),
     "write-narrow": Shot(write, size=(360, 720)),
+    "watch": Shot(watch, size=(1200, 1360)),
 }
 
 
