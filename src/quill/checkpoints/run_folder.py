@@ -158,8 +158,8 @@ def newest_run(folder: str | Path = ".") -> Path:
         raise CheckpointError(f"{folder} cannot be read ({error.strerror}): name the folder of a run") from error
     if not runs:
         raise CheckpointError(
-            "there is no trained model in this folder: name the folder of a run, or train one with "
-            "quill train --minutes=5"
+            "there is no trained model in this folder: name the folder of a run, train one with "
+            "quill train --minutes=5, or name tiny, the small model that comes with Quill"
         )
     return runs[0]
 

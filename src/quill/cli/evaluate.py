@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from quill.cli.arguments import Parser
-from quill.files import expand_home
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +49,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the loss of a model over a split, as text or as JSON."""
-    from quill.checkpoints.run_folder import load_checkpoint, newest_run
+    from quill.checkpoints.named import find_model
+    from quill.checkpoints.run_folder import load_checkpoint
     from quill.device import resolve_device
     from quill.engines.make import make_engine
     from quill.evaluation.split_loss import evaluate_split
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     require(1 <= arguments.batch_size <= 10**6, "batch_size", arguments.batch_size, "from 1 to 1000000")
     device = resolve_device(arguments.device)
-    out_dir = expand_home(arguments.out_dir) if arguments.out_dir else newest_run()
+    out_dir = find_model(arguments.out_dir or None)
     checkpoint = load_checkpoint(out_dir, device=device, checkpoint=arguments.checkpoint)
     quantization = arguments.quantization
     forward = scorer(make_engine(checkpoint.model, quantization=quantization)) if quantization else None

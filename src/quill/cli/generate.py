@@ -67,7 +67,11 @@ def add_arguments(parser: Parser) -> None:
         default="error",
         help="what to do with prompt characters outside the vocabulary",
     )
-    add("--out_dir", type=str, help="run to load; without it the newest run in this folder")
+    add(
+        "--out_dir",
+        type=str,
+        help="run to load, or tiny, the model that comes with Quill; by default the newest run in this folder",
+    )
     add(
         "--checkpoint",
         type=Literal["best", "last"],

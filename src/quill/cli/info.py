@@ -10,7 +10,7 @@ from pathlib import Path
 
 from quill.cli.arguments import Parser
 from quill.errors import CheckpointError
-from quill.files import expand_home, is_draft
+from quill.files import is_draft
 from quill.units import format_bytes
 
 ALTERED = "ALTERED"
@@ -22,16 +22,17 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--path",
         type=str,
-        help="a run, a checkpoint folder or a .safetensors file; by default the newest run in this folder",
+        help="a run, a checkpoint folder, a .safetensors file, or tiny; by default the newest run in this folder",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the contents; CheckpointError if the model cannot be read or a file was altered."""
-    from quill.checkpoints.run_folder import find_checkpoint, load_checkpoint, newest_run
+    from quill.checkpoints.named import find_model
+    from quill.checkpoints.run_folder import find_checkpoint, load_checkpoint
     from quill.model.config import architecture_of
 
-    path = expand_home(arguments.path) if arguments.path else newest_run()
+    path = find_model(arguments.path or None)
     is_run = (path / "checkpoints").is_dir()
     checkpoint = load_checkpoint(path)
     config = checkpoint.config

@@ -16,6 +16,7 @@ from quill.validation import require
 
 if TYPE_CHECKING:
     from quill.cli.arguments import Parser
+    from quill.server.served_models import ServedModel
 
 KEY_VARIABLE = "QUILL_API_KEY"
 SECONDS_TO_STOP = 2.5  # after which work that cannot be interrupted is given up
@@ -26,7 +27,11 @@ def add_arguments(parser: Parser) -> None:
     """Add the flags of `quill serve` to the parser."""
     parser.take_bare_word("out_dir")
     add = parser.add_argument
-    add("--out_dir", type=str, help="a run, a .safetensors file, or a folder of runs; by default this folder")
+    add(
+        "--out_dir",
+        type=str,
+        help="a run, a .safetensors file, a folder of runs, or tiny; by default this folder, and tiny if it has no run",
+    )
     add("--host", type=str, default="127.0.0.1", help="address to listen at; any but this machine's own needs a key")
     add("--port", type=int, default=8000, help="port to listen at; 0 is any free one")
     add(
@@ -73,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     def announce() -> None:
         models = [served.get(model_id) for model_id in served.ids()]
         for model in models:
-            note(f"{model.id}{': still training, served from its newest checkpoint' if model.training else ''}")
+            note(about(model))
         fragment = f"#key={key}" if key and KEY_VARIABLE not in os.environ else ""
         print(f"{address}{fragment}", flush=True)
 
@@ -86,6 +91,17 @@ def run(arguments: argparse.Namespace) -> int:
     with catch_interrupts(stop_in_time) as interrupted:
         run_app(app, opened, interrupted, announce)
     return 130 if interrupted() else 0
+
+
+def about(model: ServedModel) -> str:
+    """Return a line about a model: its id, and what a user may not expect of it."""
+    from quill.checkpoints.named import tiny_model
+
+    if model.training:
+        return f"{model.id}: still training, served from its newest checkpoint"
+    if model.folder == tiny_model():
+        return f"{model.id}: the small model that comes with Quill; train your own with quill train --minutes=5"
+    return model.id
 
 
 def note(text: str) -> None:

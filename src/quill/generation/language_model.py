@@ -19,7 +19,8 @@ import numpy as np
 
 from quill.checkpoints.format import Checkpoint
 from quill.checkpoints.model_file import checked_path, save_model
-from quill.checkpoints.run_folder import load_checkpoint, newest_run
+from quill.checkpoints.named import find_model
+from quill.checkpoints.run_folder import load_checkpoint
 from quill.device import means_cpu, resolve_device
 from quill.engines.make import ENGINES, QUANTIZATIONS, device_of, how_many_slots, make_engine
 from quill.engines.request import MOST_SAMPLES, TokenEvent, whole_number
@@ -267,6 +268,7 @@ def load(
 ) -> LanguageModel:
     """Load a trained model from a run directory, a checkpoint folder or a .safetensors file, by default the newest run.
 
+    "tiny" is a small model that comes with Quill, unless this folder has a file or folder of that name.
     `checkpoint` selects one of a run: the best has the lowest validation loss. `engine` is auto, torch, numba or cuda.
     `quantization="int8"` rounds the weights to 8 bits: a quarter of the memory, faster, slightly higher loss. A model
     that cannot be read is a CheckpointError.
@@ -279,8 +281,7 @@ def load(
     require(quantization in QUANTIZATIONS, "quantization", quantization, "None or 'int8'")
     require(checkpoint in ("best", "last"), "checkpoint", checkpoint, "'best' or 'last'")
     require(isinstance(device, str), "device", device, "the name of a device, such as 'cpu' or 'cuda'")
-    folder = newest_run() if path is None else checked_path(path)
-    loaded = load_checkpoint(folder, "cpu" if means_cpu(device) else resolve_device(device), checkpoint)
+    loaded = load_checkpoint(find_model(path), "cpu" if means_cpu(device) else resolve_device(device), checkpoint)
     return LanguageModel(loaded, loaded.tokenizer, engine=engine, quantization=quantization, on_status=on_status)
 
 

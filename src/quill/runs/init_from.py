@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from quill.checkpoints.named import find_model
 from quill.checkpoints.run_folder import load_checkpoint
 from quill.errors import ConfigError
 from quill.model.config import ModelConfig, ModernConfig, architecture_of
@@ -29,7 +30,7 @@ FREE = ("dropout", "ngram_dropout")
 
 def shape_of(init_from: str) -> Settings:
     """Return the settings of a trained model's shape."""
-    config = load_checkpoint(Path(init_from)).config
+    config = load_checkpoint(find_model(init_from)).config
     kind = architecture_of(config)
     return {"architecture": kind} | {name: getattr(config, name) for name in SHAPES[kind]}
 
@@ -56,7 +57,7 @@ def tokenizer_for(settings: Settings, text: str | None, resume: bool) -> str | T
         return settings["tokenizer"]
     if resume:
         return load_checkpoint(Path(settings["out_dir"]), checkpoint="last").tokenizer
-    tokenizer = load_checkpoint(Path(settings["init_from"])).tokenizer
+    tokenizer = load_checkpoint(find_model(settings["init_from"])).tokenizer
     if settings["vocab"] == "same":
         return tokenizer
     from quill.data.corpus import find_corpus
@@ -74,7 +75,7 @@ def initializer(
     """Return a function that copies the weights of the `init_from` model into a new model; None without `init_from`."""
     if settings["init_from"] is None:
         return None
-    checkpoint = load_checkpoint(Path(settings["init_from"]))
+    checkpoint = load_checkpoint(find_model(settings["init_from"]))
     return lambda model: copy_weights(checkpoint, model, tokenizer, warn)
 
 

@@ -16,10 +16,10 @@ from typing import Literal
 from quill.checkpoints.format import Checkpoint
 from quill.checkpoints.index import index_file
 from quill.checkpoints.lock import is_locked
+from quill.checkpoints.named import TINY, find_model, tiny_model
 from quill.checkpoints.run_folder import load_checkpoint, newest_run, runs_in
 from quill.device import means_cpu, resolve_device
 from quill.errors import CheckpointError
-from quill.files import expand_home
 from quill.generation.batch_generator import BatchGenerator
 from quill.generation.language_model import LanguageModel
 from quill.process import lock_freed_by_fork
@@ -127,11 +127,15 @@ class SwitchedModel(ServedModel):
 
 
 class ServedModels:
-    """All models of a server: one run, checkpoint or file, or every run in a folder. The newest is the default."""
+    """All models of a server: one run, checkpoint or file, or every run in a folder. The newest is the default.
+
+    Without a path these are the runs in the current folder, and `tiny` as long as there is none.
+    """
 
     def __init__(self, path: str | Path | None = None, how: EngineSettings | None = None) -> None:
         self._how = how or EngineSettings()
-        self._path = expand_home(path) if path is not None else Path()
+        self._path = Path() if path is None else find_model(path)
+        self._falls_back_to_tiny = path is None
         self._models: dict[str, tuple[object, ServedModel]] = {}
         self._switched: dict[str, SwitchedModel] = {}  # the one used last at the end
         self._lock = threading.Lock()
@@ -197,9 +201,10 @@ class ServedModels:
         if path.is_file() or (path / "checkpoints").is_dir() or (path / "model.safetensors").is_file():
             return {_name_of(path): path}
         try:
-            return {_name_of(run): run for run in runs_in(path)}
+            runs = {_name_of(run): run for run in runs_in(path)}
         except OSError:
-            return {}
+            runs = {}
+        return runs or ({TINY: tiny_model()} if self._falls_back_to_tiny else {})
 
 
 def _name_of(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from quill.cli.lab.views import NOT_IN_ALL, VIEWS, Look, view
@@ -23,7 +24,7 @@ def add_arguments(parser: Parser) -> None:
     """Add the flags of `quill inspect` to the parser."""
     parser.take_bare_word("out_dir")
     add = parser.add_argument
-    add("--out_dir", type=str, help="the run to look at; by default the newest run in this folder")
+    add("--out_dir", type=str, help="the run to look at, or tiny; by default the newest run in this folder")
     add("--prompt", type=str, help="the text to look at; by default the first characters of the run's validation split")
     listed = "; ".join(f"{name}: {text}" for name, (_, text) in VIEWS.items())
     add("--show", type=Literal[(*VIEWS, "all")], default="attention", help=f"{listed}; all: one after the other")
@@ -55,13 +56,18 @@ def add_arguments(parser: Parser) -> None:
     add("--seed", type=int, default=0, help="decides every random choice")
     add("--checkpoint", type=Literal["best", "last"], default="best", help="which checkpoint of the run")
     add("--device", type=str, default="cpu", help="auto, cpu, cuda, cuda:1 or mps")
-    add("--to", type=str, help="folder for the files; by default the folder inspect in the run")
+    add(
+        "--to",
+        type=str,
+        help="folder for the files; by default the folder inspect in the run, and for tiny in this folder",
+    )
     add("--json", action="store_true", help="print the numbers as JSON and write no file")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Compute a view of a run, write its files, and print where they are."""
-    from quill.checkpoints.run_folder import load_checkpoint, newest_run, require_folder
+    from quill.checkpoints.named import find_model, tiny_model
+    from quill.checkpoints.run_folder import load_checkpoint, require_folder
     from quill.device import resolve_device
     from quill.lab.subject import ModelAndTokenizer
     from quill.tracking.phase_display import PhaseDisplay
@@ -72,10 +78,11 @@ def run(arguments: argparse.Namespace) -> int:
     require(2 <= arguments.windows <= 10**4, "windows", arguments.windows, "from 2 to 10000")
     if arguments.json and arguments.show == "all":
         raise ConfigError("json prints one view: choose one by --show")
-    folder = expand_home(arguments.out_dir) if arguments.out_dir else newest_run()
+    folder = find_model(arguments.out_dir or None)
     checkpoint = load_checkpoint(folder, resolve_device(arguments.device), arguments.checkpoint)
     subject = ModelAndTokenizer(checkpoint.model, checkpoint.tokenizer)
     root = folder if folder.is_dir() else folder.parent
+    root = Path() if root == tiny_model() else root  # no command writes into the package
     target = expand_home(arguments.to) if arguments.to else root / "inspect"
     if not arguments.json:
         require_folder(target)
