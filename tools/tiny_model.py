@@ -2,12 +2,13 @@
 
     python tools/tiny_model.py
 
-The run is kept in out-tiny. The model is that of its best checkpoint, with its weights rounded to float16. README.md beside
-it states how it was made and what was measured.
+The run is kept in out-tiny. The model is that of its best checkpoint, with its weights rounded to float16. README.md
+beside it states how it was made and what was measured.
 """
 
 from __future__ import annotations
 
+import importlib
 import platform
 import shutil
 import sys
@@ -31,9 +32,9 @@ LARGEST = 2_000_000  # bytes
 README = """\
 # The model `tiny`
 
-A small GPT that comes with Quill, so that `quill generate --out_dir=tiny` and `quill serve` write at once after the installation.
-`quill generate --out_dir=tiny --prompt="ROMEO:"` writes in the manner of Shakespeare, in single characters. It is for trying things
-out: it has no knowledge and follows no instructions.
+A small GPT that comes with Quill, so that `quill generate --out_dir=tiny` and `quill serve` write at once after the
+installation. It writes in the manner of Shakespeare, character by character. It is for trying things out: it has no
+knowledge and follows no instructions.
 
 | | |
 |---|---|
@@ -50,7 +51,7 @@ out: it has no knowledge and follows no instructions.
 | curve | `metrics.jsonl`, the events of the run |
 
 It may be used under the licence of Quill.
-"""
+"""  # noqa: E501
 
 
 def main() -> int:
@@ -104,9 +105,7 @@ def write_package(out_dir: Path, settings: dict[str, Any]) -> None:
 def processor() -> str:
     """Return the name of the processor and the number of its cores."""
     sys.path.insert(0, str(RECIPE.parent.parent / "benchmarks"))
-    from measure import hardware
-
-    facts = hardware()
+    facts = importlib.import_module("measure").hardware()
     return f"{facts['processor']}, {facts['cores']} cores, Python {platform.python_version()}"
 
 

@@ -70,7 +70,7 @@ def add_arguments(parser: Parser) -> None:
     add(
         "--out_dir",
         type=str,
-        help="run to load, or tiny, the model that comes with Quill; by default the newest run in this folder",
+        help="run to load, or tiny, the small model that comes with Quill; without it the newest run in this folder",
     )
     add(
         "--checkpoint",

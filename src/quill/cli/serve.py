@@ -30,7 +30,7 @@ def add_arguments(parser: Parser) -> None:
     add(
         "--out_dir",
         type=str,
-        help="a run, a .safetensors file, a folder of runs, or tiny; by default this folder, and tiny if it has no run",
+        help="a run, a .safetensors file, a folder of runs, or tiny; by default this folder, or tiny if it has no run",
     )
     add("--host", type=str, default="127.0.0.1", help="address to listen at; any but this machine's own needs a key")
     add("--port", type=int, default=8000, help="port to listen at; 0 is any free one")

@@ -59,7 +59,7 @@ def add_arguments(parser: Parser) -> None:
     add(
         "--to",
         type=str,
-        help="folder for the files; by default the folder inspect in the run, and for tiny in this folder",
+        help="folder for the files; by default inspect in the run, for tiny in this folder",
     )
     add("--json", action="store_true", help="print the numbers as JSON and write no file")
 
