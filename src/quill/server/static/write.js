@@ -92,7 +92,7 @@ export default function Write({ model, query, setQuery, setText, off, setOff }) 
           ? html`<${Text} ...${{ document, active, setActive, enter, undo, running }} /><${Legend} />`
           : html`<p class="soft empty">The text appears here, one character at a time. Its colour says how much each
             character surprised the model. Choose a character to see what else could have come.</p>`}
-        <p class="hidden-text" role="status">${document && !running ? "The text is complete." : ""}</p>
+        <p class="hidden-text" role="status">${document && !running && !error ? "The text is complete." : ""}</p>
         ${document && html`<${PlainText} document=${document} />`}
       </section>
       <div class="side">

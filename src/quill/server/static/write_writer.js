@@ -41,17 +41,26 @@ export function useWriter(model, ended) {
     if (mine === abort.current && !error) ended(document);
   };
 
+  /** Show that a request is on its way: its prompt becomes tokens first. */
+  const start = () => {
+    abort.current?.abort();
+    abort.current = null;
+    setState((before) => ({ ...before, running: true, error: "" }));
+  };
+  const fail = (reason) => setState((before) => ({ ...before, running: false, error: reason.message }));
+
   return {
     ...state,
     canUndo: past.current.length > 0,
     stop: () => abort.current?.abort(),
     /** Write a new text, without the parts in `off`. */
     write: async (prompt, settings, seed, off) => {
+      start();
       let cells = [];
       try {
         cells = await promptCells(model, prompt);
       } catch (reason) {
-        setState((before) => ({ ...before, error: reason.message }));
+        fail(reason);
         return;
       }
       await run(newDocument({ prompt, off, settings, seed, cells }));
@@ -62,7 +71,14 @@ export function useWriter(model, ended) {
       if (alternative) cells.push({ text: alternative.text, ids: [alternative.id], logprob: Math.log(alternative.before), generated: true });
       const text = textOf(cells);
       const tokens = tokensOf(cells);
-      const sameTokens = String((await tokenize(model, text)).tokens) === String(tokens);
+      start();
+      let sameTokens = false;
+      try {
+        sameTokens = String((await tokenize(model, text)).tokens) === String(tokens);
+      } catch (reason) {
+        fail(reason);
+        return;
+      }
       await run(newDocument({ prompt: sameTokens ? text : tokens, off, settings, seed, cells }));
     },
     undo: () => {
