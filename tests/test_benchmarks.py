@@ -11,6 +11,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 MINIATURES = {
+    "distributed.py": (["--runs=1", "--steps=1", "--preset=laptop", "--batch_size=4"], "2 processes of 1 thread, FSDP"),
     "estimate.py": (["--only=laptop, batch 128", "--memory"], "Predicted and measured"),
     "estimate_processes.py": (["--only=laptop, 2 processes", "--steps=3"], "Several processes, predicted and measured"),
     "generation.py": (["--runs=1", "--only=prefill,memory"], "memory: the weights of one token"),

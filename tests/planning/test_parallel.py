@@ -63,6 +63,24 @@ def test_every_micro_batch_gathers_weights_and_the_last_one_sends_gradients() ->
     assert ddp[0] == ddp[1]
 
 
+def test_sharding_divides_all_but_tables_with_sparse_gradients_and_gradients_that_are_added_up() -> None:
+    ddp, fsdp = process_cost(MUON, 4, "ddp"), process_cost(MUON, 4, "fsdp")
+    tables, rows = sparse_bytes(MUON), 2 * 4 * (97 + 97)
+    assert fsdp.weights == tables + math.ceil((ddp.weights - tables) / 4)
+    assert fsdp.optimizer == rows + math.ceil((ddp.optimizer - rows) / 4)
+    assert fsdp.gradients == math.ceil(ddp.gradients / 4)
+    accumulating = MUON.change(gradient_accumulation_steps=2)
+    assert process_cost(accumulating, 4, "fsdp").gradients == process_cost(accumulating, 4, "ddp").gradients
+    dense = MUON.change(device=torch.device("cuda"))
+    assert process_cost(dense, 4, "fsdp").weights == math.ceil(ddp.weights / 4)
+
+
+def test_sharded_matrices_travel_to_the_process_that_orthogonalizes_them_and_back() -> None:
+    matrices = 12 * 4 * 16 * 16 + 2 * 3 * 4 * 4 * 16 * 16
+    for W in (2, 4):
+        assert process_cost(MUON, W, "fsdp").sent_updates == round(2 * (W - 1) / W * matrices / W)
+
+
 @pytest.mark.parametrize("shape", [SHAPE, TABLES])
 def test_weights_are_outside_the_blocks_or_in_one(shape: GPTConfig | ModernConfig) -> None:
     with torch.device("meta"):

@@ -12,12 +12,12 @@ import dataclasses
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from quill.cli.arguments import Parser, add_configuration, settings_of
 from quill.files import expand_home
 from quill.planning.gpus import GPU, GPUS, find_gpu
-from quill.runs.settings import FIELDS, build_configs
+from quill.runs.settings import build_configs
 from quill.validation import require
 
 if TYPE_CHECKING:
@@ -42,13 +42,6 @@ def add_arguments(parser: Parser) -> None:
         help=f"auto, cpu, cuda, cuda:1 or mps to measure on this machine; to compute without one: {', '.join(GPUS)}",
         group="the run",
     )
-    if "parallel" not in FIELDS:
-        parser.add_argument(
-            "--parallel",
-            type=Literal["ddp", "fsdp"],
-            default="ddp",
-            help="ddp: every process has all weights; fsdp: weights, gradients and optimizer state are divided",
-        )
     add_configuration(parser)
 
 

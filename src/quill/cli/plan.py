@@ -37,7 +37,7 @@ def compute_plan(
     `on_progress` is called with the name of each phase and the completed share of the work.
     """
     model, config, settings = configs
-    world_size, parallel = arguments.world_size, arguments.parallel
+    world_size, parallel = arguments.world_size, settings.parallel
     run = PlannedRun(model, config, resolve(settings) if gpu is None else context_of(settings))
     on_progress("tracing the memory of a step", 0.0)
     cost = process_cost(run, world_size, parallel)
@@ -59,7 +59,7 @@ def compute_plan(
     facts |= {"sent_bytes": cost.sent, "step": dataclasses.asdict(step), "fits": step.fits}
     facts |= {"run_seconds": config.max_iters * step.seconds, "assumptions": ASSUMPTIONS}
     facts["expected"] = {size: dataclasses.asdict(each) if each else None for size, each in rows}
-    compiled = ", compiled" if compiles(run, world_size) else ""
+    compiled = ", compiled" if compiles(run, world_size, parallel) else ""
     enough = "fits" if step.fits else "does not fit"
     network = (
         f"{gpu.network / 1e9:g} GB/s from a node" if gpu.network else "no network of its vendor, so 100 Gbit/s a node"

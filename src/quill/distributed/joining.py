@@ -27,6 +27,8 @@ JOIN_SECONDS = 120.0
 """Longest wait for the other processes at the start."""
 WAIT_SECONDS = 1800.0
 """Longest wait for another process during a run: rank 0 may prepare a text, evaluate, or save meanwhile."""
+SECONDS_TO_FREE = 0.05
+"""Pause after the last collective of a run."""
 LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Timed out waiting", "TCPStore")
 """Words in the errors of PyTorch when another process is gone or does not answer."""
 
@@ -77,6 +79,9 @@ def joined(ranks: Ranks, flags: Mapping[str, str], seconds: float = JOIN_SECONDS
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+            # A thread of gloo may still have to free the tensors of the last collective, for which it needs Python. If
+            # Python ended first, the process would abort (PyTorch 2.13; with FSDP, whose mesh keeps the threads).
+            time.sleep(SECONDS_TO_FREE)
         if failed and ranks.rank == 0 and not _agent_has_store():
             _await_reports(store, ranks.world_size)
 

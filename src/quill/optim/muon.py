@@ -29,6 +29,9 @@ POLAR_EXPRESS = (
 )
 
 
+MOMENTUM = 0.95
+
+
 def muon_update(
     weights: Sequence[Tensor],
     gradients: Sequence[Tensor],
@@ -36,7 +39,7 @@ def muon_update(
     *,
     lr: float | Tensor,
     weight_decay: float,
-    momentum: float = 0.95,
+    momentum: float = MOMENTUM,
     orthogonalized: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
     """Update matrices and their momenta in place by one step. `lr` may be a float32 tensor on the device.
@@ -58,6 +61,19 @@ def muon_update(
                 weight.addcmul_(update, scale, value=-1)
             else:
                 weight.add_(update, alpha=-scale)
+
+
+def scaled_updates(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Return √max(1, rows / columns) times the orthogonal factor of each matrix; those of one shape share products."""
+    by_shape: dict[torch.Size, list[int]] = defaultdict(list)
+    for index, matrix in enumerate(matrices):
+        by_shape[matrix.shape].append(index)
+    updates = list(matrices)
+    for (rows, columns), indices in by_shape.items():
+        updates_NRC = orthogonalize(torch.stack([matrices[index] for index in indices]))
+        for index, update in zip(indices, updates_NRC, strict=True):
+            updates[index] = update * math.sqrt(max(1, rows / columns))
+    return updates
 
 
 def orthogonalize(matrices_NRC: Tensor) -> Tensor:

@@ -7,20 +7,38 @@ torch.optim.Optimizer, because that one imports PyTorch's compiler at its first 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from quill.optim.muon import muon_update, orthogonalize
+from quill.optim.muon import MOMENTUM, muon_update, orthogonalize, scaled_updates
 from quill.optim.rowwise_adam import rowwise_adam_update
 
 EPS = 1e-8
 
 KEYS_IN_FORMAT_1 = {"row_moments": "readings"}
 """Keys of optimizer state that have another name in checkpoints of format 1."""
+
+
+class Shards(Protocol):
+    """Weights of which each process has some rows (acceleration/fully_sharded.py)."""
+
+    def local(self, tensor: Tensor) -> Tensor:
+        """Return this process's rows of a weight or gradient."""
+        ...
+
+    def at_owners(
+        self,
+        names: Sequence[str],
+        weights: Sequence[Tensor],
+        rows: Sequence[Tensor],
+        update: Callable[[Sequence[str], Sequence[Tensor]], Sequence[Tensor]],
+    ) -> list[Tensor]:
+        """Return this process's rows of `update` of the whole matrices, given its rows of them."""
+        ...
 
 
 class Optimizer:
@@ -36,6 +54,8 @@ class Optimizer:
         self.state: dict[nn.Parameter, dict[str, Tensor]] = defaultdict(dict)
         self.orthogonalize: Callable[[Tensor], Tensor] = orthogonalize
         """how Muon's updates are orthogonalized: here, or shared out among processes"""
+        self.shards: Shards | None = None
+        """given if each process updates its own rows of the weights; state is then that of these rows"""
 
     @torch.no_grad()
     def step(self) -> None:
@@ -44,9 +64,12 @@ class Optimizer:
             named = [(n, w) for n, w in zip(group["names"], group["params"], strict=True) if w.grad is not None]
             if not named:
                 continue
-            weights, gradients = [weight for _, weight in named], [weight.grad for _, weight in named]
-            state = [self.state_of(weight, group["kind"]) for weight in weights]
-            if group["kind"] == "muon":
+            state = [self.state_of(weight, group["kind"]) for _, weight in named]
+            weights = [self.local(weight) for _, weight in named]
+            gradients = [self.local(weight.grad) for _, weight in named]
+            if group["kind"] == "muon" and self.shards is not None:
+                self._sharded_muon_update(named, gradients, [each["momentum"] for each in state], group)
+            elif group["kind"] == "muon":
                 names, momenta = [name for name, _ in named], [each["momentum"] for each in state]
                 matrices = (split_qkv(names, tensors) for tensors in (weights, gradients, momenta))
                 settings = {"lr": group["lr"], "weight_decay": group["weight_decay"]}
@@ -69,14 +92,14 @@ class Optimizer:
 
     def _adamw_update(
         self,
-        weights: list[nn.Parameter],
+        weights: list[Tensor],
         gradients: list[Tensor],
         state: list[dict[str, Tensor]],
         group: dict[str, Any],
     ) -> None:
         """Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2."""
         adamw(
-            weights,  # type: ignore[arg-type]
+            weights,
             gradients,
             [each["exp_avg"] for each in state],
             [each["exp_avg_sq"] for each in state],
@@ -93,16 +116,37 @@ class Optimizer:
             maximize=False,
         )
 
+    def _sharded_muon_update(
+        self,
+        named: list[tuple[str, nn.Parameter]],
+        gradients: list[Tensor],
+        momenta: list[Tensor],
+        group: dict[str, Any],
+    ) -> None:
+        """Update this process's rows as `muon_update` does. Only orthogonalization needs whole matrices."""
+        assert self.shards is not None
+        for gradient, momentum in zip(gradients, momenta, strict=True):
+            momentum.lerp_(gradient, 1 - MOMENTUM)
+            gradient.lerp_(momentum, MOMENTUM)
+        names, weights = [name for name, _ in named], [weight for _, weight in named]
+        updates = self.shards.at_owners(names, weights, gradients, whole_updates)
+        for weight, update in zip(weights, updates, strict=True):
+            self.local(weight).mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+
+    def local(self, tensor: Tensor) -> Tensor:
+        """Return the rows of a weight or gradient that this process updates: all of them unless it has shards."""
+        return tensor if self.shards is None else self.shards.local(tensor)
+
     def state_of(self, weight: nn.Parameter, kind: str) -> dict[str, Tensor]:
         """Return the state of a parameter: zeros before its first update."""
         state = self.state[weight]
         for key in state_keys(kind):
             if key not in state:
-                state[key] = torch.zeros(state_shape(key, weight), device=weight.device)
+                state[key] = torch.zeros(state_shape(key, self.local(weight)), device=weight.device)
         return state
 
 
-def split_qkv(names: list[str], matrices: list[Tensor]) -> list[Tensor]:
+def split_qkv(names: Sequence[str], matrices: Sequence[Tensor]) -> list[Tensor]:
     """Return the matrices with each query-key-value projection split into its three, as views."""
     split: list[Tensor] = []
     for name, matrix in zip(names, matrices, strict=True):
@@ -110,6 +154,15 @@ def split_qkv(names: list[str], matrices: list[Tensor]) -> list[Tensor]:
         stacked = name.endswith("query_key_value.weight")
         split += matrix.split([columns, *2 * [(rows - columns) // 2]]) if stacked else [matrix]
     return split
+
+
+def whole_updates(names: Sequence[str], matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Return Muon's update of each weight, without the learning rate; a stacked projection has three."""
+    updates = [torch.empty_like(matrix) for matrix in matrices]
+    split = scaled_updates(split_qkv(names, matrices))
+    for target, update in zip(split_qkv(names, updates), split, strict=True):
+        target.copy_(update)
+    return updates
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:

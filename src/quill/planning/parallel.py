@@ -46,7 +46,7 @@ class ProcessCost:
     sent_weights: int
     """all-gathers of FSDP"""
     sent_updates: int
-    """all-gather of Muon's updates, each computed in one process"""
+    """Muon's updates, each computed in one process: all-gather of them (DDP), or all-to-all of matrices and back"""
 
     @property
     def peak(self) -> int:
@@ -88,21 +88,28 @@ def process_cost(run: PlannedRun, world_size: int, parallel: Parallel = "ddp") -
     without = trace_process(smallest, W)
     hidden = without.activations - kept * (without.weights - sparse_bytes(smallest))
     activations = cost.activations - kept * dense
-    share = W if parallel == "fsdp" else 1
-    outside, block = group_bytes(run)
+    sparse_rows = (W - 1) * sparse_rows_bytes(run, W)
     split = (W - 1) / W
     if parallel == "fsdp" and W > 1:
+        micro_batches = run.config.gradient_accumulation_steps
+        outside, block = group_bytes(run)
+        outside -= sparse_bytes(run)  # tables with sparse gradients are whole in every process
         # The weights of two blocks and the gradients of two are whole at a time: one at work, one being exchanged.
         gathered = 2 * outside + 4 * block
-        gathers = run.config.gradient_accumulation_steps * (outside + 2 * (cost.weights - outside))
-        sent = (split * cost.weights, split * gathers, 0)
+        gathers = micro_batches * (outside + 2 * (dense - outside))
+        sent = (split * dense + sparse_rows, split * gathers, muon_bytes(run, W, parallel))
+        weights, optimizer = sparse_bytes(run), sparse_state_bytes(run)
+        weights += math.ceil(dense / W)
+        optimizer += math.ceil((cost.optimizer - optimizer) / W)
+        gradients = dense if micro_batches > 1 else math.ceil(dense / W)  # added up whole, and exchanged once a step
     else:
-        gathered = 0
-        sent = (2 * split * dense + (W - 1) * sparse_rows_bytes(run, W), 0, muon_bytes(run, W))
+        gathered, gradients = 0, kept * dense
+        weights, optimizer = cost.weights, cost.optimizer
+        sent = (2 * split * dense + sparse_rows, 0, muon_bytes(run, W))
     return ProcessCost(
-        weights=math.ceil(cost.weights / share),
-        gradients=math.ceil(kept * dense / share),
-        optimizer=math.ceil(cost.optimizer / share),
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
         gathered=gathered,
         activations=min(activations, hidden),
         logits=max(0, activations - hidden),
@@ -133,6 +140,13 @@ def sparse_bytes(run: PlannedRun) -> int:
     return FLOAT32 * sum(run.model.ngram_sizes) * run.model.n_embd
 
 
+def sparse_state_bytes(run: PlannedRun) -> int:
+    """Return the bytes of the optimizer state of these tables: two numbers a row."""
+    if not isinstance(run.model, ModernConfig) or not has_sparse_gradients(run):
+        return 0
+    return 2 * FLOAT32 * sum(run.model.ngram_sizes)
+
+
 def has_sparse_gradients(run: PlannedRun) -> bool:
     """Return whether gradients of n-gram tables are sparse, as acceleration/apply.py decides."""
     return has_ngram_updates(run.config) and run.context.device.type == "cpu" and run.context.compile is not True
@@ -147,11 +161,11 @@ def sparse_rows_bytes(run: PlannedRun, world_size: int) -> int:
     return sum(min(tokens, rows) for rows in run.model.ngram_sizes) * (FLOAT32 * run.model.n_embd + 8)
 
 
-def muon_bytes(run: PlannedRun, world_size: int) -> int:
+def muon_bytes(run: PlannedRun, world_size: int, parallel: Parallel = "ddp") -> int:
     """Return the bytes of orthogonalized updates that a process sends to the others; 0 without Muon.
 
     The matrices of one shape are divided among processes (optim/muon.py). Queries, keys and values are matrices of
-    their own.
+    their own. With FSDP a process sends its rows of the matrices that others compute, and the others' rows of its own.
     """
     if run.config.optimizer != "muon" or world_size == 1:
         return 0
@@ -162,5 +176,8 @@ def muon_bytes(run: PlannedRun, world_size: int) -> int:
             stacked = name.endswith("query_key_value.weight")
             parts = [columns, *2 * [(rows - columns) // 2]] if stacked else [rows]
             counts.update((part, columns) for part in parts)
+    if parallel == "fsdp":
+        matrices = run.model.n_layer * sum(n * math.prod(shape) for shape, n in counts.items())
+        return round(2 * (world_size - 1) / world_size**2 * FLOAT32 * matrices)
     shares = (math.ceil(run.model.n_layer * n / world_size) * math.prod(shape) for shape, n in counts.items())
     return (world_size - 1) * FLOAT32 * sum(shares)

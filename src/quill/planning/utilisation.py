@@ -61,7 +61,7 @@ def expect_step(run: PlannedRun, gpu: GPU, world_size: int, parallel: Parallel =
     """Return what a step of this run is expected to need on each of `world_size` GPUs."""
     config, shape, part = run.config, run.model, part_of_run(run, world_size)
     cost, traced = process_cost(run, world_size, parallel), trace_process(run, world_size)
-    compiled = compiles(run, world_size)
+    compiled = compiles(run, world_size, parallel)
     repeats = config.gradient_accumulation_steps
     bytes_moved = TRAFFIC[architecture_of(shape), compiled] * shape.n_layer * shape.n_embd
     bytes_moved = part.tokens_per_micro_batch * (bytes_moved + LOGIT_TRAFFIC * shape.vocab_size)
@@ -88,8 +88,10 @@ def expect_step(run: PlannedRun, gpu: GPU, world_size: int, parallel: Parallel =
     )
 
 
-def compiles(run: PlannedRun, world_size: int) -> bool:
-    """Return whether the model is compiled: with `auto`, where a step cannot be captured as a CUDA graph."""
+def compiles(run: PlannedRun, world_size: int, parallel: Parallel = "ddp") -> bool:
+    """Return whether the model is compiled: with `auto`, where steps are not CUDA graphs; never with FSDP."""
+    if parallel == "fsdp" and world_size > 1:
+        return False
     captured = world_size == 1 and not run.context.gradient_checkpointing
     return run.context.compile is True or (run.context.compile == "auto" and not captured)
 

@@ -18,7 +18,7 @@ from quill.training.config import FREE_ON_RESUME
 # Settings that may change when a run is resumed: its length, speed, logging and paths; never the model or its text.
 RESUMABLE = FREE_ON_RESUME | {
     "out_dir", "data_dir", "dataset", "log_interval", "sample_tokens", "device", "dtype", "compile",
-    "gradient_checkpointing", "tensorboard", "film",
+    "gradient_checkpointing", "parallel", "tensorboard", "film",
 }  # fmt: skip
 
 

@@ -67,6 +67,7 @@ def resolve(run: RunSettings, group: Group = ALONE) -> RunContext:
         gradient_checkpointing=run.gradient_checkpointing,
         log_interval=run.log_interval,
         group=group,
+        parallel=run.parallel,
     )
 
 

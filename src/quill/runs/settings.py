@@ -49,6 +49,9 @@ class RunSettings:
     (float16, gradient checkpointing, a text too large for the GPU). If it fails there is one warning"""
     gradient_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, about a third more time"""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """what each of several processes (torchrun) keeps: ddp the whole model, fsdp a part of all weights, gradients and
+    optimizer state, which needs less memory and sends more"""
     tensorboard: bool = False
     """also write TensorBoard event files into out_dir"""
     film: bool = False

@@ -10,6 +10,7 @@ import torch
 
 from quill.device import resolve_device, resolve_dtype
 from quill.distributed.group import ALONE, Group
+from quill.errors import ConfigError
 from quill.files import expand_home
 
 
@@ -30,6 +31,8 @@ class RunContext:
     """steps between `step` events"""
     group: Group = ALONE
     """the processes of the run"""
+    sharded: bool = False
+    """whether each of several processes has some rows of every weight (parallel=fsdp)"""
 
     @property
     def autocast(self) -> torch.autocast:
@@ -51,9 +54,18 @@ def resolve_context(
     gradient_checkpointing: bool = False,
     log_interval: int = 10,
     group: Group = ALONE,
+    parallel: Literal["ddp", "fsdp"] = "ddp",
 ) -> RunContext:
-    """Return the context of a run from its settings; ConfigError for an unavailable device or number format."""
+    """Return the context of a run from its settings.
+
+    An unavailable device or number format, or a setting that parallel=fsdp excludes, is a ConfigError.
+    """
     where = resolve_device(group.select_device(device))
+    format, sharded = resolve_dtype(dtype, where), parallel == "fsdp" and not group.alone
+    if sharded and format == torch.float16:
+        raise ConfigError("dtype=float16 is not possible with parallel=fsdp: use bfloat16 or float32")
+    if sharded and compile is True:
+        raise ConfigError("compile=True is not possible with parallel=fsdp: leave it out, or use parallel=ddp")
     return RunContext(
-        expand_home(out_dir), where, resolve_dtype(dtype, where), compile, gradient_checkpointing, log_interval, group
+        expand_home(out_dir), where, format, compile, gradient_checkpointing, log_interval, group, sharded
     )

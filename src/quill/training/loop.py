@@ -25,8 +25,16 @@ from quill.training.context import RunContext
 from quill.training.evaluator import Evaluator, Interrupted, Sample
 from quill.training.events import Report, TrainResult, describe_start
 from quill.training.schedule import learning_rate_schedule
-from quill.training.setup import Initialize, abandon_step, build_session, build_step, rng_state
-from quill.training.state import Progress, restore_training, share_training, training_state
+from quill.training.setup import (
+    Initialize,
+    abandon_step,
+    build_session,
+    build_step,
+    rng_state,
+    shard_session,
+    whole_model,
+)
+from quill.training.state import Progress, own_state, restore_training, share_training, training_state
 
 LONGEST_INTERVAL = 10_000  # steps whose losses are kept on the device
 
@@ -78,12 +86,13 @@ def train(
 
         session = build_session(model_config, config, context, initialize, warn)
         model, optimizer, scaler = session.model, session.optimizer, session.scaler
-        step, compiled = build_step(session, dataset.train, config, context, warn, check)
         if resume and group.first:
             progress = restore_training(
                 out_dir, model, dataset.tokenizer, optimizer, scaler, device, dataset.sha256, config
             )
         progress = share_training(group, model, optimizer, scaler, progress)
+        session = shard_session(session, context) if context.sharded else session
+        step, compiled = build_step(session, dataset.train, config, context, warn, check)
         checkpoint = find_checkpoint(out_dir, "last") if resume and group.first else None
         report(describe_start(model, config, context, dataset, progress.step, compiled))
 
@@ -99,20 +108,32 @@ def train(
         def evaluate_now() -> bool:
             nonlocal reason
             try:
-                return evaluate(model, progress, lambda: time.perf_counter() - started)
+                whole = whole_model(session, config, context)
+                return evaluate(whole, progress, lambda: time.perf_counter() - started)
             except Interrupted:
                 reason = "interrupted"
                 return False
 
         def save(best: bool) -> Path | None:
+            if not group.first and session.sharding is None:
+                return None
+            weights = whole_model(session, config, context)
+            gather = session.sharding.whole if session.sharding is not None else own_state
+            tensors, metadata = training_state(optimizer, scaler, progress, device, config, gather)
             if not group.first:
                 return None
-            tensors, metadata = training_state(optimizer, scaler, progress, device, config)
             val_loss = progress.val_loss if progress.evaluated_step == progress.step else None
             return save_checkpoint(
-                out_dir, model, dataset.tokenizer, step=progress.step, val_loss=val_loss, best=best,
+                out_dir, weights, dataset.tokenizer, step=progress.step, val_loss=val_loss, best=best,
                 training_tensors=tensors, training_metadata=metadata, text_sha256=dataset.sha256,
             )  # fmt: skip
+
+        def look(due: bool, steps: int) -> None:
+            nonlocal watch_at
+            due = due and watch is not None
+            if group.any(due) if context.sharded else due:  # all processes gather the weights
+                whole = whole_model(session, config, context)
+                watch_at = watch(whole, progress, steps) if watch is not None else watch_at
 
         saved_step = progress.step if resume else None
         if is_pending(progress, config):  # before the first step, or where an evaluation was interrupted
@@ -127,8 +148,7 @@ def train(
         watch_at = progress.step
         model.train()
         while progress.step < config.max_iters and reason == "finished":
-            if watch is not None and progress.step >= watch_at:
-                watch_at = watch(model, progress, config.max_iters)
+            look(progress.step >= watch_at, config.max_iters)
             set_learning_rate(optimizer, schedule(progress.step))
             generators = rng_state(device) if config.gradient_accumulation_steps > 1 else None
             try:
@@ -175,8 +195,7 @@ def train(
             schedule = learning_rate_schedule(config)
             model.train()
             logged, log_started = progress.step, time.perf_counter()
-        if watch is not None and reason != "interrupted":
-            watch(model, progress, progress.step)
+        look(reason != "interrupted", progress.step)
 
     report(
         {

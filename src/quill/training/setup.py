@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,9 @@ from quill.training.graph_step import Result, can_be_captured, captured_step
 from quill.training.parameter_groups import build_optimizer
 from quill.training.step import TrainStep
 
+if TYPE_CHECKING:
+    from quill.acceleration.fully_sharded import FullSharding
+
 Initialize = Callable[[Model], object]
 """Changes the initial weights of a model in place, for example to those of a trained one."""
 
@@ -38,6 +42,8 @@ class Session:
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
     """scales the loss so that small float16 gradients do not become 0; disabled for other number formats"""
+    sharding: FullSharding | None = None
+    """given if each process has some rows of every weight and of its optimizer state"""
 
 
 def build_session(
@@ -59,6 +65,36 @@ def build_session(
     return Session(model, optimizer, scaler)
 
 
+def shard_session(session: Session, context: RunContext) -> Session:
+    """Return the session in which each process has its rows of all weights and of their optimizer state."""
+    from quill.acceleration.fully_sharded import FullSharding  # importing PyTorch's FSDP takes a second
+
+    model, optimizer, sharding = session.model, session.optimizer, FullSharding(context.device)
+    before = dict(model.named_parameters())
+    sharding.shard(model)
+    weights = dict(model.named_parameters())
+    state = {name: optimizer.state.pop(weight) for name, weight in before.items() if weight in optimizer.state}
+    for group in optimizer.param_groups:
+        group["params"] = [weights[name] for name in group["names"]]
+    for name, values in state.items():
+        optimizer.state[weights[name]] = {key: sharding.part(each, weights[name]) for key, each in values.items()}
+    optimizer.shards = sharding
+    return replace(session, sharding=sharding)
+
+
+def whole_model(session: Session, config: TrainConfig, context: RunContext) -> Model:
+    """Return the model with all rows of its weights: a copy if they are sharded. All processes call this."""
+    sharding = session.sharding
+    if sharding is None:
+        return session.model
+    with unchanged_random_numbers(context.device):
+        model = build_model(session.model.config).to(context.device)
+    for copy, weight in zip(model.parameters(), session.model.parameters(), strict=True):
+        copy.detach().copy_(sharding.whole(sharding.local(weight), weight))
+    accelerate(model, config, context)
+    return model
+
+
 def accelerate(
     model: Model,
     config: TrainConfig,
@@ -78,6 +114,10 @@ def accelerate(
     )
 
 
+def nothing() -> None:
+    """Do nothing."""
+
+
 def train_step(
     session: Session,
     forward: Callable[[Tensor], Tensor],
@@ -86,9 +126,16 @@ def train_step(
     check: Callable[[], None] = lambda: None,
 ) -> TrainStep:
     """Return the optimizer step of a recipe; `forward` is the session's model, compiled or not."""
-    several = isinstance(forward, DistributedDataParallel)
+    model, sharding = session.model, session.sharding
+    unsynchronized: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
+    exchange: Callable[[], None] = nothing
+    if isinstance(forward, DistributedDataParallel):
+        unsynchronized, exchange = forward.no_sync, partial(average_sparse_gradients, forward)
+    elif sharding is not None:
+        unsynchronized = partial(sharding.unsynchronized, model)
+        exchange = partial(sharding.average_whole_gradients, model)
     return TrainStep(
-        session.model,
+        model,
         forward,
         session.optimizer,
         session.scaler,
@@ -97,8 +144,9 @@ def train_step(
         accumulation_steps=config.gradient_accumulation_steps,
         max_norm=config.grad_clip,
         check=check,
-        unsynchronized=forward.no_sync if several else contextlib.nullcontext,
-        exchange=partial(average_sparse_gradients, forward) if several else lambda: None,
+        unsynchronized=unsynchronized,
+        exchange=exchange,
+        sharding=sharding,
     )
 
 
@@ -113,7 +161,8 @@ def build_step(
     """Return a function that runs the step of a given number on these tokens, and whether the model is compiled.
 
     On a GPU the whole step is captured as a CUDA graph if possible. Several processes average their gradients.
-    `warn` is called with what failed, and `check` is called between micro-batches.
+    `warn` is called with what failed, and `check` is called between micro-batches. The random-number state does not
+    change.
     """
     group = context.group
     plan = plan_batches(session.model.config, config)
@@ -121,9 +170,11 @@ def build_step(
     capture = can_be_captured(context, tokens)
     with context.autocast:
         example_BT = host(0)[0][: config.batch_size // group.ranks.world_size]
-        forward = compile_model(session.model, compile_choice(context.compile, captured=capture), example_BT, warn)
+        choice = False if context.sharded else compile_choice(context.compile, captured=capture)
+        with unchanged_random_numbers(context.device):
+            forward = compile_model(session.model, choice, example_BT, warn)
         compiled = forward is not session.model
-        if not group.alone:
+        if not group.alone and not context.sharded:
             assert isinstance(forward, nn.Module)
             forward = data_parallel(forward, example_BT)
     step = train_step(session, forward, config, context, check)
@@ -135,6 +186,11 @@ def build_step(
         return step(*host(number))
 
     return run_step, compiled
+
+
+def unchanged_random_numbers(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Return a context at whose end the random number generators have the state of its start."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def rng_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -6,6 +6,7 @@ contents of a file are checked by name, type and shape before any of them is use
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -80,14 +81,23 @@ SCALER = {
 }
 
 
+def own_state(tensor: Tensor, weight: Tensor) -> Tensor:
+    """Return a tensor of a weight's state, where this process has all of it."""
+    return tensor
+
+
 def training_state(
     optimizer: Optimizer,
     scaler: GradScaler,
     progress: Progress,
     device: torch.device,
     config: TrainConfig | None = None,
+    whole: Callable[[Tensor, Tensor], Tensor] = own_state,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and JSON metadata from which `restore_training` restores the state of a run."""
+    """Return the tensors and JSON metadata from which `restore_training` restores the state of a run.
+
+    `whole` returns all rows of a part of a weight's state, of which this process may have only some.
+    """
     tensors = {"rng.cpu": torch.get_rng_state()}
     if device.type == "cuda":
         tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
@@ -95,7 +105,7 @@ def training_state(
         for name, parameter in zip(group["names"], group["params"], strict=True):
             state = optimizer.state.get(parameter, {})
             for key in state_keys(group["kind"]):  # a weight without any gradient so far has no state yet
-                value = state[key] if key in state else torch.zeros(state_shape(key, parameter))
+                value = whole(state[key], parameter) if key in state else torch.zeros(state_shape(key, parameter))
                 tensors[f"optimizer.{key}.{name}"] = value
     recipe = asdict(config) if config else {}
     return tensors, {"progress": asdict(progress), "scaler": scaler.state_dict(), "recipe": recipe}

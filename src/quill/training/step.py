@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from torch import Tensor
 from quill.evaluation.loss import cross_entropy
 from quill.model.build import Model
 from quill.optim.optimizer import Optimizer
+
+if TYPE_CHECKING:
+    from quill.acceleration.fully_sharded import FullSharding
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class TrainStep:
     """the context of every micro-batch but the last: gradients are exchanged between processes once a step"""
     exchange: Callable[[], None] = lambda: None
     """called after the last micro-batch: averages the gradients that its backward pass has not averaged"""
+    sharding: FullSharding | None = None
+    """given if each process has some rows of the weights"""
 
     def __call__(self, inputs_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Update the weights by one batch, all its micro-batches; return loss and gradient norm, on the device."""
@@ -64,7 +70,7 @@ class TrainStep:
     def update(self) -> Tensor:
         """Clip the gradients, update the weights and drop the gradients; return the gradient norm before clipping."""
         self.scaler.unscale_(self.optimizer)  # type: ignore[arg-type]  (only param_groups and step are needed)
-        norm = clip_gradients(self.model, self.max_norm)
+        norm = clip_gradients(self.model, self.max_norm, self.sharding)
         # A GPU multiplies bfloat16 many times faster, and Muon's products tolerate it (Jordan et al. 2024).
         with self.autocast if norm.is_cuda else contextlib.nullcontext():
             self.scaler.step(self.optimizer)  # type: ignore[arg-type]
@@ -73,16 +79,25 @@ class TrainStep:
         return norm
 
 
-def clip_gradients(model: Model, max_norm: float) -> Tensor:
+def clip_gradients(model: Model, max_norm: float, sharding: FullSharding | None = None) -> Tensor:
     """Clip the gradient norm over all weights to `max_norm` (0: no clipping), and return the norm before clipping."""
     gradients: list[Tensor] = []
+    parts: list[Tensor] = []
     for parameter in model.parameters():
         if parameter.grad is not None and parameter.grad.is_sparse:
             parameter.grad = parameter.grad.coalesce()  # add up the gradients of a row that was used several times
             gradients.append(parameter.grad.values())
+        elif sharding is not None and parameter.grad is not None and sharding.is_sharded(parameter):
+            parts.append(sharding.local(parameter.grad))
         elif parameter.grad is not None:
             gradients.append(parameter.grad)
     norm = torch.nn.utils.get_total_norm(gradients)
+    if sharding is None:
+        if max_norm:
+            torch.nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
+        return norm
+    norm = (norm.square() + sharding.sum(torch.nn.utils.get_total_norm(parts).square())).sqrt()
     if max_norm:
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as in clip_grads_with_norm_
+        torch._foreach_mul_([*gradients, *parts], factor)
     return norm
