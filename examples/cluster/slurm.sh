@@ -20,6 +20,7 @@ first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 exec srun torchrun \
     --nnodes="$SLURM_JOB_NUM_NODES" \
     --nproc_per_node="$SLURM_GPUS_ON_NODE" \
+    --max-restarts=3 \
     --rdzv_id="$SLURM_JOB_ID" \
     --rdzv_backend=c10d \
     --rdzv_endpoint="$first:${MASTER_PORT:-29500}" \

@@ -122,5 +122,5 @@ def stored_settings(out_dir: Path) -> Settings | None:
     return settings
 
 
-ADDED = frozenset({"init_from", "vocab", "film"})
+ADDED = frozenset({"init_from", "vocab", "film", "parallel"})
 """Settings that are missing in runs of earlier versions."""
