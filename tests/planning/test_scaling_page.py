@@ -36,3 +36,15 @@ def test_the_table_of_predictions_is_the_stored_result() -> None:
         predicted, measured = (result[by]["sent_bytes"] for by in ("predicted", "measured"))
         sent = [f"{predicted / 1e6:.2f} MB", f"{measured / 1e6:.2f} MB"] if predicted else ["–", "–"]
         assert [cell.strip() for cell in row.split("|")[2:-1]] == [*memory, *sent]
+
+
+def test_the_table_of_processes_is_the_stored_result() -> None:
+    results = json.loads((ROOT / "benchmarks/results/distributed.json").read_text(encoding="utf-8"))["results"]
+    speeds = {name: result["tokens_per_s"] for name, result in results.items()}
+    one, two = (speeds[name]["median"] for name in ("1 process, 1 thread", "1 process, 2 threads"))
+    for name, speed in speeds.items():
+        row = next(line for line in PAGE.splitlines() if line.startswith(f"| {name} |"))
+        middle, low, high = (speed[each] for each in ("median", "low", "high"))
+        held, peak = (results[name][each]["median"] for each in ("held_MB", "peak_MB"))
+        shown = [f"{middle:,.0f} ({low:,.0f} to {high:,.0f})", f"{middle / one:.2f}", f"{middle / two:.2f}"]
+        assert [cell.strip() for cell in row.split("|")[2:-1]] == [*shown, f"{held:.0f} MB", f"{peak:,.0f} MB"]
