@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
+from api_client import start_server
 from starlette.testclient import TestClient
 
 from quill.generation.language_model import LanguageModel, load
@@ -44,9 +42,3 @@ def address(trained) -> Iterator[str]:
         yield process.stdout.readline().strip()
         process.terminate()
         process.wait()
-
-
-def start_server(*words: str, **options: Any) -> subprocess.Popen[str]:
-    """Start `quill serve` at a free port; its first line on standard output is the address."""
-    command = [sys.executable, "-m", "quill", "serve", "--port=0", *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", **options)

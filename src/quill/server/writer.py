@@ -38,9 +38,8 @@ class Generation:
     async def steps(self, ping_seconds: float | None = None) -> AsyncGenerator[RowEvents]:
         """Yield the events of each step until all texts have ended; an empty list after `ping_seconds` without any."""
         while self.open_rows:
-            try:
-                events = await asyncio.wait_for(self.inbox.get(), ping_seconds)
-            except TimeoutError:
+            events = await self._next(ping_seconds)
+            if events is None:
                 yield []
                 continue
             if isinstance(events, Exception):
@@ -49,6 +48,19 @@ class Generation:
             self.open_rows -= {row for row, event in events if event.finish_reason is not None}
             if events:
                 yield events
+
+    async def _next(self, seconds: float | None) -> RowEvents | Exception | None:
+        """Return the events of the next step; None after this time without any.
+
+        asyncio.wait_for loses a cancellation that comes together with a result (before Python 3.12). Where steps come
+        faster than they are sent, each does, and a text whose client has gone would be written to its end.
+        """
+        getting = asyncio.ensure_future(self.inbox.get())
+        try:
+            done, _ = await asyncio.wait([getting], timeout=seconds)
+        finally:
+            getting.cancel()
+        return getting.result() if done else None
 
     def end(self, row: int) -> None:
         """End the text of one row before the next step."""
@@ -92,7 +104,8 @@ class Writer:
     def num_running(self) -> int:
         """Number of texts that have a slot."""
         batch = self._batch
-        return len(batch.scheduler.running) if batch else 0
+        # A slot whose text was ended is freed when the next text comes, or before the next step.
+        return min(len(batch.scheduler.running), len(self._open)) if batch else 0
 
     @property
     def slots(self) -> int:
