@@ -119,6 +119,7 @@ def test_a_text_that_nobody_reads_any_more_is_not_written_to_its_end(address: st
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a process of Windows gets no SIGINT from another")
+@pytest.mark.usefixtures("signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_open_streams_with_an_error_and_then_the_server(trained, number: int, code: int) -> None:
     with start_server(str(trained.out), "--device=cpu", stderr=subprocess.PIPE) as process:
