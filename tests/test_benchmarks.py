@@ -16,6 +16,7 @@ MINIATURES = {
     "estimate_processes.py": (["--only=laptop, 2 processes", "--steps=3"], "Several processes, predicted and measured"),
     "generation.py": (["--runs=1", "--only=prefill,memory"], "memory: the weights of one token"),
     "prepare.py": (["--megabytes=20", "--loop_megabytes=0.1", "--steps=1", "--runs=1"], "large text, not in memory"),
+    "serving.py": (["--runs=1", "--new_tokens=4", "--only=streams"], "Streams: 16 texts at once"),
     "time_to_loss.py": (["--dataset={text}", "--max_iters=4", "--eval_interval=2"], "Time to loss, 1 seed"),
     "tokenization.py": (["--runs=1", "--megabytes=0.01"], "Quill, characters"),
     "training.py": (["--runs=1", "--steps=1", "--batch_size=1"], "Training step, batch 1"),
