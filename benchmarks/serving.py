@@ -13,6 +13,7 @@ The clients are in the measuring process and share the cores with the servers. C
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import random
@@ -24,6 +25,7 @@ import tempfile
 import threading
 import time
 from argparse import SUPPRESS, Namespace
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -39,7 +41,7 @@ from quill.checkpoints.run_folder import save_checkpoint
 from quill.tokenizers.char import CharTokenizer
 
 TEXTS, PROMPT, NEW_TOKENS = 16, 16, 240
-SLOW, REQUESTS = 200, 100
+SLOW, REQUESTS = 200, 400
 DRIP_SECONDS = 0.1  # between two bytes of a slow connection
 
 
@@ -48,11 +50,14 @@ def main() -> int:
     parser = argument_parser("quill serve at full size.", runs=5)
     parser.add_argument("--only", choices=("streams", "slow"), help="the part to measure (both)")
     parser.add_argument("--new_tokens", type=int, default=NEW_TOKENS, help="tokens of a text (%(default)s)")
-    parser.add_argument("--worker", choices=("engine", "llama"), help=SUPPRESS)
+    parser.add_argument("--worker", choices=("engine", "llama", "drip"), help=SUPPRESS)
+    parser.add_argument("--address", help=SUPPRESS)
+    parser.add_argument("--count", type=int, help=SUPPRESS)
     parser.add_argument("--folder", help=SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        run_engine(arguments) if arguments.worker == "engine" else serve_llama(arguments)
+        workers = {"engine": run_engine, "llama": serve_llama, "drip": lambda given: drip(given.address, given.count)}
+        workers[arguments.worker](arguments)
         return 0
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, ExitStack() as stack:
@@ -190,36 +195,35 @@ def first_tokens(address: str, slow: int) -> Figures:
 
 @contextmanager
 def dripping(address: str, count: int) -> Iterator[None]:
-    """Keep connections open that send a request byte by byte; one that the server closes is opened again."""
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
-    ending, all_open = threading.Event(), threading.Event()
-
-    def drip() -> None:
-        clients = [[connect(address), 0] for _ in range(count)]
-        all_open.set()
-        while not ending.wait(DRIP_SECONDS / max(1, count)):
-            pair = clients.pop(0)
-            client, sent = pair
-            try:
-                client.sendall(head[sent : sent + 1] or b" ")
-                clients.append([client, sent + 1])
-            except OSError:
-                client.close()
-                clients.append([connect(address), 0])
-        for client, _ in clients:
-            client.close()
-
-    thread = threading.Thread(target=drip)
-    thread.start()
-    all_open.wait()
-    try:
+    """Keep connections open that send a request byte by byte, in a process of their own."""
+    if not count:
         yield
-    finally:
-        ending.set()
-        thread.join()
+        return
+    words = [sys.executable, __file__, "--worker=drip", f"--address={address}", f"--count={count}"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"open\n"
+        yield
+        process.kill()
 
 
 # The functions below run in the workers.
+
+
+def drip(address: str, count: int) -> None:
+    """Open connections, and send a byte of each in turn, until killed. One that the server closes is opened again."""
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
+    clients = deque((connect(address), 0) for _ in range(count))
+    print("open", flush=True)
+    while True:
+        client, sent = clients.popleft()
+        try:
+            client.sendall(head[sent : sent + 1] or b" ")
+            clients.append((client, sent + 1))
+        except OSError:
+            client.close()
+            clients.append((connect(address), 0))
+        time.sleep(DRIP_SECONDS / count)
 
 
 def run_engine(arguments: Namespace) -> None:
@@ -237,7 +241,7 @@ def run_engine(arguments: Namespace) -> None:
 
 def serve_llama(arguments: Namespace) -> None:
     """Serve the same weights with llama.cpp, with a slot for each text and a thread for each core, until killed."""
-    import xllamacpp  # type: ignore[import-not-found]
+    xllamacpp: Any = importlib.import_module("xllamacpp")  # optional
 
     file = generators.write_gguf(generators.full_size_model(), "F32", Path(arguments.folder, "full-size.gguf"))
     settings = xllamacpp.CommonParams()

@@ -189,3 +189,34 @@ def test_after_a_silence_an_empty_step_is_given(batch: Steps) -> None:
         writer.stop()
 
     run(work())
+
+
+def test_a_step_waits_for_readers_that_pass_on_its_tokens_and_not_for_one_that_stands_still(batch: Steps) -> None:
+    async def work() -> None:
+        writer = Writer(lambda: batch, 10)
+        tokens = [(0, TokenEvent(0, None, None))]
+        async with paused(writer):
+            with writer.start([request(5)]) as reads, writer.start([request(5)]) as stands_still:
+                steps = reads.steps()
+                asked = asyncio.create_task(anext(steps))
+                await asyncio.sleep(0)  # until it waits for tokens
+                for _ in range(2):
+                    writer._all_answered.clear()
+                    writer._deliver([(reads, tokens), (stands_still, tokens)])
+                    assert not writer._all_answered.is_set(), "its tokens are not passed on yet"
+                    await asked
+                    assert not writer._all_answered.is_set()
+                    asked = asyncio.create_task(anext(steps))
+                    await asyncio.sleep(0)
+                    assert writer._all_answered.is_set(), "it asks for more"
+                writer._all_answered.clear()
+                writer._deliver([(stands_still, tokens)])
+                assert writer._all_answered.is_set(), "nobody is waited for"
+                writer._all_answered.clear()
+                writer._deliver([(reads, tokens)])
+                asked.cancel()
+                reads.close()
+                assert writer._all_answered.is_set(), "a text that is ended is not waited for"
+        writer.retire()
+
+    run(work())

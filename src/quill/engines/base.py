@@ -44,6 +44,8 @@ class Engine(Protocol):
     """how many tokens a slot holds"""
     rolls: bool
     """whether a full slot drops its oldest tokens one by one, so that a sequence of any length can be decoded"""
+    prefers_idle_cores: bool
+    """whether work beside a step, on the CPU, costs more time than the same work before it"""
     burst: int
     """number of steps for which one call of `decode` is efficient"""
 

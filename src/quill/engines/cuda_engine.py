@@ -65,6 +65,7 @@ class CudaEngine:
     long outputs. If either fails, `on_status` is called with one sentence, and the engine continues without it.
     """
 
+    prefers_idle_cores = False
     burst = BURST
     copy = None  # a matrix product of another size may round differently
 

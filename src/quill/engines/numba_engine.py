@@ -52,6 +52,7 @@ class NumbaEngine:
     `on_pass` is called with the number of rows of each pass through the model.
     """
 
+    prefers_idle_cores = True
     burst = 16
 
     def __init__(

@@ -55,6 +55,7 @@ class _Sequence:
 class TorchEngine:
     """An `Engine` by PyTorch."""
 
+    prefers_idle_cores = False
     burst = 1
     copy = None  # a matrix product of another size may round differently; but equal prompts are computed once
 

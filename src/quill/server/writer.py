@@ -19,6 +19,12 @@ from quill.generation.batch_generator import BatchGenerator
 from quill.server.errors import ServerStoppingError, report_bug
 
 T = TypeVar("T")
+LONGEST_WAIT = 0.02
+"""Seconds that the next step waits for the event loop to pass on the tokens of the last.
+
+A step uses all cores. Where the event loop works at the same time, the threads of the step wait for each other, which
+costs more than a pause (docs/log.md).
+"""
 RowEvents = list[tuple[int, TokenEvent]]
 """events of one step for one generation, each with the index of its request"""
 
@@ -34,6 +40,7 @@ class Generation:
         self.loop = asyncio.get_running_loop()
         self.open_rows = set(range(len(requests)))
         self.inbox: asyncio.Queue[RowEvents | Exception] = asyncio.Queue()
+        self.is_waiting = False  # for the events of the next step
 
     async def steps(self, ping_seconds: float | None = None) -> AsyncGenerator[RowEvents]:
         """Yield the events of each step until all texts have ended; an empty list after `ping_seconds` without any."""
@@ -55,10 +62,14 @@ class Generation:
         asyncio.wait_for loses a cancellation that comes together with a result (before Python 3.12). Where steps come
         faster than they are sent, each does, and a text whose client has gone would be written to its end.
         """
+        if self.inbox.empty():
+            self.is_waiting = True
+            self.writer.has_answered(self)
         getting = asyncio.ensure_future(self.inbox.get())
         try:
             done, _ = await asyncio.wait([getting], timeout=seconds)
         finally:
+            self.is_waiting = False
             getting.cancel()
         return getting.result() if done else None
 
@@ -90,6 +101,8 @@ class Writer:
         self._has_thread = self._retired = False
         self.num_tokens = 0
         """number of tokens that were generated"""
+        self._answering: set[Generation] = set()  # pass on the last step's events; used by the event loop only
+        self._all_answered = threading.Event()
         self._generations: set[Generation] = set()  # used by the event loop only
         self._batch: BatchGenerator | None = None  # this and the next two are used by the thread only
         self._open: dict[int, tuple[Generation, int]] = {}
@@ -147,8 +160,15 @@ class Writer:
     def close(self, generation: Generation) -> None:
         """End all texts of a generation before the next step."""
         self._generations.discard(generation)
+        self.has_answered(generation)
         if generation.open_rows:
             self._command(lambda: self._cancel(generation, range(len(generation.requests))))
+
+    def has_answered(self, generation: Generation) -> None:
+        """Note that a generation has passed on all its events. Call it in the event loop."""
+        self._answering.discard(generation)
+        if not self._answering:
+            self._all_answered.set()
 
     def stop(self) -> None:
         """End all texts with a ServerStoppingError. Call it in the event loop."""
@@ -228,13 +248,19 @@ class Writer:
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Generation, RowEvents]]] = {}
         for generation, events in generations.items():
             by_loop.setdefault(generation.loop, []).append((generation, events))
+        self._all_answered.clear()
         for loop, deliveries in by_loop.items():
-            _send(loop, _deliver, deliveries)
+            _send(loop, self._deliver, deliveries)
+        if by_loop and self._get_batch().engine.prefers_idle_cores:
+            self._all_answered.wait(LONGEST_WAIT)
 
-
-def _deliver(deliveries: list[tuple[Generation, RowEvents]]) -> None:
-    for generation, events in deliveries:
-        generation.inbox.put_nowait(events)
+    def _deliver(self, deliveries: list[tuple[Generation, RowEvents]]) -> None:
+        # A generation whose client does not read is busy with earlier events, and is not waited for.
+        self._answering = {generation for generation, _ in deliveries if generation.is_waiting}
+        for generation, events in deliveries:
+            generation.inbox.put_nowait(events)
+        if not self._answering:
+            self._all_answered.set()
 
 
 def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
