@@ -1,10 +1,12 @@
-"""The page of `quill serve` in Chromium: seconds until it is painted, can be used, and shows the first character.
+"""The page of `quill serve` in Chromium: seconds until it is painted, can be used, and shows what was asked for.
 
     python benchmarks/page.py --run=out [--runs=10] [--json=page.json]
 
 Each run opens the page in a new browser context, so nothing comes from the browser's cache. `first paint` is the
 browser's own first-contentful-paint entry; `ready` is when the Write button can be pressed; `first character` and
-`alternatives` are from the press of a button to what it shows.
+`alternatives` are from the press of a button to what it shows. The rest is measured inside the browser: `attention` is
+from Look's question about a text that fills the context to the drawn heads, `drawing` from the end of its answer; a
+`slider step` is from the input to the second frame after it, in which all of the moment is painted (with a film).
 """
 
 from __future__ import annotations
@@ -16,14 +18,38 @@ import time
 
 import measure
 from measure import Figures
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 NAMES = {
     "first paint": "first_paint_seconds",
     "ready": "ready_seconds",
     "first character": "first_character_seconds",
     "alternatives": "alternatives_seconds",
+    "attention of all heads": "attention_seconds",
+    "drawing of all heads": "drawing_seconds",
+    "slider step of a film": "slider_seconds",
 }
+TEXT = "Now is the winter of our discontent made glorious summer by this sun of York; and all the clouds that lour'd "
+LOOK = """() => {
+  const resources = performance.getEntriesByType('resource');
+  const asked = resources.filter((entry) => entry.name.endsWith('/api/look/attention')).at(-1);
+  const drawn = performance.getEntriesByName('heads drawn').at(-1).startTime;
+  return [(drawn - asked.startTime) / 1000, (drawn - asked.responseEnd) / 1000];
+}"""
+SLIDE = """async (slider) => {
+  const frame = () => new Promise(requestAnimationFrame);
+  const taken = [];
+  for (let step = Number(slider.max) - 1; step >= 0; step--) {
+    await frame();
+    const started = performance.now();
+    slider.value = step;
+    slider.dispatchEvent(new Event('input', { bubbles: true }));
+    await frame();
+    await frame();
+    taken.push(performance.now() - started);
+  }
+  return taken.sort((a, b) => a - b)[Math.floor(taken.length / 2)] / 1000;
+}"""
 FIRST_PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime / 1000"
 
 
@@ -42,7 +68,8 @@ def main() -> int:
         browser.close()
         server.terminate()
     print(measure.describe_hardware())
-    rows = [[name, str(results["page"][figure])] for name, figure in NAMES.items()]
+    measured = results["page"]
+    rows = [[name, str(measured[figure])] for name, figure in NAMES.items() if figure in measured]
     measure.print_table("The page", ["until", "seconds: median (range)"], rows)
     if arguments.json:
         measure.write_json(arguments.json, "page", results)
@@ -69,12 +96,39 @@ def open_page(browser: Browser, address: str) -> Figures:
         generated.click()
         expect(page.get_by_role("table")).to_be_visible(timeout=120_000)
         alternatives = time.perf_counter() - started
+        more = {**look(page, address), **slide(page, address)}
     return {
+        **more,
         "first_paint_seconds": first_paint,
         "ready_seconds": ready,
         "first_character_seconds": first_character,
         "alternatives_seconds": alternatives,
     }
+
+
+def look(page: Page, address: str) -> Figures:
+    """Look at a text that fills the context."""
+    page.goto(f"{address}#look")
+    field = page.get_by_label("Text to look at")
+    expect(field).not_to_have_value("", timeout=120_000)
+    expect(page.locator(".lens-grid")).to_be_visible(timeout=120_000)
+    with page.expect_response("**/api/look/attention"):
+        field.fill(TEXT * 20)
+    page.wait_for_function("performance.getEntriesByName('heads drawn').length > 1")
+    page.wait_for_load_state("networkidle")
+    attention, drawing = page.evaluate(LOOK)
+    return {"attention_seconds": attention, "drawing_seconds": drawing}
+
+
+def slide(page: Page, address: str) -> Figures:
+    """Move through the film of the run; nothing if it has none."""
+    page.goto(f"{address}#watch")
+    slider, none = page.get_by_role("slider", name="Training time"), page.get_by_text("No film:")
+    expect(slider.or_(none).first).to_be_visible(timeout=120_000)
+    if none.count():
+        return {}
+    page.wait_for_load_state("networkidle")
+    return {"slider_seconds": slider.evaluate(SLIDE)}
 
 
 if __name__ == "__main__":

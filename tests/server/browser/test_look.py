@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -96,6 +97,21 @@ def test_arrow_keys_move_the_token_that_all_views_look_at(look: Page) -> None:
     expect(rows).to_have_count(6)  # the token itself and the five before it
 
 
+def test_hovering_over_a_token_moves_the_arcs_to_it(look: Page) -> None:
+    section = look.get_by_label("Where the chosen token looks")
+    tokens = section.locator(".tokens .token")
+    for position in (9, 4):
+        tokens.nth(position).hover()
+        expect(tokens.nth(position)).to_have_class("token chosen")
+        expect(look.get_by_role("slider", name="Token")).to_have_attribute(
+            "aria-valuetext", re.compile(f"^{position}:")
+        )
+    start = tokens.nth(4).evaluate("(e) => e.offsetLeft + e.offsetWidth / 2 - e.parentElement.offsetLeft")
+    lines = section.locator("path").evaluate_all("(paths) => paths.map((path) => path.getAttribute('d'))")
+    assert 1 <= len(lines) <= 4, "an arc to each earlier token that it looks at"
+    assert all(float(line.split()[1]) == pytest.approx(start, abs=1) for line in lines)
+
+
 def test_probability_bars_follow_the_temperature(look: Page) -> None:
     temperature = look.get_by_role("slider", name="Temperature")
     likeliest = look.locator(".next tbody tr").first.locator("td").nth(1)
@@ -148,6 +164,50 @@ def test_roles_and_costs_are_measured_by_a_button(look: Page) -> None:
     expect(
         look.get_by_role("radio", name=re.compile(r"Head 1\.1: .+; without it the loss changes by"))
     ).to_be_attached()
+
+
+def test_the_tuned_lens_is_trained_by_a_button_and_then_shown(look: Page) -> None:
+    section = look.get_by_label("What each layer would predict", exact=True)
+    before = section.locator(".lens-grid").inner_text()
+    section.get_by_label("tuned lens").check()
+    section.get_by_role("button", name="Train the tuned lens").click()
+    expect(section.locator(".lens-grid")).to_be_visible()
+    expect(section).to_contain_text("affine")
+    assert section.locator(".lens-grid").inner_text() != before
+    look.reload()
+    section.get_by_label("tuned lens").check()
+    expect(section.locator(".lens-grid")).to_be_visible()
+    expect(section.get_by_role("button", name="Train the tuned lens")).to_have_count(0)
+
+
+def test_a_measurement_that_fails_says_why(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "my.txt").write_text(TEXT, encoding="utf-8")
+    start: Any = quill.run
+    short = {**SETTINGS, "max_iters": 4, "film": False}
+    start(dataset=str(tmp_path / "my.txt"), data_dir=str(tmp_path / "data"), out_dir=str(tmp_path / "out"), **short)
+    (tmp_path / "my.txt").unlink()
+    shutil.rmtree(tmp_path / "data")
+    with served(tmp_path / "out", tmp_path) as process:
+        assert process.stdout is not None
+        page.goto(f"{process.stdout.readline().strip()}#look?text=KING")
+        page.get_by_role("button", name="Measure what each head does").click()
+        expect(page.get_by_role("alert")).to_contain_text("my.txt")
+        expect(page.get_by_role("button", name="Measure what each head does")).to_be_visible()
+        process.terminate()
+        process.wait()
+
+
+def test_in_forced_colours_maps_and_bars_keep_their_colours(new_page: OpenPage, lab_address: str) -> None:
+    page = new_page(forced_colors="active")
+    page.goto(f"{lab_address}#look?text=KING 3: now is")
+    for part in (".heads canvas", ".map canvas", ".next .bar", ".attribution .bar"):
+        expect(page.locator(part).first).to_be_attached()
+        assert page.locator(part).first.evaluate("(e) => getComputedStyle(e).forcedColorAdjust") == "none"
+    back, card = page.locator(".next .bar").first.evaluate(
+        "(bar) => [bar, bar.closest('.card')].map((each) => getComputedStyle(each).backgroundColor)"
+    )
+    assert back != card
+    assert Axe().run(page).violations_count == 0
 
 
 @pytest.mark.parametrize("colors", ["light", "dark"])
