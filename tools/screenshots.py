@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
+from urllib.parse import urlencode
 
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
@@ -52,11 +53,40 @@ def watch(page: Page, address: str) -> None:
     slider.fill(str(int(slider.get_attribute("max") or 0) // 2))
 
 
+def look(page: Page, address: str) -> None:
+    """All heads with their roles and costs, one of them large, and what each layer would predict."""
+    text = "ROMEO:\nWhat light is this? What light is this I see?"
+    page.goto(f"{address}#look?{urlencode({'text': text})}")
+    grid = page.get_by_role("group", name="Predictions of all layers")
+    expect(grid).to_be_visible(timeout=120_000)
+    measure = page.get_by_role("button", name="Measure what each head does")
+    if measure.is_visible():
+        measure.click()
+    expect(page.locator(".head .role").first).to_be_attached(timeout=600_000)
+    page.locator(".head:not(.role-none) input").last.check(force=True)
+    token = page.get_by_role("slider", name="Token")
+    token.fill(str(text.rindex("light") + 3))
+    page.mouse.move(0, 0)
+
+
+def learn(page: Page, address: str) -> None:
+    """A lesson with the result of an experiment that was run here."""
+    page.goto(f"{address}#learn?lesson=1")
+    run = page.get_by_role("button", name="Run the experiment").first
+    expect(run.or_(page.get_by_role("img", name="Picture of the result").first).first).to_be_visible(timeout=120_000)
+    if not page.get_by_role("img", name="Picture of the result").count():
+        run.click()
+    expect(page.get_by_role("img", name="Picture of the result").first).to_be_visible(timeout=1_200_000)
+
+
 SHOTS = {
     "write": Shot(write),
     "write-dark": Shot(write, scheme="dark"),
     "write-narrow": Shot(write, size=(360, 720)),
     "watch": Shot(watch, size=(1200, 1360)),
+    "look": Shot(look, size=(1200, 1500)),
+    "look-dark": Shot(look, size=(1200, 1000), scheme="dark"),
+    "learn": Shot(learn, size=(1200, 1100)),
 }
 
 
