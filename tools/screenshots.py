@@ -60,12 +60,16 @@ def look(page: Page, address: str) -> None:
     grid = page.get_by_role("group", name="Predictions of all layers")
     expect(grid).to_be_visible(timeout=120_000)
     measure = page.get_by_role("button", name="Measure what each head does")
-    if measure.is_visible():
+    roles = page.locator(".head .role")
+    expect(measure.or_(roles.first)).to_be_attached(timeout=120_000)
+    if measure.count():
         measure.click()
-    expect(page.locator(".head .role").first).to_be_attached(timeout=600_000)
-    page.locator(".head:not(.role-none) input").last.check(force=True)
-    token = page.get_by_role("slider", name="Token")
-    token.fill(str(text.rindex("light") + 3))
+    expect(roles.first).to_be_attached(timeout=600_000)
+    costs = page.locator(".head .bar").evaluate_all("(bars) => bars.map((bar) => parseFloat(bar.style.width))")
+    page.locator(".head").nth(costs.index(max(costs))).click()
+    token = text.rindex("light") + 3
+    page.get_by_role("slider", name="Token").fill(str(token))
+    expect(page.locator(".one-head caption")).to_contain_text(f"Token {token}")
     page.mouse.move(0, 0)
 
 

@@ -46,6 +46,7 @@ export function Heads({ model, found, bytes, head, setHead }) {
 }
 
 function named(role, known, layer, head) {
+  if (role === "none") return "no role";
   return role === "fixed offset" ? `${known.offset[layer][head]} back` : role;
 }
 
