@@ -11,6 +11,7 @@ from Look's question about a text that fills the context to the drawn heads, `dr
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,6 @@ NAMES = {
     "drawing of all heads": "drawing_seconds",
     "slider step of a film": "slider_seconds",
 }
-TEXT = "Now is the winter of our discontent made glorious summer by this sun of York; and all the clouds that lour'd "
 LOOK = """() => {
   const resources = performance.getEntriesByType('resource');
   const asked = resources.filter((entry) => entry.name.endsWith('/api/look/attention')).at(-1);
@@ -59,14 +59,16 @@ def main() -> int:
     parser.add_argument("--run", metavar="PATH", required=True, help="a run directory")
     arguments = parser.parse_args()
     words = [sys.executable, "-m", "quill", "serve", arguments.run, "--port=0"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as playwright:
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(subprocess.Popen(words, stdout=subprocess.PIPE, text=True))
+        stack.callback(server.terminate)  # also after an error: to leave the process waits for its end
+        playwright = stack.enter_context(sync_playwright())
         assert server.stdout is not None
         address = server.stdout.readline().strip()
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         open_page(browser, address)  # loads the model
         results = measure.alternate({"page": lambda: open_page(browser, address)}, arguments.runs, quiet=True)
         browser.close()
-        server.terminate()
     print(measure.describe_hardware())
     measured = results["page"]
     rows = [[name, str(measured[figure])] for name, figure in NAMES.items() if figure in measured]
@@ -113,7 +115,7 @@ def look(page: Page, address: str) -> Figures:
     expect(field).not_to_have_value("", timeout=120_000)
     expect(page.locator(".lens-grid")).to_be_visible(timeout=120_000)
     with page.expect_response("**/api/look/attention"):
-        field.fill(TEXT * 20)
+        field.fill(20 * field.input_value())
     page.wait_for_function("performance.getEntriesByName('heads drawn').length > 1")
     page.wait_for_load_state("networkidle")
     attention, drawing = page.evaluate(LOOK)

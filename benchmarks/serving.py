@@ -121,11 +121,13 @@ def server(*words: str | Path) -> Iterator[str]:
     with subprocess.Popen(
         list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
-        assert process.stdout is not None
-        address = process.stdout.readline().strip()
-        assert address.startswith("http"), "the server did not start"
-        yield address
-        process.terminate()
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().strip()
+            assert address.startswith("http"), "the server did not start"
+            yield address
+        finally:
+            process.terminate()
 
 
 def connect(address: str) -> socket.socket:
@@ -201,10 +203,12 @@ def dripping(address: str, count: int) -> Iterator[None]:
         return
     words = [sys.executable, __file__, "--worker=drip", f"--address={address}", f"--count={count}"]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"open\n"
-        yield
-        process.kill()
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"open\n"
+            yield
+        finally:
+            process.kill()
 
 
 # The functions below run in the workers.

@@ -9,6 +9,7 @@ open something, and the visible part of the page is the picture.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import shutil
 import subprocess
@@ -102,14 +103,16 @@ def main() -> None:
     arguments = parser.parse_args()
     IMAGES.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, "-m", "quill", "serve", arguments.run, "--port=0"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as playwright:
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(subprocess.Popen(words, stdout=subprocess.PIPE, text=True))
+        stack.callback(server.terminate)  # also after an error
+        playwright = stack.enter_context(sync_playwright())
         assert server.stdout is not None
         address = server.stdout.readline().strip()
         chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for name in arguments.only:
             take(chromium.new_page, SHOTS[name], address, IMAGES / f"{name}.png")
         chromium.close()
-        server.terminate()
 
 
 def take(new_page: Callable[..., Page], shot: Shot, address: str, file: Path) -> None:
