@@ -74,19 +74,6 @@ def test_two_sharded_processes_have_the_losses_of_one_and_twice_the_same_bits(fl
 
 
 @pytest.mark.long
-def test_a_sharded_run_of_three_processes_resumes_to_the_bits_of_one_that_was_not_stopped(tmp_path: Path) -> None:
-    flags = [flag.replace("batch_size=4", "batch_size=6") for flag in TINY]
-    flags += [*MODERN, "--dropout=0.2", "--lr_decay_iters=50", FSDP]
-    for out, steps in (("whole", 50), ("parts", 25)):
-        done = quill(tmp_path, *flags, f"--out_dir={out}", f"--max_iters={steps}", processes=3)
-        assert done.returncode == 0, done.stderr
-    done = quill(tmp_path, "train", "--resume=True", "--out_dir=parts", "--max_iters=50", processes=3)
-    assert done.returncode == 0, done.stderr
-    assert state_of(tmp_path / "parts") == state_of(tmp_path / "whole")
-    assert losses(events(tmp_path / "parts")) == losses(events(tmp_path / "whole"))
-
-
-@pytest.mark.long
 def test_a_checkpoint_opens_sharded_replicated_and_in_one_process(tmp_path: Path) -> None:
     flags = [*TINY, *MODERN, *WITHOUT_DROPOUT, "--lr_decay_iters=60"]
     alone = quill(tmp_path, *flags, "--out_dir=alone", "--max_iters=60")

@@ -52,9 +52,12 @@ def test_two_processes_train_on_a_mixture_as_one_does(tmp_path: Path) -> None:
     assert [pytest.approx(each, abs=1e-5) for each in first] == second
 
 
-def test_a_run_of_three_processes_resumes_to_the_bits_of_one_that_was_not_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_run_of_three_processes_resumes_to_the_bits_of_one_that_was_not_stopped(
+    parallel: str, tmp_path: Path
+) -> None:
     flags = [flag.replace("batch_size=4", "batch_size=6") for flag in TINY]
-    flags += [*MODERN, "--dropout=0.2", "--lr_decay_iters=50"]
+    flags += [*MODERN, "--dropout=0.2", "--lr_decay_iters=50", f"--parallel={parallel}"]
     for out, steps in (("whole", 50), ("parts", 25)):
         done = quill(tmp_path, *flags, f"--out_dir={out}", f"--max_iters={steps}", processes=3)
         assert done.returncode == 0, done.stderr

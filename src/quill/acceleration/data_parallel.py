@@ -10,6 +10,7 @@ overwritten (PyTorch 2.13).
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
@@ -43,8 +44,13 @@ def data_parallel(model: nn.Module, example_BT: Tensor) -> DistributedDataParall
 
 
 def average_sparse_gradients(model: nn.Module) -> None:
-    """Average the sparse gradients over all processes, in place; each of them has one for the same weights."""
-    for parameter in model.parameters():
-        if parameter.grad is not None and parameter.grad.is_sparse:
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= dist.get_world_size()
+    """Average the sparse gradients over all processes, in place."""
+    average_gradients(each for each in model.parameters() if each.grad is not None and each.grad.is_sparse)
+
+
+def average_gradients(weights: Iterable[Tensor]) -> None:
+    """Average the gradients of these weights over all processes, in place; all have them for the same weights."""
+    for weight in weights:
+        if weight.grad is not None:
+            dist.all_reduce(weight.grad)
+            weight.grad /= dist.get_world_size()

@@ -21,6 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
+from quill.acceleration.data_parallel import average_gradients
 from quill.model.build import Model
 
 Update = Callable[[Sequence[str], Sequence[Tensor]], Sequence[Tensor]]
@@ -83,10 +84,7 @@ class FullSharding:
 
     def average_whole_gradients(self, model: Model) -> None:
         """Average the gradients of weights that are whole in every process, in place."""
-        for weight in model.parameters():
-            if weight.grad is not None and not self.is_sharded(weight):
-                dist.all_reduce(weight.grad)
-                weight.grad /= self.world_size
+        average_gradients(each for each in model.parameters() if not self.is_sharded(each))
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum of the processes' tensors."""

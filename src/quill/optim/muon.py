@@ -28,7 +28,6 @@ POLAR_EXPRESS = (
     (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
 )
 
-
 MOMENTUM = 0.95
 
 
@@ -46,10 +45,7 @@ def muon_update(
 
     `orthogonalized`, if given, computes `orthogonalize` in another way, such as shared out among processes.
     """
-    by_shape: dict[torch.Size, list[int]] = defaultdict(list)
-    for index, weight in enumerate(weights):
-        by_shape[weight.shape].append(index)
-    for (rows, columns), indices in by_shape.items():  # matrices of one shape share their matrix products
+    for (rows, columns), indices in by_shape(weights).items():  # matrices of one shape share their matrix products
         gradients_NRC = torch.stack([gradients[index] for index in indices])
         momenta_NRC = torch.stack([momenta[index] for index in indices]).lerp_(gradients_NRC, 1 - momentum)
         updates_NRC = (orthogonalized or orthogonalize)(gradients_NRC.lerp_(momenta_NRC, momentum))
@@ -65,15 +61,20 @@ def muon_update(
 
 def scaled_updates(matrices: Sequence[Tensor]) -> list[Tensor]:
     """Return √max(1, rows / columns) times the orthogonal factor of each matrix; those of one shape share products."""
-    by_shape: dict[torch.Size, list[int]] = defaultdict(list)
-    for index, matrix in enumerate(matrices):
-        by_shape[matrix.shape].append(index)
     updates = list(matrices)
-    for (rows, columns), indices in by_shape.items():
+    for (rows, columns), indices in by_shape(matrices).items():
         updates_NRC = orthogonalize(torch.stack([matrices[index] for index in indices]))
         for index, update in zip(indices, updates_NRC, strict=True):
             updates[index] = update * math.sqrt(max(1, rows / columns))
     return updates
+
+
+def by_shape(matrices: Sequence[Tensor]) -> dict[torch.Size, list[int]]:
+    """Return the indices of the matrices of each shape."""
+    indices: dict[torch.Size, list[int]] = defaultdict(list)
+    for index, matrix in enumerate(matrices):
+        indices[matrix.shape].append(index)
+    return indices
 
 
 def orthogonalize(matrices_NRC: Tensor) -> Tensor:

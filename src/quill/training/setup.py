@@ -114,10 +114,6 @@ def accelerate(
     )
 
 
-def nothing() -> None:
-    """Do nothing."""
-
-
 def train_step(
     session: Session,
     forward: Callable[[Tensor], Tensor],
@@ -127,14 +123,7 @@ def train_step(
 ) -> TrainStep:
     """Return the optimizer step of a recipe; `forward` is the session's model, compiled or not."""
     model, sharding = session.model, session.sharding
-    unsynchronized: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
-    exchange: Callable[[], None] = nothing
-    if isinstance(forward, DistributedDataParallel):
-        unsynchronized, exchange = forward.no_sync, partial(average_sparse_gradients, forward)
-    elif sharding is not None:
-        unsynchronized = partial(sharding.unsynchronized, model)
-        exchange = partial(sharding.average_whole_gradients, model)
-    return TrainStep(
+    step = TrainStep(
         model,
         forward,
         session.optimizer,
@@ -144,10 +133,14 @@ def train_step(
         accumulation_steps=config.gradient_accumulation_steps,
         max_norm=config.grad_clip,
         check=check,
-        unsynchronized=unsynchronized,
-        exchange=exchange,
         sharding=sharding,
     )
+    if isinstance(forward, DistributedDataParallel):
+        return replace(step, unsynchronized=forward.no_sync, exchange=partial(average_sparse_gradients, forward))
+    if sharding is not None:
+        average = partial(sharding.average_whole_gradients, model)
+        return replace(step, unsynchronized=partial(sharding.unsynchronized, model), exchange=average)
+    return step
 
 
 def build_step(
