@@ -5,8 +5,9 @@
 Each run opens the page in a new browser context, so nothing comes from the browser's cache. `first paint` is the
 browser's own first-contentful-paint entry; `ready` is when the Write button can be pressed; `first character` and
 `alternatives` are from the press of a button to what it shows. The rest is measured inside the browser: `attention` is
-from Look's question about a text that fills the context to the drawn heads, `drawing` from the end of its answer; a
-`slider step` is from the input to the second frame after it, in which all of the moment is painted (with a film).
+from Look's question about a text that fills the context to the drawn heads, `drawing` from the end of its answer, `all
+views` to the last answer of the views of the same text; a `slider step` is from the input to the second frame after it,
+in which all of the moment is painted (with a film).
 """
 
 from __future__ import annotations
@@ -28,13 +29,20 @@ NAMES = {
     "alternatives": "alternatives_seconds",
     "attention of all heads": "attention_seconds",
     "drawing of all heads": "drawing_seconds",
+    "all views of Look": "views_seconds",
     "slider step of a film": "slider_seconds",
 }
 LOOK = """() => {
-  const resources = performance.getEntriesByType('resource');
-  const asked = resources.filter((entry) => entry.name.endsWith('/api/look/attention')).at(-1);
+  const answers = performance.getEntriesByType('resource');
+  const [, asked] = answers.filter((entry) => entry.name.endsWith('/api/look/attention')); // the first: the example
+  if (!asked) return null;
+  const after = answers.filter((entry) => entry.startTime > asked.startTime);
+  const paths = ['/api/look/row', '/api/look/lens', '/api/look/attribution'];
+  const views = paths.map((path) => after.find((entry) => entry.name.endsWith(path)));
+  if (!views.every(Boolean)) return null;
   const drawn = performance.getEntriesByName('heads drawn').at(-1).startTime;
-  return [(drawn - asked.startTime) / 1000, (drawn - asked.responseEnd) / 1000];
+  const last = Math.max(...views.map((entry) => entry.responseEnd));
+  return [drawn - asked.startTime, drawn - asked.responseEnd, last - asked.startTime].map((time) => time / 1000);
 }"""
 SLIDE = """async (slider) => {
   const frame = () => new Promise(requestAnimationFrame);
@@ -116,10 +124,10 @@ def look(page: Page, address: str) -> Figures:
     expect(page.locator(".lens-grid")).to_be_visible(timeout=120_000)
     with page.expect_response("**/api/look/attention"):
         field.fill(20 * field.input_value())
-    page.wait_for_function("performance.getEntriesByName('heads drawn').length > 1")
-    page.wait_for_load_state("networkidle")
-    attention, drawing = page.evaluate(LOOK)
-    return {"attention_seconds": attention, "drawing_seconds": drawing}
+    while (seconds := page.evaluate(LOOK)) is None:
+        page.wait_for_timeout(50)
+    attention, drawing, views = seconds
+    return {"attention_seconds": attention, "drawing_seconds": drawing, "views_seconds": views}
 
 
 def slide(page: Page, address: str) -> Figures:

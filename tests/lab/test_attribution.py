@@ -12,6 +12,7 @@ import torch
 from lab_models import CLASSIC, MODERN, Subject
 
 from quill.errors import ConfigError
+from quill.lab import trace as tracing
 from quill.lab.attribution import attribute
 from quill.lab.residual import Unembedding, residual_parts, unembed
 from quill.lab.trace import trace
@@ -25,6 +26,25 @@ def test_parts_of_the_residual_stream_add_up_to_it(subject: Subject) -> None:
     last = subject.model.config.n_layer - 1
     expected_TD = found.trace[f"blocks.{last}.output_TD"]
     np.testing.assert_allclose(found.total_TD(), expected_TD, atol=1e-4 * np.abs(expected_TD).max())
+
+
+def test_parts_at_one_position_are_those_of_all_positions_there(subject: Subject) -> None:
+    everywhere, at_4 = residual_parts(subject, TEXT), residual_parts(subject, TEXT, position=4)
+    assert at_4.names == everywhere.names
+    np.testing.assert_allclose(at_4.parts_PTD, everywhere.parts_PTD[:, 4:5], rtol=1e-5, atol=1e-6)
+
+
+def test_parts_of_a_trace_in_files_are_those_of_a_trace_in_memory(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_memory = residual_parts(subject, TEXT)
+    monkeypatch.setattr(tracing, "MOST_MEMORY", 2000)
+    np.testing.assert_array_equal(residual_parts(subject, TEXT).parts_PTD, in_memory.parts_PTD)
+
+
+def test_parts_of_a_batch_are_refused(subject: Subject) -> None:
+    with pytest.raises(ConfigError, match="of one text"):
+        residual_parts(subject, torch.tensor([[1, 2], [3, 4]]))
 
 
 def test_what_parts_add_to_the_logits_sums_to_the_logits_within_1e_4(subject: Subject) -> None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quill.errors import ConfigError
 from quill.lab.finding import Finding
 from quill.lab.residual import Unembedding, residual_parts
 from quill.lab.subject import Subject, Text, check_position, check_token, labels_of
@@ -82,15 +81,12 @@ def attribute(
     Without `token` it is the likeliest one. `versus` is the token to compare with; without it, it is the mean over the
     vocabulary. What does not exist is a ConfigError.
     """
-    found = residual_parts(subject, text)
-    if found.parts_PTD.ndim != 3:
-        raise ConfigError("attribution is of one text: give text, or token ids of shape (T,)")
+    found = residual_parts(subject, text, position)
     at = check_position(position, len(found.trace.tokens))
     logits_V = found.trace["logits_TV"][at].astype(np.float64)
     chosen = int(logits_V.argmax()) if token is None else check_token(subject, token)
     unembedding = Unembedding(subject.model, found.total_TD())
-    added_PV = np.stack([unembedding.logits_of(part_TD, at) for part_TD in found.parts_PTD])
-    added_PV = np.concatenate([added_PV, unembedding.constant_V[None]])
+    added_PV = np.concatenate([unembedding.logits_of(found.parts_PTD[:, 0]), unembedding.constant_V[None]])
     if versus is None:
         values_P, other = added_PV[:, chosen] - added_PV.mean(1), None
     else:

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from quill.lab.subject import Subject, Text, inference
+from quill.errors import ConfigError
+from quill.lab.subject import Subject, Text, check_position, inference
 from quill.lab.trace import Trace, trace
 from quill.model.build import Model
 
@@ -39,38 +41,44 @@ class ResidualParts:
         return self.parts_PTD.sum(0)
 
 
-def residual_parts(subject: Subject, text: Text) -> ResidualParts:
-    """Return the parts of the last residual stream of one text.
+def residual_parts(subject: Subject, text: Text, position: int | None = None) -> ResidualParts:
+    """Return the parts of the last residual stream of one text: at every position, or at `position` with T = 1.
 
     The modern model adds x₀, the normalised embedding, to each block's input; that belongs to the part "embedding".
     """
     model: Any = subject.model
     found = trace(subject, text, NEEDED)
+    if found.tokens.ndim != 1:
+        raise ConfigError("the parts are of one text: give text, or token ids of shape (T,)")
+    where = slice(None)
+    if position is not None:
+        at = check_position(position, len(found.tokens))
+        where = slice(at, at + 1)
     n_layer = model.config.n_layer
     skips = getattr(model, "embedding_skip", torch.zeros(n_layer)).detach().double().sum().item()
-    names, parts = ["embedding"], [found["embedding_TD"] * np.float32(1 + skips)]
+    names, parts = ["embedding"], [found["embedding_TD"][where] * np.float32(1 + skips)]
     for layer, block in enumerate(model.blocks):
         of = f"blocks.{layer}."
         if not {f"{of}attention.heads_HTE", f"{of}feed_forward.output_TD"} <= set(found):
             names.append(f"block {layer}")
-            parts.append(found[f"{of}output_TD"] - found[f"{of}input_TD"])
+            parts.append(found[f"{of}output_TD"][where] - found[f"{of}input_TD"][where])
             continue
-        written_HTD, bias_D = head_outputs(block.attention, found[f"{of}attention.heads_HTE"])
+        written_HTD, bias_D = head_outputs(block.attention, found[f"{of}attention.heads_HTE"][:, where])
         names += [f"head {layer}.{head}" for head in range(len(written_HTD))]
         parts += list(written_HTD)
         if bias_D is not None:
             names.append(f"bias {layer}")
             parts.append(np.broadcast_to(bias_D, written_HTD.shape[1:]))
         names.append(f"feed_forward {layer}")
-        parts.append(found[f"{of}feed_forward.output_TD"])
+        parts.append(found[f"{of}feed_forward.output_TD"][where])
     return ResidualParts(names, np.stack(parts), found)
 
 
 def head_outputs(attention: Any, heads_HTE: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Return written_HTD, what each head adds to the residual stream, and the bias that belongs to none of them."""
     H, _, E = heads_HTE.shape
-    weight_DHE = attention.output.weight.detach().float().cpu().numpy().reshape(-1, H, E)
-    written_HTD = np.einsum("hte,dhe->htd", heads_HTE, weight_DHE)
+    weight_HED = attention.output.weight.detach().float().cpu().view(-1, H, E).permute(1, 2, 0)
+    written_HTD = (torch.tensor(heads_HTE) @ weight_HED).numpy()  # a large trace is read-only
     bias = attention.output.bias
     return written_HTD, None if bias is None else bias.detach().float().cpu().numpy()
 
@@ -89,19 +97,20 @@ class Unembedding:
         eps = norm.eps if self.centred else 1e-6
         self._divisor_T = np.sqrt((centred_TD**2).mean(-1) + eps)
         self._gain_D = np.ones(total_TD.shape[-1]) if weight is None else weight.detach().double().cpu().numpy()
-        self._head_VD = model.head.weight.detach().double().cpu().numpy()
+        # PyTorch multiplies, not numpy, whose threads spin for a while after a product and slow PyTorch's next ones.
+        self._head_VD = model.head.weight.detach().double().cpu()
         of_head = model.head.bias
         self.constant_V = np.zeros(len(self._head_VD)) if of_head is None else of_head.detach().double().cpu().numpy()
         """what the biases of norm and head add to the logits of every position"""
         if bias is not None:
-            self.constant_V = self.constant_V + self._head_VD @ bias.detach().double().cpu().numpy()
+            self.constant_V = self.constant_V + (self._head_VD @ bias.detach().double().cpu()).numpy()
         self.cap = float(getattr(model.config, "logit_softcap", 0.0))
 
     def logits_of(self, part_TD: np.ndarray, position: int | None = None) -> np.ndarray:
         """Return logits_TV (or logits_V of one position) that a part adds, before the cap and without the constants."""
         where = slice(None) if position is None else slice(position, position + 1)
         normed_TD = self._centre(part_TD[where]) / self._divisor_T[where, None] * self._gain_D
-        logits_TV = normed_TD @ self._head_VD.T
+        logits_TV = F.linear(torch.from_numpy(normed_TD), self._head_VD).numpy()
         return logits_TV if position is None else logits_TV[0]
 
     def capped(self, logits: np.ndarray) -> np.ndarray:

@@ -39,6 +39,8 @@ class Laboratory:
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="laboratory")
         self._waiting = 0
+        self.maps: tuple[object, Any] | None = None
+        """the attention maps of the last question, and what was asked: the page asks for rows of them next"""
         self._windows_of = ""
         self._windows: tuple[Tensor, np.ndarray] | None = None
 

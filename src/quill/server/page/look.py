@@ -20,10 +20,10 @@ from starlette.routing import Route
 from quill.errors import CheckpointError, CorpusError
 from quill.files import cache_folder
 from quill.generation.options import encode_prompt
-from quill.lab.attention import attention_maps, packed_triangle
+from quill.lab.attention import AttentionMaps, attention_maps, packed_triangle
 from quill.lab.attribution import attribute
 from quill.lab.logit_lens import Lens, lens
-from quill.lab.subject import Subject, check_position
+from quill.lab.subject import Subject, check_head, check_position
 from quill.lab.tuned_lens import NAME, TunedLens, load_tuned_lens
 from quill.model.config import architecture_of
 from quill.server.page.laboratory import dataset_of
@@ -119,8 +119,7 @@ def example_of(model: ServedModel) -> str:
 def attention(laboratory: Laboratory, model: ServedModel, question: AttentionQuestion) -> dict[str, Any]:
     """Return the attention of every head: base64 of packed_LHN, bytes that are 255 · √weight."""
     subject = model.language_model
-    tokens, left_out = last_tokens(subject, question.text)
-    found = attention_maps(subject, tokens, kind=question.kind)
+    found, left_out = maps_of(laboratory, model, question)
     packed = packed_triangle(np.stack(list(found.maps.values())))
     config = subject.model.config
     return {
@@ -129,13 +128,22 @@ def attention(laboratory: Laboratory, model: ServedModel, question: AttentionQue
     }  # fmt: skip
 
 
+def maps_of(laboratory: Laboratory, model: ServedModel, question: AttentionQuestion) -> tuple[AttentionMaps, int]:
+    """Return the maps of all heads, and how many tokens were left out; those of the last question are kept."""
+    about = (model.id, model.hash, question.text, question.kind)
+    if laboratory.maps is None or laboratory.maps[0] != about:
+        tokens, left_out = last_tokens(model.language_model, question.text)
+        found = attention_maps(model.language_model, tokens, kind=question.kind)
+        laboratory.maps = about, (found, left_out)
+    return laboratory.maps[1]
+
+
 def row(laboratory: Laboratory, model: ServedModel, question: RowQuestion) -> dict[str, Any]:
     """Return exactly how much a token attends to each token up to itself, and each later token to it."""
-    subject = model.language_model
-    tokens, _ = last_tokens(subject, question.text)
-    at = check_position(question.position, len(tokens))
-    found = attention_maps(subject, tokens, layer=question.layer, head=question.head, kind=question.kind)
-    (map_TS,) = found.maps.values()
+    found, _ = maps_of(laboratory, model, question)
+    at = check_position(question.position, len(found.labels))
+    layer, head = check_head(model.language_model.config, question.layer, question.head)
+    map_TS = found.maps[f"{layer}.{head}"]
     return {"position": at, "attends_to": map_TS[at, : at + 1], "attended_by": map_TS[at:, at]}
 
 

@@ -27,14 +27,14 @@ export function useAnswer(path, body, again = 0) {
   return state;
 }
 
-/** Return a value that follows `value` after it has not changed for some milliseconds. */
-export function useSettled(value, milliseconds) {
-  const [settled, setSettled] = useState(value);
+/** Return a value that follows `value` after it has not changed for some milliseconds, and at once when `about` changes. */
+export function useSettled(value, milliseconds, about = null) {
+  const [settled, setSettled] = useState({ value, about });
   useEffect(() => {
-    const timer = setTimeout(() => setSettled(value), milliseconds);
+    const timer = setTimeout(() => setSettled({ value, about }), milliseconds);
     return () => clearTimeout(timer);
-  }, [value, milliseconds]);
-  return settled;
+  }, [value, milliseconds, about]);
+  return settled.about === about ? settled.value : value;
 }
 
 /** Call `function` every so many milliseconds while `active`, the first time at once. */

@@ -10,7 +10,7 @@ const MOST_BARS = 12;
 /** The likeliest next tokens, with bars that follow the temperature. */
 export function NextToken({ question, tokens, position }) {
   const [temperature, setTemperature] = useState(1);
-  const at = useSettled(position, 120);
+  const at = useSettled(position, 120, question.text);
   const prompt = tokens.slice(0, at + 1).join("");
   const { data, error } = useAnswer("/api/alternatives", { model: question.model, prompt, temperature });
   const likeliest = data?.alternatives.slice(0, MOST_BARS) ?? [];
@@ -38,7 +38,7 @@ export function NextToken({ question, tokens, position }) {
 /** What each part of the model adds to the logit of a token. */
 export function Attribution({ question, tokens, position }) {
   const [named, setNamed] = useState({ token: "", versus: "" });
-  const at = useSettled(position, 120);
+  const at = useSettled(position, 120, question.text);
   const asked = Object.fromEntries(Object.entries(useSettled(named, 250)).filter(([, text]) => text));
   const { data, error } = useAnswer("/api/look/attribution", { ...question, position: Math.min(at, tokens.length - 1), ...asked });
   const parts = Object.entries(data?.parts ?? {}).sort(([, a], [, b]) => Math.abs(b) - Math.abs(a)).slice(0, MOST_BARS);

@@ -46,7 +46,7 @@ export function Head({ question, found, bytes, head, setKind, tokens, position, 
 
 /** Where one token looks, exactly: the tokens with the most of its attention. */
 function Row({ question, layer, head, tokens, position }) {
-  const settled = useSettled(position, 120);
+  const settled = useSettled(position, 120, question.text);
   const { data } = useAnswer("/api/look/row", { ...question, layer, head, position: Math.min(settled, tokens.length - 1) });
   const weights = data?.attends_to ?? [];
   const order = weights.map((weight, s) => ({ weight, s })).sort((a, b) => b.weight - a.weight).slice(0, MOST_ROWS);
