@@ -31,4 +31,4 @@ def slide(page: Page, name: str, value: float) -> None:
 def choose(page: Page, index: int) -> None:
     """Open the alternatives of a character."""
     cells(page).nth(index).click()
-    expect(page.get_by_role("table")).to_be_visible()
+    expect(page.locator("table[aria-busy=false]")).to_be_visible()

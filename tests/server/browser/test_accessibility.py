@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 from write_tab import cells, choose, slide, text_of, write
 
 pytestmark = pytest.mark.long
@@ -69,7 +69,7 @@ def test_everything_can_be_done_with_the_keyboard_alone(page: Page, address: str
     for _ in range(9):
         press("ArrowRight")
     expect(chosen(page)).to_have_attribute("id", "cell-9")
-    expect(page.get_by_role("table")).to_be_visible()
+    expect(page.locator("table[aria-busy=false]")).to_be_visible()
     press("Enter")
     expect(page.locator(":focus")).to_have_accessible_name(re.compile("Continue with .*, the one in the text"))
     tab_to("Continue with")
@@ -81,6 +81,46 @@ def test_everything_can_be_done_with_the_keyboard_alone(page: Page, address: str
     press("ControlOrMeta+z")
     expect(cells(page)).to_have_count(len(before))
     assert text_of(page) == before
+
+
+def test_alternatives_of_the_character_before_cannot_be_chosen(page: Page, address: str) -> None:
+    page.goto(f"{address}/#write?model=letters")
+    slide(page, "Length", 10)
+    before = write(page, "KING ")
+    choose(page, 5)
+    held: list[Route] = []
+    page.route("**/api/alternatives", lambda route: held.append(route))
+    text_box(page).press("ArrowRight")
+    table = page.get_by_role("table")
+    expect(table).to_have_attribute("aria-busy", "true")
+    expect(page.get_by_role("status").filter(has_text="Choose another")).to_have_text(re.compile("^… Choose"))
+    page.keyboard.press("Enter")
+    expect(text_box(page)).to_be_focused()
+    table.get_by_role("button").first.click()
+    held.pop().continue_()
+    expect(table).to_have_attribute("aria-busy", "false")
+    assert text_of(page) == before
+    text_box(page).press("Enter")
+    expect(page.locator(":focus")).to_have_accessible_name(re.compile("Continue with .*, the one in the text"))
+
+
+def test_the_focus_stays_in_the_table_of_alternatives_when_others_come(page: Page, address: str) -> None:
+    page.goto(f"{address}/#write?model=letters")
+    slide(page, "Length", 10)
+    write(page, "KING ")
+    choose(page, 5)
+    held: list[Route] = []
+    page.route("**/api/alternatives", lambda route: held.append(route))
+    text_box(page).press("ArrowRight")
+    second = page.get_by_role("table").get_by_role("button").nth(1)
+    second.focus()
+    response = held[0].fetch()
+    answer = response.json()
+    held[0].fulfill(response=response, json=answer | {"alternatives": answer["alternatives"][::-1]})
+    expect(page.locator("table[aria-busy=false]")).to_be_visible()
+    expect(second).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(text_box(page)).to_be_focused()
 
 
 def test_arrow_keys_move_between_lines_in_the_same_column(page: Page, address: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
+from write_tab import write
 
 import quill
 
@@ -56,6 +57,17 @@ def test_a_key_in_the_address_is_sent_to_the_server_and_leaves_the_address(page:
 
 
 @pytest.mark.long
+def test_in_an_empty_folder_the_model_that_comes_with_quill_writes_at_once(page: Page, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "quill", "serve", "--port=0", "--device=cpu"]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, encoding="utf-8") as server:
+        assert server.stdout is not None
+        page.goto(server.stdout.readline().strip())
+        text = write(page, "ROMEO:")
+        assert text.startswith("ROMEO:") and len(text) > 100
+        expect(page.locator("header")).to_contain_text("tiny")
+        server.terminate()
+
+
 def test_the_benchmark_of_the_page_runs_and_prints_its_table(browser: Browser, runs: Path) -> None:
     benchmark = Path(__file__).parents[3] / "benchmarks" / "page.py"
     words = [sys.executable, str(benchmark), f"--run={runs / 'letters'}", "--runs=1"]

@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 from urllib.request import Request, urlopen
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 from write_tab import cells, choose, slide, text_of, write
 
 pytestmark = pytest.mark.long
@@ -147,6 +147,22 @@ def test_stop_ends_a_text_which_can_then_be_continued(page: Page, address: str) 
     page.get_by_role("button", name="Continue", exact=True).click()
     expect(cells(page)).to_have_count(len(stopped) + 10)
     assert text_of(page).startswith(stopped)
+
+
+def test_stop_also_ends_a_request_whose_prompt_is_not_read_yet(page: Page, address: str) -> None:
+    page.goto(f"{address}/#write?model=letters")
+    held: list[Route] = []
+    completions: list[str] = []
+    page.on("request", lambda request: completions.append(request.url) if "completions" in request.url else None)
+    page.route("**/tokenize", lambda route: held.append(route))
+    page.get_by_label("Prompt").fill("KING ")
+    page.get_by_role("button", name="Write", exact=True).click()
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("button", name="Write", exact=True)).to_be_visible()
+    expect(page.get_by_role("alert")).to_have_count(0)
+    assert len(held) == 1 and completions == []
+    page.unroute("**/tokenize")
+    assert write(page, "KING ").startswith("KING ") and len(completions) == 1
 
 
 def test_a_link_can_name_tokens_that_are_no_text(page: Page, address: str) -> None:

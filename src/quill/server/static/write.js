@@ -47,7 +47,7 @@ export default function Write({ model, query, setQuery, setText, off, setOff }) 
     writer.undo();
   };
 
-  const enter = () => page.current.querySelector(".alternatives .chosen button")?.focus();
+  const enter = () => page.current.querySelector(".alternatives [aria-busy=false] .chosen button")?.focus();
   const close = () => {
     setActive(null);
     page.current.querySelector(".text").focus();

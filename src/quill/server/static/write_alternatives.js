@@ -7,9 +7,13 @@ import { markOf, nameOf, percent, surprise, tokensOf } from "./write_document.js
 
 const SHOWN = 12;
 
-/** Return the alternatives at a position, from the server, with the settings of now; null until they are known. */
+/**
+ * Return { answer, error, waiting }: the alternatives at a position, from the server, with the settings of now.
+ *
+ * The last answer stays while the next one is awaited, so that the page does not flicker; null before the first.
+ */
 function useAlternatives(model, document, cells, position, settings) {
-  const [found, setFound] = useState({ answer: null, error: "" });
+  const [found, setFound] = useState({ answer: null, error: "", key: "" });
   const { max_tokens, ...rules } = settings;
   const key = JSON.stringify([position, rules, document.off, document.seed, document.promptTokens, cells[position].ids]);
   useEffect(() => {
@@ -22,12 +26,12 @@ function useAlternatives(model, document, cells, position, settings) {
       ...asFields(rules),
     };
     getJson("/api/alternatives", { body, signal: abort.signal }).then(
-      (answer) => setFound({ answer, error: "" }),
-      (error) => error.name === "AbortError" || setFound({ answer: null, error: error.message }),
+      (answer) => abort.signal.aborted || setFound({ answer, error: "", key }),
+      (error) => error.name === "AbortError" || setFound({ answer: null, error: error.message, key }),
     );
     return () => abort.abort();
   }, [key]);
-  return found;
+  return { ...found, waiting: found.key !== key };
 }
 
 export function Alternatives({ model, document, cells, position, settings, branch, close }) {
@@ -45,26 +49,27 @@ export function Alternatives({ model, document, cells, position, settings, branc
 }
 
 function Table({ model, document, cells, position, settings, branch }) {
-  const { answer, error } = useAlternatives(model, document, cells, position, settings);
+  const { answer, error, waiting } = useAlternatives(model, document, cells, position, settings);
   const [all, setAll] = useState(false);
   if (error) return html`<p class="notice" role="alert">${error}</p>`;
   if (!answer) return html`<p class="soft">…</p>`;
   const chosen = answer.alternatives.findIndex(({ id }) => id === cells[position].ids[0]);
   const shown = answer.alternatives.filter((_, index) => all || index < SHOWN || index === chosen);
   const hidden = answer.alternatives.length - shown.length;
+  // The rows have their numbers as keys: a row that is removed while others come would take the focus with it.
   return html`
-    <p class="small soft" role="status">${summary(answer.alternatives[chosen], chosen)} Choose another to continue from there.</p>
+    <p class="small soft" role="status">${waiting ? "…" : summary(answer.alternatives[chosen], chosen)} Choose another to continue from there.</p>
     ${answer.cropped && html`<p class="small soft">The model reads ${answer.read} tokens at once, so these values are
       computed from the ${answer.read} before this one. While it wrote, it had seen more.</p>`}
-    <table>
+    <table aria-busy=${waiting}>
       <thead>
         <tr><th scope="col">Character</th><th scope="col">Model</th><th scope="col">With rules</th></tr>
       </thead>
       <tbody>
-        ${shown.map((each) => html`
-          <tr key=${each.id} class=${[each.after === 0 && "removed", each === answer.alternatives[chosen] && "chosen"].filter(Boolean).join(" ")}>
+        ${shown.map((each, row) => html`
+          <tr key=${row} class=${[each.after === 0 && "removed", each === answer.alternatives[chosen] && "chosen"].filter(Boolean).join(" ")}>
             <th scope="row">
-              <button type="button" onClick=${() => branch(position, each)}
+              <button type="button" onClick=${() => waiting || branch(position, each)}
                 aria-label=${`Continue with ${nameOf(each.text)}${each === answer.alternatives[chosen] ? ", the one in the text" : ""}`}>${markOf(each.text)}</button>
               <span class="bars" aria-hidden="true">
                 <span class="bar" style=${{ width: `${each.before * 100}%` }}></span>

@@ -18,9 +18,7 @@ export function useWriter(model, ended) {
   useEffect(() => () => abort.current?.abort(), []);
 
   /** Show the answer to a request as it comes. */
-  const run = async (document) => {
-    abort.current?.abort();
-    const mine = (abort.current = new AbortController());
+  const run = async (document, mine) => {
     if (current.current) past.current = [...past.current, current.current];
     const draw = inFrames((changed) => mine === abort.current && setState(changed));
     const show = (changed) => {
@@ -44,10 +42,13 @@ export function useWriter(model, ended) {
   /** Show that a request is on its way: its prompt becomes tokens first. */
   const start = () => {
     abort.current?.abort();
-    abort.current = null;
     setState((before) => ({ ...before, running: true, error: "" }));
+    return (abort.current = new AbortController());
   };
-  const fail = (reason) => setState((before) => ({ ...before, running: false, error: reason.message }));
+  const fail = (mine, reason) => {
+    const error = reason.name === "AbortError" ? "" : reason.message;
+    if (mine === abort.current) setState((before) => ({ ...before, running: false, error }));
+  };
 
   return {
     ...state,
@@ -55,15 +56,16 @@ export function useWriter(model, ended) {
     stop: () => abort.current?.abort(),
     /** Write a new text, without the parts in `off`. */
     write: async (prompt, settings, seed, off) => {
-      start();
+      const mine = start();
       let cells = [];
       try {
-        cells = await promptCells(model, prompt);
+        cells = await promptCells(model, prompt, mine.signal);
+        mine.signal.throwIfAborted();
       } catch (reason) {
-        fail(reason);
+        fail(mine, reason);
         return;
       }
-      await run(newDocument({ prompt, off, settings, seed, cells }));
+      await run(newDocument({ prompt, off, settings, seed, cells }), mine);
     },
     /** Continue after the cell before `position`, with an alternative or none, as a new request. */
     branch: async (position, alternative, settings, seed, off) => {
@@ -71,15 +73,16 @@ export function useWriter(model, ended) {
       if (alternative) cells.push({ text: alternative.text, ids: [alternative.id], logprob: Math.log(alternative.before), generated: true });
       const text = textOf(cells);
       const tokens = tokensOf(cells);
-      start();
+      const mine = start();
       let sameTokens = false;
       try {
-        sameTokens = String((await tokenize(model, text)).tokens) === String(tokens);
+        sameTokens = String((await tokenize(model, text, mine.signal)).tokens) === String(tokens);
+        mine.signal.throwIfAborted();
       } catch (reason) {
-        fail(reason);
+        fail(mine, reason);
         return;
       }
-      await run(newDocument({ prompt: sameTokens ? text : tokens, off, settings, seed, cells }));
+      await run(newDocument({ prompt: sameTokens ? text : tokens, off, settings, seed, cells }), mine);
     },
     undo: () => {
       if (!past.current.length) return;
@@ -118,14 +121,14 @@ async function* answers(model, document, signal) {
 }
 
 /** Return the tokens of a text, with the text of each in `token_strs`; characters that the vocabulary lacks are left out. */
-function tokenize(model, prompt) {
-  return getJson("/tokenize", { body: { model: model.id, prompt, return_token_strs: true } });
+function tokenize(model, prompt, signal) {
+  return getJson("/tokenize", { body: { model: model.id, prompt, return_token_strs: true }, signal });
 }
 
 /** Return the cells of a prompt: text, or tokens that are no text, such as a part of a character. */
-async function promptCells(model, prompt) {
+async function promptCells(model, prompt, signal) {
   if (typeof prompt !== "string") return prompt.map((id) => ({ text: "\ufffd", ids: [id], logprob: null, generated: false }));
-  const { tokens, token_strs: texts } = await tokenize(model, prompt);
+  const { tokens, token_strs: texts } = await tokenize(model, prompt, signal);
   return new CellReader().read(texts, tokens, tokens.map(() => null), false);
 }
 
