@@ -160,9 +160,11 @@ def test_work_that_ends_after_any_save_is_continued_and_ends_with_the_same_token
 # Runs `quill prepare` in small pieces, and waits to be killed once it reports a phase for the eighth time.
 WAIT = """
 import signal, sys
-from quill.data import dataset, large
+from quill.data import dataset, large, spool
+from quill.data.reading import formats
 from quill.tracking.phase_display import PhaseDisplay
 dataset.LARGE_TEXT, large._SMALL_FILE, large._SAVE_BYTES = 0, 1 << 18, 1 << 18
+formats._PIECE_BYTES, spool._SLICE_BYTES = 1 << 18, 1 << 18
 phase, left = sys.argv[1], 8
 
 def wait(self, what, share):

@@ -258,6 +258,21 @@ def test_a_long_file_is_read_in_pieces_that_cut_characters_and_line_ends(monkeyp
         assert find_corpus("cut.txt", tokenizer="byte").text == "é红\udcf0\udc9f\udc99"
 
 
+@pytest.mark.parametrize("content", ["é红🙂\nab\n" * 9, "\ufeffé红🙂\r\nab\r", "a\r\nb\n\r" * 9, "\r" * 9])
+def test_bytes_that_go_with_a_piece_of_text_are_its_utf_8(content: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from quill.data.reading import formats
+
+    path = Path(save("a.txt", content.encode()))
+    for size in range(1, 12):
+        monkeypatch.setattr(formats, "_PIECE_BYTES", size)
+        stream = formats.FileStream(path)
+        pieces = [(text, stream.utf8) for text in stream]
+        assert all(utf8 in (None, text.encode()) for text, utf8 in pieces)
+        assert "\r" in content or None not in [utf8 for _, utf8 in pieces], "text that was not changed has its bytes"
+    records = formats.FileStream(Path(save("a.jsonl", b'{"text": "a"}\n')))
+    assert [(text, records.utf8) for text in records] == [("a", None)]
+
+
 # ---- folders of very many files
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from quill.errors import TokenizerError
 from quill.tokenizers.base import Tokenizer
 from quill.tokenizers.byte import ByteTokenizer
-from quill.tokenizers.char import CharTokenizer
+from quill.tokenizers.char import CharacterSet, CharTokenizer
 from quill.tokenizers.load import build_tokenizer, tokenizer_from_json
 
 EMOJI = "👩‍👩‍👧 🇨🇳 é 红楼梦 \U0010ffff \U00010000 naïve\tτέλος\n"
@@ -73,6 +73,28 @@ def test_the_dtype_is_the_smallest_that_holds_the_vocabulary(size: int, dtype: t
     tokenizer = CharTokenizer.from_text(text)
     assert tokenizer.dtype == dtype and tokenizer.vocab_size == size
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 65_535, 65_536])
+def test_a_vocabulary_of_any_size_knows_its_characters_and_no_others(size: int) -> None:
+    first = 0x10000 - size // 2 if size < 60_000 else 0x20000  # characters of two and of four bytes in UTF-16
+    known = "".join(map(chr, range(first, first + size)))
+    tokenizer = CharTokenizer(known)
+    assert np.array_equal(tokenizer.encode(known), np.arange(size))
+    for unknown in (chr(first - 1), chr(first + size), "a"):
+        assert tokenizer.unknown_characters(known[:3] + unknown) == [(len(known[:3]), unknown)]
+        with pytest.raises(TokenizerError, match="is not among"):
+            tokenizer.encode(known[:3] + unknown)
+
+
+@settings(deadline=None)
+@given(st.lists(any_text))
+def test_the_bytes_of_a_text_add_the_same_characters_as_the_text(texts: list[str]) -> None:
+    with_bytes, without = CharacterSet(), CharacterSet()
+    for text in texts:
+        with_bytes.add(text, text.encode())
+        without.add(text)
+    assert with_bytes.characters == without.characters == "".join(sorted(set("".join(texts))))
 
 
 def test_a_vocabulary_too_large_for_two_bytes_is_refused_with_advice() -> None:

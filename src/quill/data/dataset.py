@@ -134,7 +134,7 @@ def prepare_dataset(
         return replace(prepared, note=corpus.note, source=corpus.source, title=corpus.title or corpus.name)
     prepared = None  # Windows renames no folder whose files are mapped
     _prepare(corpus, tokenizer, folder, force=force, on_progress=on_progress)
-    return open_dataset(folder, on_progress=on_progress)
+    return open_dataset(folder, verify=False)
 
 
 def dataset_folder(name: str, tokenizer: str | Tokenizer, data_dir: str | Path) -> Path:
@@ -149,8 +149,11 @@ def dataset_folder(name: str, tokenizer: str | Tokenizer, data_dir: str | Path) 
     return expand_home(data_dir) / name / kind
 
 
-def open_dataset(folder: str | Path, *, on_progress: OnProgress = _ignore) -> Dataset:
-    """Return the dataset in a folder; CorpusError if there is none, or a byte of it is missing or altered."""
+def open_dataset(folder: str | Path, *, verify: bool = True, on_progress: OnProgress = _ignore) -> Dataset:
+    """Return the dataset in a folder; CorpusError if there is none, or a byte of it is missing or altered.
+
+    Without `verify` altered tokens are not noticed: for files that were just written.
+    """
     folder = Path(folder)
     about = read_description(folder)
     try:
@@ -160,8 +163,8 @@ def open_dataset(folder: str | Path, *, on_progress: OnProgress = _ignore) -> Da
             **facts,
             folder=folder,
             tokenizer=tokenizer,
-            train=map_tokens(folder, "train", about, tokenizer.dtype, on_progress),
-            val=map_tokens(folder, "val", about, tokenizer.dtype, on_progress),
+            train=map_tokens(folder, "train", about, tokenizer.dtype, verify, on_progress),
+            val=map_tokens(folder, "val", about, tokenizer.dtype, verify, on_progress),
             train_characters=int(about["train"]["characters"]),
             val_characters=int(about["val"]["characters"]),
             files=str(about.get("files", "")),
@@ -246,4 +249,4 @@ def _prepare_large(
 
     prepared = None  # Windows renames no folder whose files are mapped
     prepare_large(sources, tokenizer, folder, is_done=is_done, force=force, on_progress=on_progress)
-    return open_dataset(folder, on_progress=on_progress)
+    return open_dataset(folder, verify=False)

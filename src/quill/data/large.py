@@ -181,7 +181,7 @@ class _Preparation:
 
     def _add_stream(self, stream: FileStream, number: int, spool: Spool, several: Callable[[], bool]) -> None:
         for piece in stream:
-            spool.add(piece, several)
+            spool.add(piece, several, stream.utf8)
             if stream.resume_at is not None and spool.size - self._saved >= _SAVE_BYTES:
                 self._sources.reader.note(stream.changes)
                 self._save_reading(spool, number, stream.resume_at)
@@ -215,9 +215,11 @@ class _Preparation:
         at = self._progress.get("encoding") or {"bytes": 0, "characters": 0, "train": 0, "val": 0}
         report = functools.partial(self._on_progress, "checking what was encoded before")
 
-        def encode(piece: tuple[int, str, Position | None]) -> tuple[int, bytes, Position | None]:
-            split, text, position = piece
-            return split, tokenizer.encode(text, compact=True).astype(stored, copy=False).tobytes(), position
+        def encode(piece: tuple[int, str, bytes, Position | None]) -> tuple[int, bytes, Position | None]:
+            split, text, raw, position = piece
+            if tokenizer.kind != "byte":  # whose tokens are the bytes
+                raw = tokenizer.encode(text, compact=True).astype(stored, copy=False).tobytes()
+            return split, raw, position
 
         threads = min(_MOST_THREADS, os.cpu_count() or 1)
         with (

@@ -23,8 +23,8 @@ from quill.tokenizers.char import CharacterSet
 
 _SYNC_BYTES = 1 << 26  # between two calls of fsync, so that no call takes seconds
 _GATHERED_CHARACTERS = 1 << 18  # short texts are gathered to this length before they are written
-_MOST_PENDING = 4  # pieces that wait for the thread
-_SLICE_BYTES = 1 << 18  # of text that are encoded at a time
+_MOST_PENDING = 32  # pieces that wait for the thread
+_SLICE_BYTES = 1 << 20  # of text that are encoded at a time
 
 Position = tuple[int, int]
 """(bytes, characters) of a text before a place in it"""
@@ -35,10 +35,10 @@ class DamagedError(Exception):
 
 
 class HashedFile:
-    """A file that is appended to, and the SHA-256 of its contents. A thread of its own writes and hashes.
+    """A file that is appended to, and the SHA-256 of its contents. One thread writes, another hashes.
 
     It keeps the first `keep` bytes of an existing file; DamagedError if there are fewer. `on_share` is called while
-    they are read. Errors of the thread are raised by a later call.
+    they are read. Errors of the threads are raised by a later call.
     """
 
     def __init__(self, path: Path, keep: int = 0, on_share: Callable[[float], None] = lambda share: None) -> None:
@@ -61,26 +61,28 @@ class HashedFile:
         except BaseException:
             self._file.close()
             raise
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"write {path.name}")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix=f"write {path.name}")
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix=f"hash {path.name}")
 
     def __enter__(self) -> HashedFile:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._thread.shutdown(cancel_futures=True)
+        self._hasher.shutdown(cancel_futures=True)
+        self._writer.shutdown(cancel_futures=True)
         with contextlib.suppress(OSError):  # a full disk was reported already, or is by `sync`
             self._file.close()
 
     def write(self, raw: bytes) -> None:
         """Append bytes, some time later."""
         self.size += len(raw)
-        self._pending.append(self._thread.submit(self._append, raw))
+        self._pending.append(self._writer.submit(self._append, raw))
+        self._pending.append(self._hasher.submit(self._hash.update, raw))
         while len(self._pending) > _MOST_PENDING:
             self._pending.popleft().result()
 
     def _append(self, raw: bytes) -> None:
         self._file.write(raw)
-        self._hash.update(raw)
         self._unsynced += len(raw)
         if self._unsynced >= _SYNC_BYTES:  # some file systems report a full disk only here
             self._sync()
@@ -163,7 +165,7 @@ class Spool:
         self.characters, self.blank = int(state.get("characters", 0)), bool(state.get("blank", True))
         self.joiner = Joiner(**state.get("joiner", {}))
         self._set = CharacterSet(state.get("vocabulary", "")) if collect else None
-        self._gathered: list[str] = []
+        self._gathered: list[tuple[str, bytes]] = []
         self._gathered_length = 0
         self._file = HashedFile(path, int(state.get("bytes", 0)), on_share)
 
@@ -178,25 +180,26 @@ class Spool:
         """The bytes that were written."""
         return self._file.size
 
-    def add(self, piece: str, several: Callable[[], bool]) -> None:
-        """Append a piece of the current text."""
-        self._write(self.joiner.add(piece, several))
+    def add(self, piece: str, several: Callable[[], bool], utf8: bytes | None = None) -> None:
+        """Append a piece of the current text; `utf8` is the piece in UTF-8, where it is known."""
+        text = self.joiner.add(piece, several)
+        self._write(text, utf8 if text is piece else None)
 
-    def _write(self, text: str) -> None:
-        self._gathered.append(text)
+    def _write(self, text: str, utf8: bytes | None = None) -> None:
+        self._gathered.append((text, text.encode("utf-8", "surrogateescape") if utf8 is None else utf8))
         self._gathered_length += len(text)
         if self._gathered_length >= _GATHERED_CHARACTERS:
             self._flush()
 
     def _flush(self) -> None:
-        text = "".join(self._gathered)
+        text, raw = "".join(text for text, _ in self._gathered), b"".join(utf8 for _, utf8 in self._gathered)
         self._gathered, self._gathered_length = [], 0
         if text:
             self.characters += len(text)
             self.blank = self.blank and text.isspace()
             if self._set is not None:
-                self._set.add(text)
-            self._file.write(text.encode("utf-8", "surrogateescape"))
+                self._set.add(text, raw)
+            self._file.write(raw)
 
     def state(self) -> dict[str, Any]:
         """Return the state of everything so far, which is on disk then."""
@@ -227,23 +230,30 @@ class Spool:
         return self.state() | {"sha256": self._file.sha256()}
 
 
-def text_slices(file: BinaryIO, start: int, characters: int, cut: int) -> Iterator[tuple[int, str, Position | None]]:
-    """Yield (split, text, position) of slices from byte `start` on, which is character number `characters`.
+def text_slices(
+    file: BinaryIO, start: int, characters: int, cut: int
+) -> Iterator[tuple[int, str, bytes, Position | None]]:
+    """Yield (split, text, its bytes, position) of slices from byte `start` on, which is character number `characters`.
 
     Split 0 ends at character number `cut`. A position, (bytes, characters), is where a later call can continue.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     file.seek(start)
+    rest = b""  # bytes of an incomplete character at the end of a piece
     ended = False
     while not ended:
-        raw = file.read(_SLICE_BYTES)
-        ended = not raw
-        text = decoder.decode(raw, final=ended)
+        piece = file.read(_SLICE_BYTES)
+        ended = not piece
+        raw = rest + piece
+        text, used = codecs.utf_8_decode(raw, "surrogateescape", ended)
+        rest, raw = raw[used:], raw[:used]
+        start += len(raw)
         if characters < cut < characters + len(text):
             head, text = text[: cut - characters], text[cut - characters :]
             characters += len(head)
-            yield 0, head, None
+            raw_head = head.encode("utf-8", "surrogateescape")
+            yield 0, head, raw_head, None
+            raw = raw[len(raw_head) :]
         split = int(characters >= cut)
         characters += len(text)
         if text:
-            yield split, text, (file.tell() - len(decoder.getstate()[0]), characters)
+            yield split, text, raw, (start, characters)

@@ -13,9 +13,9 @@ import numpy as np
 from quill.errors import TokenizerError
 from quill.tokenizers.base import StreamDecoder, check_text, check_tokens
 
-# Code points take four bytes a character: slices that fit the processor's cache are three times as fast as one array.
+# Slices limit memory: numpy takes eight bytes of each character for a look-up. Short ones cost time in threads.
 # Signals are handled between two slices.
-_SLICE = 1 << 14
+_SLICE = 1 << 18
 
 _CODE_POINTS = 0x110000
 
@@ -91,7 +91,7 @@ class CharTokenizer:
         return [
             (start + int(i), text[start + int(i)])
             for start, codes in _code_slices(text)
-            for i in np.flatnonzero(self._look_up(codes) < 0)
+            for i in np.flatnonzero(self._look_up(codes) == self.vocab_size)
         ]
 
     def drop_unknown(self, text: str) -> str:
@@ -110,19 +110,20 @@ class CharTokenizer:
 
     @cached_property
     def _codes(self) -> np.ndarray:
-        return _code_points(self.characters)
+        return _code_points(self.characters).astype("<u4")
 
     @cached_property
     def _token_of_code(self) -> np.ndarray:
-        """Return the token of each code point, or -1 if it has none. The last entry is for all higher code points."""
-        table = np.full(int(self._codes.max()) + 2, -1, np.int32)
+        """Return the token of each code point; `vocab_size` if it has none, as all those above the last entry."""
+        unsigned = np.uint8 if self.vocab_size < 256 else np.uint16 if self.vocab_size < 65_536 else np.uint32
+        table = np.full(int(self._codes.max()) + 2, self.vocab_size, unsigned)
         table[self._codes] = np.arange(self.vocab_size)
         return table
 
     @cached_property
     def _ascii(self) -> tuple[bytes, bytes]:
         """Return the ASCII characters among at most 256, and the table of their tokens for bytes.translate."""
-        known = self._token_of_code[:128] >= 0
+        known = self._token_of_code[:128] < self.vocab_size
         tokens = np.zeros(256, np.uint8)
         tokens[: len(known)][known] = self._token_of_code[:128][known]
         return np.flatnonzero(known).astype(np.uint8).tobytes(), tokens.tobytes()
@@ -133,7 +134,7 @@ class CharTokenizer:
             raw, (known, table) = text.encode("ascii"), self._ascii
             return None if raw.translate(None, known) else np.frombuffer(raw.translate(table), np.uint8)
         piece = self._look_up(_code_points(text))
-        return None if piece.min() < 0 else piece
+        return None if piece.max() == self.vocab_size else piece
 
     def _look_up(self, codes: np.ndarray) -> np.ndarray:
         return self._token_of_code.take(codes, mode="clip")
@@ -158,15 +159,20 @@ class CharacterSet:
         self._known = b""  # the ASCII characters among them
         self.add(characters)
 
-    def add(self, text: str) -> None:
-        """Add the characters of a text."""
+    def add(self, text: str, raw: bytes = b"") -> None:
+        """Add the characters of a text. `raw`, the text in UTF-8, makes this faster if most of them are ASCII."""
+        if 0 < len(raw) < 1.5 * len(text):
+            text = raw.translate(None, self._known).decode("utf-8", "surrogateescape")
         for start in range(0, len(text), _SLICE):
             piece = text[start : start + _SLICE]
             if not piece.isascii():
-                self._seen[_code_points(piece)] = True
+                self._see(_code_points(piece))
             elif new := piece.encode("ascii").translate(None, self._known):  # almost always none: six times as fast
-                self._seen[np.frombuffer(new, np.uint8)] = True
-                self._known = np.flatnonzero(self._seen[:128]).astype(np.uint8).tobytes()
+                self._see(np.frombuffer(new, np.uint8))
+
+    def _see(self, codes: np.ndarray) -> None:
+        self._seen[codes] = True
+        self._known = np.flatnonzero(self._seen[:128]).astype(np.uint8).tobytes()
 
     @property
     def characters(self) -> str:
@@ -176,7 +182,7 @@ class CharacterSet:
 
 def _characters_of(text: str, on_share: Callable[[float], None] = lambda share: None) -> str:
     """Return the different characters of a text, sorted by code point."""
-    found, step = CharacterSet(), 64 * _SLICE
+    found, step = CharacterSet(), 4 * _SLICE
     for start in range(0, len(text), step):
         found.add(text[start : start + step])
         on_share(start / len(text))
@@ -190,4 +196,7 @@ def _code_slices(text: str) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _code_points(text: str) -> np.ndarray:
+    raw = text.encode("utf-16-le", "surrogatepass")
+    if len(raw) == 2 * len(text):  # two bytes for each character are faster than four
+        return np.frombuffer(raw, "<u2")
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
