@@ -125,12 +125,14 @@ def train_on(text: Path, steps: int, empty: bool = False) -> Figures:
 
 def train_steps(text: str, steps: int, *, empty: bool) -> Figures:
     """Run training steps on a prepared text, and return their tokens a second."""
+    from quill.process import keep_freed_memory
     from quill.runs.presets import read_settings
     from quill.runs.session import resolve
     from quill.runs.settings import build_configs, resolve_settings
     from quill.training.config import tokens_per_step
     from quill.training.setup import build_session, build_step
 
+    keep_freed_memory()  # as `quill train` does
     dataset = prepare_dataset(text, tokenizer="byte")
     settings = resolve_settings({"device": "cpu", "data_order": "shuffled"}, read_settings("laptop")[0])
     model_config, config, run = build_configs(settings, dataset.tokenizer.vocab_size)
