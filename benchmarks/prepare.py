@@ -9,7 +9,8 @@ grow with the text. The text repeats lines of Python's own documentation, with s
 
 Then the `laptop` model is trained on the tokens of the large text, and of one of 1 MB: tokens a second of training
 steps, in shuffled order. "Not in memory" means that the system's page cache was emptied of the tokens after they were
-opened, as it is when a text is larger than memory.
+opened, as it is when a text is larger than memory. The ratio to the small text is the median over the runs, each
+compared with the run of the small text beside it: the speed of a shared machine changes from minute to minute.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import statistics
 import sys
 import tempfile
 import time
 from functools import partial
+from operator import truediv
 from pathlib import Path
 
 from measure import (
@@ -87,9 +90,9 @@ def main() -> int:
     rows = [[name, *(summary.median for summary in figures.values())] for name, figures in results.items()]
     print(describe_hardware())
     print_table("Preparing", ["method", "MB", "MB/s", "MB per CPU second", "peak memory, MB"], rows)
-    base = reading["small text"]["tokens_per_s"].median
-    speeds = {name: figures["tokens_per_s"].median for name, figures in reading.items()}
-    rows = [[name, speed, speed / base] for name, speed in speeds.items()]
+    base = reading["small text"]["tokens_per_s"].runs
+    speeds = {name: figures["tokens_per_s"] for name, figures in reading.items()}
+    rows = [[name, speed.median, statistics.median(map(truediv, speed.runs, base))] for name, speed in speeds.items()]
     print_table("Training on prepared tokens", ["tokens of", "tokens/s", "of the small text's"], rows)
     if arguments.json:
         write_json(arguments.json, "prepare", results, reading=reading)

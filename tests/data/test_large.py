@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import io
 import json
 import os
 import random
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -155,6 +157,42 @@ def test_work_that_ends_after_any_save_is_continued_and_ends_with_the_same_token
             again = prepare_dataset(paths, tokenizer=tokenizer, data_dir=data_dir)
         assert contents(again) == expected and not left_over()
     assert ended > 10 and {"reading", "read", "encoding"} <= stages
+
+
+utf8_or_not = st.one_of(
+    st.text(st.sampled_from("aé红🙂\n")).map(str.encode),
+    st.lists(st.sampled_from([b"a", "é".encode(), "红".encode(), "🙂".encode(), b"\x80", b"\xe7", b"\xf0\x9f"])).map(
+        b"".join
+    ),
+)
+
+
+@settings(deadline=None)
+@given(utf8_or_not, st.integers(8, 20), st.data())
+def test_the_last_characters_begin_where_python_counts_them(raw: bytes, size: int, data: st.DataObject) -> None:
+    text = raw.decode("utf-8", "surrogateescape")
+    last = data.draw(st.integers(1, len(text))) if text else 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spool, "_SLICE_BYTES", size)
+        if last:
+            start = spool.start_of_last(io.BytesIO(raw), len(raw), last)
+            assert raw[start:].decode("utf-8", "surrogateescape") == text[-last:]
+        with pytest.raises(spool.DamagedError):
+            spool.start_of_last(io.BytesIO(raw), len(raw), len(text) + 1)
+
+
+@settings(deadline=None)
+@given(utf8_or_not, st.integers(8, 20))
+def test_slices_of_utf8_join_to_the_whole_and_split_no_character(raw: bytes, size: int) -> None:
+    text = raw.decode("utf-8", "surrogateescape")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spool, "_SLICE_BYTES", size)
+        slices = [*spool.utf8_slices(io.BytesIO(raw), 0, len(raw))]
+        assert b"".join(piece for piece, _ in slices) == raw
+        assert [end for _, end in slices] == np.cumsum([len(piece) for piece, _ in slices]).tolist()
+        assert "".join(piece.decode("utf-8", "surrogateescape") for piece, _ in slices) == text
+        with pytest.raises(spool.DamagedError):
+            list(spool.utf8_slices(io.BytesIO(raw), 0, len(raw) + 1))
 
 
 # Runs `quill prepare` in small pieces, and waits to be killed once it reports a phase for the eighth time.

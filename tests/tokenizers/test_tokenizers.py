@@ -17,6 +17,8 @@ from quill.tokenizers.char import CharacterSet, CharTokenizer
 from quill.tokenizers.load import build_tokenizer, tokenizer_from_json
 
 EMOJI = "👩‍👩‍👧 🇨🇳 é 红楼梦 \U0010ffff \U00010000 naïve\tτέλος\n"
+WIDE = "".join(map(chr, range(1000)))
+"""more characters than a byte has values"""
 any_text = st.text(st.characters(exclude_categories=("Cs",)))  # any character but halves of one
 some_text = st.text(st.characters(exclude_categories=("Cs",)), min_size=1)
 
@@ -85,6 +87,24 @@ def test_a_vocabulary_of_any_size_knows_its_characters_and_no_others(size: int) 
         assert tokenizer.unknown_characters(known[:3] + unknown) == [(len(known[:3]), unknown)]
         with pytest.raises(TokenizerError, match="is not among"):
             tokenizer.encode(known[:3] + unknown)
+
+
+@settings(deadline=None)
+@given(any_text, any_text)
+def test_tokens_of_a_text_and_of_its_utf_8_are_the_same(text: str, more: str) -> None:
+    for tokenizer in (ByteTokenizer(), CharTokenizer.from_text(f"{text}{more} "), CharTokenizer(WIDE)):
+        known = tokenizer.drop_unknown(text)
+        tokens = tokenizer.encode_utf8(known.encode())
+        assert tokens.dtype == tokenizer.dtype and np.array_equal(tokens, tokenizer.encode(known))
+
+
+@pytest.mark.parametrize(
+    "raw", ["naïve 红".encode(), b"abc", b"a" * 9 + b"\x80", ("a" * 9 + "é").encode(), ("é" * 9).encode()]
+)
+def test_a_character_of_utf_8_without_a_token_is_refused(raw: bytes) -> None:
+    for tokenizer in (CharTokenizer("a"), CharTokenizer("a" + WIDE[400:900])):
+        with pytest.raises(TokenizerError, match="is not among"):
+            tokenizer.encode_utf8(raw)
 
 
 @settings(deadline=None)

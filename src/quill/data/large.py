@@ -1,9 +1,10 @@
 """Prepare a corpus that may be larger than memory: piece by piece, and resumed where a killed process stopped.
 
 The files are read into one file of UTF-8, `text`, in a hidden folder beside the final one, because the vocabulary and
-the place of the cut between the splits are known only at the end. Then slices of `text` are encoded by several threads.
-Now and then all files are flushed, and `progress.json` says up to where they are whole; what follows is cut off by the
-next process. The token files are those that `write_tokens` writes for the same text.
+the place of the cut between the splits are known only at the end. Then slices of `text` are encoded. Files are written
+and hashed by threads; what holds Python's lock, such as decoding, is done by one thread, because several would wait for
+each other. Now and then all files are flushed, and `progress.json` says up to where they are whole; what follows is cut
+off by the next process. The token files are those that `write_tokens` writes for the same text.
 """
 
 from __future__ import annotations
@@ -12,18 +13,15 @@ import contextlib
 import functools
 import itertools
 import json
-import os
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from quill.data.reading.compression import COMPRESSED
 from quill.data.reading.formats import FileStream, NotTextError, OnProgress
 from quill.data.sources import Part, Sources
-from quill.data.spool import DamagedError, HashedFile, Position, Spool, text_slices
+from quill.data.spool import DamagedError, HashedFile, Spool, start_of_last, utf8_slices
 from quill.data.token_files import alone_in, publish_tokens, why_not_written
 from quill.errors import CorpusError
 from quill.files import write_atomically
@@ -35,11 +33,7 @@ LARGE_TEXT = 1 << 24
 
 _SAVE_BYTES = 1 << 28  # that are written between two saves of the progress
 _SMALL_FILE = 1 << 22  # bytes; such files are read in one piece
-_MOST_THREADS = 8
 _PROGRESS = "progress.json"
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def prepare_large(
@@ -212,33 +206,26 @@ class _Preparation:
         text_path = self._draft / "text"
         if not text_path.is_file() or text_path.stat().st_size != total:
             raise DamagedError("text")
-        at = self._progress.get("encoding") or {"bytes": 0, "characters": 0, "train": 0, "val": 0}
+        at = self._progress.get("encoding") or {"bytes": 0, "train": 0, "val": 0}
         report = functools.partial(self._on_progress, "checking what was encoded before")
-
-        def encode(piece: tuple[int, str, bytes, Position | None]) -> tuple[int, bytes, Position | None]:
-            split, text, raw, position = piece
-            if tokenizer.kind != "byte":  # whose tokens are the bytes
-                raw = tokenizer.encode(text, compact=True).astype(stored, copy=False).tobytes()
-            return split, raw, position
-
-        threads = min(_MOST_THREADS, os.cpu_count() or 1)
         with (
             open(text_path, "rb") as text,
             HashedFile(self._draft / "train.bin", int(at["train"]), report) as train,
             HashedFile(self._draft / "val.bin", int(at["val"]), report) as val,
-            ThreadPoolExecutor(threads, thread_name_prefix="encode") as pool,
         ):
             self._saved = train.size + val.size
-            pieces = text_slices(text, int(at["bytes"]), int(at["characters"]), cut)
-            for split, raw, position in _in_order(pool, encode, pieces, ahead=threads + 2):
-                (train, val)[split].write(raw)
-                if position is None:
-                    continue
-                self._on_progress("encoding", min(1.0, position[0] / total))
+            start, val_start = int(at["bytes"]), start_of_last(text, total, characters - cut)
+            pieces = itertools.chain(
+                utf8_slices(text, start, val_start), utf8_slices(text, max(start, val_start), total)
+            )
+            for raw, end in pieces:
+                tokens = tokenizer.encode_utf8(raw).astype(stored, copy=False)
+                (train if end <= val_start else val).write(tokens.tobytes())
+                self._on_progress("encoding", end / total)
                 if train.size + val.size - self._saved >= _SAVE_BYTES:
                     train.sync()
                     val.sync()
-                    at = {"bytes": position[0], "characters": position[1], "train": train.size, "val": val.size}
+                    at = {"bytes": end, "train": train.size, "val": val.size}
                     self._save(train.size + val.size, read=read, encoding=at)
             train.sync()
             val.sync()
@@ -256,20 +243,3 @@ class _Preparation:
                     "sha256": val.sha256(),
                 },
             }
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
-) -> Iterator[Result]:
-    """Yield the results of a function that runs in threads, in the order of the items, with few of them in memory."""
-    pending: deque[Future[Result]] = deque()
-    try:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()

@@ -7,7 +7,6 @@ continues.
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import copy
 import hashlib
@@ -25,9 +24,6 @@ _SYNC_BYTES = 1 << 26  # between two calls of fsync, so that no call takes secon
 _GATHERED_CHARACTERS = 1 << 18  # short texts are gathered to this length before they are written
 _MOST_PENDING = 32  # pieces that wait for the thread
 _SLICE_BYTES = 1 << 20  # of text that are encoded at a time
-
-Position = tuple[int, int]
-"""(bytes, characters) of a text before a place in it"""
 
 
 class DamagedError(Exception):
@@ -230,30 +226,36 @@ class Spool:
         return self.state() | {"sha256": self._file.sha256()}
 
 
-def text_slices(
-    file: BinaryIO, start: int, characters: int, cut: int
-) -> Iterator[tuple[int, str, bytes, Position | None]]:
-    """Yield (split, text, its bytes, position) of slices from byte `start` on, which is character number `characters`.
+def start_of_last(file: BinaryIO, size: int, characters: int) -> int:
+    """Return the byte at which the last characters of a file of UTF-8 begin; each invalid byte is a character."""
+    end = size
+    while end:
+        start = max(0, end - _SLICE_BYTES)
+        file.seek(start)
+        raw = file.read(end - start)
+        # At most three bytes belong to a character that begins before; they are counted with it.
+        start += next((k for k in range(3) if not _continues(raw[k])), 3) if start else 0
+        text = raw[start - end :].decode("utf-8", "surrogateescape")
+        if len(text) >= characters:
+            return end - len(text[len(text) - characters :].encode("utf-8", "surrogateescape"))
+        characters, end = characters - len(text), start
+    raise DamagedError("text")
 
-    Split 0 ends at character number `cut`. A position, (bytes, characters), is where a later call can continue.
-    """
-    file.seek(start)
-    rest = b""  # bytes of an incomplete character at the end of a piece
-    ended = False
-    while not ended:
-        piece = file.read(_SLICE_BYTES)
-        ended = not piece
-        raw = rest + piece
-        text, used = codecs.utf_8_decode(raw, "surrogateescape", ended)
-        rest, raw = raw[used:], raw[:used]
+
+def utf8_slices(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int]]:
+    """Yield (slice, its end) of the bytes from `start` to `end` of a file of UTF-8; no slice ends in a character."""
+    while start < end:
+        file.seek(start)
+        raw = file.read(min(_SLICE_BYTES, end - start))
+        if raw and start + len(raw) < end and raw[-1] >= 0x80:  # the last character is perhaps not whole
+            begins = next((k for k in range(1, min(len(raw), 4) + 1) if not _continues(raw[-k])), 0)
+            raw = raw[: len(raw) - begins]
+        if not raw:
+            raise DamagedError("text")
         start += len(raw)
-        if characters < cut < characters + len(text):
-            head, text = text[: cut - characters], text[cut - characters :]
-            characters += len(head)
-            raw_head = head.encode("utf-8", "surrogateescape")
-            yield 0, head, raw_head, None
-            raw = raw[len(raw_head) :]
-        split = int(characters >= cut)
-        characters += len(text)
-        if text:
-            yield split, text, raw, (start, characters)
+        yield raw, start
+
+
+def _continues(byte: int) -> bool:
+    """Return whether a byte of UTF-8 continues a character."""
+    return byte & 0xC0 == 0x80

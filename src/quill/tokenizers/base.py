@@ -47,6 +47,13 @@ class Tokenizer(Protocol):
         """
         ...
 
+    def encode_utf8(self, raw: bytes) -> np.ndarray:
+        """Return the tokens of a text in UTF-8, of `dtype`; bytes that are not UTF-8 are surrogates (PEP 383).
+
+        Faster than `encode` where most characters are ASCII. The array may be read-only. Errors as `encode`.
+        """
+        ...
+
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         """Return the text of tokens; TokenizerError for an id outside the vocabulary."""
         ...

@@ -48,6 +48,9 @@ class ByteTokenizer:
         # Always a copy: an array over bytes is read-only, which PyTorch warns about.
         return np.frombuffer(raw, np.uint8).astype(self.dtype if compact else np.int64)
 
+    def encode_utf8(self, raw: bytes) -> np.ndarray:
+        return np.frombuffer(raw, np.uint8)
+
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         return check_tokens(tokens, 256).astype(np.uint8).tobytes().decode("utf-8", "replace")
 

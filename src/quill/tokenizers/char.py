@@ -18,6 +18,7 @@ from quill.tokenizers.base import StreamDecoder, check_text, check_tokens
 _SLICE = 1 << 18
 
 _CODE_POINTS = 0x110000
+_ASCII, _CONTINUATION = bytes(range(0x80)), bytes(range(0x80, 0xC0))  # bytes of UTF-8
 
 # Bytes of a file that are not UTF-8 are U+DC80 to U+DCFF in a str (PEP 383). Other lone surrogates have no meaning.
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -79,6 +80,18 @@ class CharTokenizer:
             tokens[start : start + _SLICE] = piece
         return tokens
 
+    def encode_utf8(self, raw: bytes) -> np.ndarray:
+        if self.vocab_size < 256:  # then `vocab_size` is free to mark characters that are not ASCII
+            marked = bytearray(raw.translate(self._ascii_or_mark, _CONTINUATION))  # a byte for each character
+            tokens, others = np.frombuffer(marked, np.uint8), raw.translate(None, _ASCII)
+            if 2 * len(others) < len(raw):
+                others_N = self._look_up(_code_points(others.decode("utf-8", "surrogateescape")))
+                at_N = np.flatnonzero(tokens == self.vocab_size)
+                if len(at_N) == len(others_N) and not (others_N == self.vocab_size).any():
+                    tokens[at_N] = others_N
+                    return tokens
+        return self.encode(raw.decode("utf-8", "surrogateescape"), compact=True)
+
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         array = check_tokens(tokens, self.vocab_size)
         slices = (array[start : start + _SLICE] for start in range(0, len(array), _SLICE))
@@ -127,6 +140,13 @@ class CharTokenizer:
         tokens = np.zeros(256, np.uint8)
         tokens[: len(known)][known] = self._token_of_code[:128][known]
         return np.flatnonzero(known).astype(np.uint8).tobytes(), tokens.tobytes()
+
+    @cached_property
+    def _ascii_or_mark(self) -> bytes:
+        """Return the token of each byte that is an ASCII character in the vocabulary, else `vocab_size`."""
+        table = np.full(256, self.vocab_size, np.uint8)
+        table[: len(self._token_of_code[:128])] = self._token_of_code[:128]
+        return table.tobytes()
 
     def _encode_slice(self, text: str) -> np.ndarray | None:
         """Return the tokens of a short text; None if a character has none."""
