@@ -2,7 +2,7 @@
 
 The files are read into one file of UTF-8, `text`, in a hidden folder beside the final one, because the vocabulary and
 the place of the cut between the splits are known only at the end. Then slices of `text` are encoded. Files are written
-and hashed by threads; what holds Python's lock, such as decoding, is done by one thread, because several would wait for
+and hashed by threads; what holds the GIL, such as decoding, is done by one thread, because several would wait for
 each other. Now and then all files are flushed, and `progress.json` says up to where they are whole; what follows is cut
 off by the next process. The token files are those that `write_tokens` writes for the same text.
 """

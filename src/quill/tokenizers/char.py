@@ -13,7 +13,7 @@ import numpy as np
 from quill.errors import TokenizerError
 from quill.tokenizers.base import StreamDecoder, check_text, check_tokens
 
-# Slices limit memory: numpy takes eight bytes of each character for a look-up. Short ones cost time in threads.
+# Slices limit memory: a look-up takes eight bytes for each character.
 # Signals are handled between two slices.
 _SLICE = 1 << 18
 
