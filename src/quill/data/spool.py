@@ -22,7 +22,7 @@ from quill.tokenizers.char import CharacterSet
 
 _SYNC_BYTES = 1 << 26  # between two calls of fsync, so that no call takes seconds
 _GATHERED_CHARACTERS = 1 << 18  # short texts are gathered to this length before they are written
-_MOST_PENDING = 32  # pieces that wait for the thread
+_MOST_PENDING = 32  # calls that wait for the two threads, two for each piece
 _SLICE_BYTES = 1 << 20  # of text that are encoded at a time
 
 
